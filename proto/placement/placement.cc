@@ -1,0 +1,100 @@
+#include "proto/placement/placement.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "absl/strings/str_cat.h"
+
+namespace ballast {
+
+void Placement::Sort() {
+  std::sort(replicas.begin(), replicas.end(), [](const Replica& a, const Replica& b) {
+    return std::tie(a.expert, a.worker, a.slot) < std::tie(b.expert, b.worker, b.slot);
+  });
+}
+
+absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> capacity) {
+  const auto workers = static_cast<int32_t>(placement.workers.size());
+  if (placement.num_layers < 1 || placement.num_experts < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("placement: num_layers=", placement.num_layers, ", num_experts=",
+                                                   placement.num_experts, "; both must be at least 1"));
+  }
+  if (!capacity.empty() && capacity.size() != placement.workers.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("capacity: ", capacity.size(), " entries for ", workers, " workers"));
+  }
+  for (int32_t w = 0; w < workers; ++w) {
+    if (std::count(placement.workers.begin(), placement.workers.end(), placement.workers[w]) != 1) {
+      return absl::InvalidArgumentError(absl::StrCat("workers: '", placement.workers[w], "' is named twice"));
+    }
+  }
+  std::vector<int32_t> copies(static_cast<size_t>(placement.num_layers) * placement.num_experts);
+  std::vector<std::vector<int32_t>> slots(workers);
+  const Replica* last = nullptr;
+  for (const Replica& r : placement.replicas) {
+    const auto where = [&] {
+      return absl::StrCat("replica of layer ", r.expert.layer, " expert ", r.expert.expert, " at worker ", r.worker,
+                          " slot ", r.slot, ": ");
+    };
+    if (r.expert.layer < 0 || r.expert.layer >= placement.num_layers || r.expert.expert < 0 ||
+        r.expert.expert >= placement.num_experts) {
+      return absl::InvalidArgumentError(absl::StrCat(where(), "the model has ", placement.num_layers, " layers of ",
+                                                     placement.num_experts, " experts"));
+    }
+    if (r.worker < 0 || r.worker >= workers) {
+      return absl::InvalidArgumentError(absl::StrCat(where(), "there are ", workers, " workers"));
+    }
+    if (r.slot < 0) return absl::InvalidArgumentError(absl::StrCat(where(), "slots count from 0"));
+    if (!capacity.empty() && r.slot >= capacity[r.worker].slots) {
+      return absl::InvalidArgumentError(absl::StrCat(where(), "the arena has ", capacity[r.worker].slots, " slots"));
+    }
+    if (r.weight < 1) return absl::InvalidArgumentError(absl::StrCat(where(), "weight 0, must be at least 1"));
+    if (last != nullptr && std::tie(last->expert, last->worker, last->slot) >= std::tie(r.expert, r.worker, r.slot)) {
+      return absl::InvalidArgumentError(absl::StrCat(where(), "replicas are not sorted by expert, worker, slot"));
+    }
+    if (last != nullptr && last->expert == r.expert && last->worker == r.worker) {
+      return absl::InvalidArgumentError(absl::StrCat(where(), "worker ", r.worker, " holds it twice"));
+    }
+    last = &r;
+    slots[r.worker].push_back(r.slot);
+    ++copies[static_cast<size_t>(r.expert.layer) * placement.num_experts + r.expert.expert];
+  }
+  for (size_t i = 0; i < copies.size(); ++i) {
+    if (copies[i] == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("layer ", i / placement.num_experts, " expert ",
+                                                     i % placement.num_experts, " has no replica"));
+    }
+  }
+  for (int32_t w = 0; w < workers; ++w) {
+    std::sort(slots[w].begin(), slots[w].end());
+    const auto twice = std::adjacent_find(slots[w].begin(), slots[w].end());
+    if (twice != slots[w].end()) {
+      return absl::InvalidArgumentError(absl::StrCat("worker ", w, " slot ", *twice, " is used twice"));
+    }
+    if (!capacity.empty()) {
+      const int32_t limit = capacity[w].slots - capacity[w].staging_slots;
+      if (static_cast<int32_t>(slots[w].size()) > limit) {
+        return absl::InvalidArgumentError(absl::StrCat("worker ", w, " uses ", slots[w].size(), " slots; the limit is ",
+                                                       limit, " (", capacity[w].slots, " less ",
+                                                       capacity[w].staging_slots, " for staging)"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::vector<LayerReplicas> ByLayer(const Placement& placement) {
+  std::vector<LayerReplicas> layers(placement.num_layers);
+  for (LayerReplicas& layer : layers) layer.begin.assign(placement.num_experts + 1, 0);
+  for (const Replica& r : placement.replicas) {
+    LayerReplicas& layer = layers[r.expert.layer];
+    layer.replicas.push_back(r);
+    ++layer.begin[r.expert.expert + 1];
+  }
+  for (LayerReplicas& layer : layers) {
+    for (int32_t e = 0; e < placement.num_experts; ++e) layer.begin[e + 1] += layer.begin[e];
+  }
+  return layers;
+}
+
+}  // namespace ballast

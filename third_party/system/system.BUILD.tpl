@@ -1,0 +1,181 @@
+package(default_visibility = ["//visibility:public"])
+
+exports_files(["bin/protoc", "bin/grpc_cpp_plugin", "versions.txt"])
+
+config_setting(
+    name = "link_static",
+    define_values = {"link": "static"},
+)
+
+config_setting(
+    name = "link_full_static",
+    define_values = {"link": "full_static"},
+)
+
+_GRPC_STATIC = ["-Wl,--start-group"] + [%{GRPC_STATIC}] + ["-Wl,--end-group", "-ldl", "-lrt", "-pthread"]
+
+_UCX_STATIC = [
+    "-Wl,--whole-archive",
+    "-l:libucp.a",
+    "-l:libuct.a",
+    "-l:libucs.a",
+    "-l:libucm.a",
+    "-Wl,--no-whole-archive",
+    "-l:libnuma.a",
+    "-lm",
+    "-ldl",
+    "-lrt",
+    "-pthread",
+]
+
+cc_library(
+    name = "versions",
+    hdrs = ["system_versions.h"],
+    linkopts = ["-L/nonexistent/system-%{HASH}"],
+)
+
+cc_library(
+    name = "protobuf",
+    linkopts = select({
+        ":link_static": ["-l:libprotobuf.a", "-l:libz.a", "-pthread"],
+        ":link_full_static": ["-l:libprotobuf.a", "-l:libz.a", "-pthread"],
+        "//conditions:default": ["-lprotobuf", "-pthread"],
+    }),
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "grpc++",
+    linkopts = select({
+        ":link_static": _GRPC_STATIC,
+        ":link_full_static": _GRPC_STATIC,
+        "//conditions:default": ["-lgrpc++", "-lgrpc", "-lgpr", "-lprotobuf", "-labsl_synchronization", "-labsl_strings", "-pthread"],
+    }),
+    deps = [":versions"],
+)
+
+# The reflection plugin registers itself in a static initializer: keep the whole library.
+cc_library(
+    name = "grpc++_reflection",
+    linkopts = select({
+        ":link_static": ["-Wl,--whole-archive", "-l:libgrpc++_reflection.a", "-Wl,--no-whole-archive"],
+        ":link_full_static": ["-Wl,--whole-archive", "-l:libgrpc++_reflection.a", "-Wl,--no-whole-archive"],
+        "//conditions:default": ["-Wl,--push-state,--no-as-needed", "-lgrpc++_reflection", "-Wl,--pop-state"],
+    }),
+    deps = [":grpc++"],
+)
+
+cc_library(
+    name = "absl",
+    linkopts = [
+        "-labsl_status",
+        "-labsl_statusor",
+        "-labsl_str_format_internal",
+        "-labsl_strings",
+        "-labsl_synchronization",
+        "-labsl_time",
+        "-labsl_raw_hash_set",
+        "-labsl_cord",
+        "-labsl_throw_delegate",
+        "-labsl_int128",
+        "-labsl_hash",
+        "-labsl_base",
+    ],
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "gtest",
+    testonly = True,
+    linkopts = ["-l:libgmock.a", "-l:libgtest.a", "-pthread"],
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "gtest_main",
+    testonly = True,
+    linkopts = ["-l:libgmock_main.a"],
+    deps = [":gtest"],
+)
+
+cc_library(
+    name = "benchmark",
+    linkopts = ["-lbenchmark", "-pthread"],
+    deps = [":versions"],
+)
+
+# Debian has no static prometheus-cpp and no static civetweb.
+cc_library(
+    name = "prometheus_cpp",
+    linkopts = ["-lprometheus-cpp-pull", "-lprometheus-cpp-core"],
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "ucx",
+    # All four archives whole: their constructors set the configuration's defaults.
+    linkopts = select({
+        ":link_static": _UCX_STATIC,
+        ":link_full_static": _UCX_STATIC,
+        "//conditions:default": ["-lucp", "-luct", "-lucs", "-lucm"],
+    }),
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "sqlite3",
+    linkopts = select({
+        ":link_static": ["-l:libsqlite3.a", "-lm", "-ldl", "-pthread"],
+        ":link_full_static": ["-l:libsqlite3.a", "-lm", "-ldl", "-pthread"],
+        "//conditions:default": ["-lsqlite3"],
+    }),
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "yaml_cpp",
+    linkopts = select({
+        ":link_static": ["-l:libyaml-cpp.a"],
+        ":link_full_static": ["-l:libyaml-cpp.a"],
+        "//conditions:default": ["-lyaml-cpp"],
+    }),
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "nlohmann_json",
+    deps = [":versions"],
+)
+
+# Header-only.
+cc_library(
+    name = "cli11",
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "xxhash",
+    linkopts = select({
+        ":link_static": ["-l:libxxhash.a"],
+        ":link_full_static": ["-l:libxxhash.a"],
+        "//conditions:default": ["-lxxhash"],
+    }),
+    deps = [":versions"],
+)
+
+# oneDNN.
+cc_library(
+    name = "dnnl",
+    linkopts = ["-ldnnl"],
+    deps = [":versions"],
+)
+
+cc_library(
+    name = "zlib",
+    linkopts = select({
+        ":link_static": ["-l:libz.a"],
+        ":link_full_static": ["-l:libz.a"],
+        "//conditions:default": ["-lz"],
+    }),
+    deps = [":versions"],
+)

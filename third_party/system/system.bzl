@@ -1,0 +1,72 @@
+"""The libraries of Debian's packages, as one external repository, @system."""
+
+# apt package -> the file that proves it is there
+_PACKAGES = {
+    "libgrpc++-dev": "/usr/include/grpcpp/grpcpp.h",
+    "protobuf-compiler": "/usr/bin/protoc",
+    "protobuf-compiler-grpc": "/usr/bin/grpc_cpp_plugin",
+    "libprotobuf-dev": "/usr/include/google/protobuf/message.h",
+    "libgtest-dev": "/usr/include/gtest/gtest.h",
+    "libgmock-dev": "/usr/include/gmock/gmock.h",
+    "libbenchmark-dev": "/usr/include/benchmark/benchmark.h",
+    "prometheus-cpp-dev": "/usr/include/prometheus/exposer.h",
+    "libucx-dev": "/usr/include/ucp/api/ucp.h",
+    "libnuma-dev": "/usr/include/numa.h",
+    "libsqlite3-dev": "/usr/include/sqlite3.h",
+    "libyaml-cpp-dev": "/usr/include/yaml-cpp/yaml.h",
+    "nlohmann-json3-dev": "/usr/include/nlohmann/json.hpp",
+    "libcli11-dev": "/usr/include/CLI/CLI.hpp",
+    "libxxhash-dev": "/usr/include/xxhash.h",
+    "libdnnl-dev": "/usr/include/oneapi/dnnl/dnnl.hpp",
+    "zlib1g-dev": "/usr/include/zlib.h",
+}
+
+def _impl(ctx):
+    missing = [p for p, f in _PACKAGES.items() if not ctx.path(f).exists]
+    if missing:
+        fail("missing Debian packages: apt-get install -y --no-install-recommends " + " ".join(missing))
+
+    # An upgraded package must rebuild its users, though its files are no declared inputs: a hash of the
+    # versions is in a header (compilations) and in a harmless -L (links).
+    res = ctx.execute(["dpkg-query", "-W", "-f", "${Package} ${Version}\n"] + _PACKAGES.keys())
+    if res.return_code:
+        fail(res.stderr)
+    ctx.file("versions.txt", res.stdout)
+    hexver = "".join([c for c in str(hash(res.stdout)).elems() if c.isdigit()])
+    ctx.file("system_versions.h", "#define SYSTEM_LIBRARIES_HASH " + hexver + "\n")
+
+    ctx.symlink("/usr/bin/protoc", "bin/protoc")
+    ctx.symlink("/usr/bin/grpc_cpp_plugin", "bin/grpc_cpp_plugin")
+
+    # What a static gRPC needs, in pkg-config's own words.
+    res = ctx.execute(["pkg-config", "--libs-only-l", "--static", "grpc++", "protobuf", "libcares", "re2"])
+    if res.return_code:
+        fail(res.stderr)
+    seen = {}
+    for word in res.stdout.split(" "):
+        word = word.strip()
+        if word.startswith("-labsl_") or word in [
+            "-lgrpc++",
+            "-lgrpc",
+            "-lgpr",
+            "-laddress_sorting",
+            "-lupb",
+            "-lre2",
+            "-lcares",
+            "-lz",
+            "-lssl",
+            "-lcrypto",
+            "-lprotobuf",
+        ]:
+            seen["-l:lib" + word[2:] + ".a"] = True
+    ctx.template("BUILD", Label("//third_party/system:system.BUILD.tpl"), {
+        "%{HASH}": hexver,
+        "%{GRPC_STATIC}": ", ".join(["\"%s\"" % a for a in seen]),
+    })
+
+system_libraries = repository_rule(
+    implementation = _impl,
+    local = True,
+    configure = True,
+    environ = ["PATH"],
+)
