@@ -1,6 +1,7 @@
 #include "proto/placement/placement.h"
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
 #include "absl/strings/str_cat.h"
@@ -31,6 +32,7 @@ absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> 
   std::vector<int32_t> copies(static_cast<size_t>(placement.num_layers) * placement.num_experts);
   std::vector<std::vector<int32_t>> slots(workers);
   const Replica* last = nullptr;
+  uint64_t weight_sum = 0;
   for (const Replica& r : placement.replicas) {
     const auto where = [&] {
       return absl::StrCat("replica of layer ", r.expert.layer, " expert ", r.expert.expert, " at worker ", r.worker,
@@ -55,14 +57,19 @@ absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> 
     if (last != nullptr && last->expert == r.expert && last->worker == r.worker) {
       return absl::InvalidArgumentError(absl::StrCat(where(), "worker ", r.worker, " holds it twice"));
     }
+    weight_sum = last != nullptr && last->expert == r.expert ? weight_sum + r.weight : r.weight;
+    if (weight_sum > std::numeric_limits<uint32_t>::max()) {
+      return absl::InvalidArgumentError(absl::StrCat(where(), "the weights of the expert's replicas sum to ",
+                                                     weight_sum, ", above the limit of 4294967295"));
+    }
     last = &r;
     slots[r.worker].push_back(r.slot);
     ++copies[static_cast<size_t>(r.expert.layer) * placement.num_experts + r.expert.expert];
   }
   for (size_t i = 0; i < copies.size(); ++i) {
     if (copies[i] == 0) {
-      return absl::InvalidArgumentError(absl::StrCat("layer ", i / placement.num_experts, " expert ",
-                                                     i % placement.num_experts, " has no replica"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer ", i / placement.num_experts, " expert ", i % placement.num_experts, " has no replica"));
     }
   }
   for (int32_t w = 0; w < workers; ++w) {

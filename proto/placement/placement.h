@@ -59,9 +59,10 @@ struct SlotCapacity {
   int32_t staging_slots = 2;
 };
 
-// InvalidArgument names the field, the value and the limit unless: every expert of every layer has a replica; no slot is
-// used twice; slots and workers are in range; no worker holds two replicas of one expert; weights are at least 1; each
-// worker uses at most slots - staging_slots (`capacity` by worker, in the order of placement.workers; empty: not checked).
+// InvalidArgument names the field, the value and the limit unless: every expert of every layer has a replica; no slot
+// is used twice; slots and workers are in range; no worker holds two replicas of one expert; weights are at least 1 and
+// sum to less than 2^32 for an expert; each worker uses at most slots - staging_slots (`capacity` by worker, in the
+// order of placement.workers; empty: not checked).
 absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> capacity = {});
 
 // The replicas of one layer, expert after expert: expert e's are replicas[begin[e] .. begin[e + 1]).

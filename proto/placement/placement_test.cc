@@ -35,6 +35,7 @@ TEST(Validate, NamesWhatIsWrong) {
       {[](Placement& p) { p.replicas[3].slot = 5; }, "the arena has 5 slots"},
       {[](Placement& p) { p.replicas[3].slot = -1; }, "slots count from 0"},
       {[](Placement& p) { p.replicas[3].weight = 0; }, "must be at least 1"},
+      {[](Placement& p) { p.replicas[2].weight = p.replicas[3].weight = 1u << 31; }, "sum to 4294967296"},
       {[](Placement& p) { p.replicas[4].worker = 2; }, "there are 2 workers"},
       {[](Placement& p) { p.replicas[4].expert.expert = 2; }, "2 layers of 2 experts"},
       {[](Placement& p) { p.replicas[3].worker = 0; }, "holds it twice"},
