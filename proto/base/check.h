@@ -33,7 +33,8 @@ struct Voidify {
 
 // BALLAST_CHECK(n > 0) << "n=" << n;
 #define BALLAST_CHECK(condition) \
-  (condition) ? (void)0          \
-              : ::ballast::internal::Voidify() & ::ballast::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
+  (condition)                    \
+      ? (void)0                  \
+      : ::ballast::internal::Voidify() & ::ballast::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
 
 #endif  // BALLAST_PROTO_BASE_CHECK_H_

@@ -18,8 +18,8 @@ class Clock {
   // Wall time that never goes backwards within a process: what deadlines, leases and logs use.
   virtual absl::Time Now() = 0;
 
-  // Waits on `cv` with `mu` held until notified or `deadline` (absl::InfiniteFuture() waits for the notification alone).
-  // False once `deadline` has come. May wake for no reason.
+  // Waits on `cv` with `mu` held until notified or `deadline` (absl::InfiniteFuture() waits for the notification
+  // alone). False once `deadline` has come. May wake for no reason.
   virtual bool WaitUntil(CondVar& cv, Mutex& mu, absl::Time deadline) BALLAST_REQUIRES(mu) = 0;
 
   // The machine's clock; lives for ever.

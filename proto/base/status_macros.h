@@ -7,11 +7,11 @@
 #include "absl/status/statusor.h"
 
 // Returns from the enclosing function when `expr`, an absl::Status, is not OK.
-#define BALLAST_RETURN_IF_ERROR(expr)                                  \
-  do {                                                                 \
+#define BALLAST_RETURN_IF_ERROR(expr)                                   \
+  do {                                                                  \
     if (absl::Status ballast_status_ = (expr); !ballast_status_.ok()) { \
-      return ballast_status_;                                          \
-    }                                                                  \
+      return ballast_status_;                                           \
+    }                                                                   \
   } while (false)
 
 #define BALLAST_CONCAT_INNER_(a, b) a##b

@@ -65,22 +65,15 @@ cc_library(
     deps = [":grpc++"],
 )
 
+_ABSL_STATIC = ["-Wl,--start-group"] + [%{ABSL_STATIC}] + ["-Wl,--end-group", "-pthread"]
+
 cc_library(
     name = "absl",
-    linkopts = [
-        "-labsl_status",
-        "-labsl_statusor",
-        "-labsl_str_format_internal",
-        "-labsl_strings",
-        "-labsl_synchronization",
-        "-labsl_time",
-        "-labsl_raw_hash_set",
-        "-labsl_cord",
-        "-labsl_throw_delegate",
-        "-labsl_int128",
-        "-labsl_hash",
-        "-labsl_base",
-    ],
+    linkopts = select({
+        ":link_static": _ABSL_STATIC,
+        ":link_full_static": _ABSL_STATIC,
+        "//conditions:default": ["-Wl,--push-state,--as-needed", %{ABSL}, "-Wl,--pop-state", "-pthread"],
+    }),
     deps = [":versions"],
 )
 

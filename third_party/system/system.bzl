@@ -59,7 +59,20 @@ def _impl(ctx):
             "-lprotobuf",
         ]:
             seen["-l:lib" + word[2:] + ".a"] = True
+
+    # Every absl library, and the linker keeps those that are used: its split into libraries is nobody's contract.
+    res = ctx.execute(["pkg-config", "--list-package-names"])
+    if res.return_code:
+        fail(res.stderr)
+    modules = [m for m in res.stdout.split("\n") if m.startswith("absl_")]
+    res = ctx.execute(["pkg-config", "--libs-only-l"] + modules)
+    if res.return_code:
+        fail(res.stderr)
+    absl = {w.strip()[2:]: True for w in res.stdout.split(" ") if w.strip().startswith("-labsl_")}
+
     ctx.template("BUILD", Label("//third_party/system:system.BUILD.tpl"), {
+        "%{ABSL}": ", ".join(["\"-l%s\"" % a for a in absl]),
+        "%{ABSL_STATIC}": ", ".join(["\"-l:lib%s.a\"" % a for a in absl]),
         "%{HASH}": hexver,
         "%{GRPC_STATIC}": ", ".join(["\"%s\"" % a for a in seen]),
     })
