@@ -18,3 +18,42 @@ def ballast_cc_test(name, deps = [], size = "small", **kwargs):
         ],
         **kwargs
     )
+
+def ballast_cc_fuzz_test(name, srcs, deps = [], size = "small", tags = [], **kwargs):
+    """A fuzz target, and a test that replays its corpus.
+
+    The sources define LLVMFuzzerTestOneInput and abort (BALLAST_CHECK) when a property does not hold. The corpus is
+    the folder testdata/fuzz/NAME. Makes NAME_test, an ordinary GoogleTest with one case a corpus file, and NAME, the
+    libFuzzer binary under asan and ubsan, which .ci/fuzz.sh builds with clang and runs.
+
+    Args:
+      name: the target's name, ..._fuzz.
+      srcs: the sources, ..._fuzz.cc.
+      deps: as for cc_test.
+      size: Bazel's size of the replaying test.
+      tags: tags of the replaying test.
+      **kwargs: passed to both.
+    """
+    native.cc_test(
+        name = name + "_test",
+        srcs = srcs,
+        args = ["testdata/fuzz/" + name],
+        data = ["//testdata/fuzz:corpora"],
+        size = size,
+        tags = tags,
+        deps = deps + [
+            "//third_party/fuzz:replay_main",
+            "//third_party/sanitizers:sanitizer_defaults",
+        ],
+        **kwargs
+    )
+    native.cc_binary(
+        name = name,
+        testonly = True,
+        srcs = srcs,
+        linkopts = ["-fsanitize=fuzzer"],
+        # manual: only clang has libFuzzer, so wildcards leave it out.
+        tags = ["fuzz", "manual"],
+        deps = deps,
+        **kwargs
+    )

@@ -172,3 +172,11 @@ cc_library(
     }),
     deps = [":versions"],
 )
+
+# In the runfiles of every test under --config=tsan, whose LD_LIBRARY_PATH names its folder.
+genrule(
+    name = "tsan_absl",
+    srcs = glob(["%{TSAN_ABSL}"]),
+    outs = ["tsan_libs/libabsl_synchronization.so.20220623"],
+    cmd = "if [ -z '$(SRCS)' ]; then echo 'run .ci/setup.sh test, then bazel shutdown: absl for TSan is missing' >&2; exit 1; fi; cp $(SRCS) $@",
+)

@@ -21,6 +21,9 @@ _PACKAGES = {
     "zlib1g-dev": "/usr/include/zlib.h",
 }
 
+# absl's locks instrumented for ThreadSanitizer, from the home folder.
+_TSAN_ABSL = "/.cache/ballast/tools/tsan-absl/libabsl_synchronization.so.20220623"
+
 def _impl(ctx):
     missing = [p for p, f in _PACKAGES.items() if not ctx.path(f).exists]
     if missing:
@@ -70,7 +73,12 @@ def _impl(ctx):
         fail(res.stderr)
     absl = {w.strip()[2:]: True for w in res.stdout.split(" ") if w.strip().startswith("-labsl_")}
 
+    # Made by the set-up script; only --config=tsan needs it, and says so when it is missing.
+    tsan_absl = ctx.path(ctx.os.environ.get("HOME", "/") + _TSAN_ABSL)
+    if tsan_absl.exists:
+        ctx.symlink(tsan_absl, "tsan/" + tsan_absl.basename)
     ctx.template("BUILD", Label("//third_party/system:system.BUILD.tpl"), {
+        "%{TSAN_ABSL}": "tsan/" + tsan_absl.basename,
         "%{ABSL}": ", ".join(["\"-l%s\"" % a for a in absl]),
         "%{ABSL_STATIC}": ", ".join(["\"-l:lib%s.a\"" % a for a in absl]),
         "%{HASH}": hexver,
@@ -81,5 +89,5 @@ system_libraries = repository_rule(
     implementation = _impl,
     local = True,
     configure = True,
-    environ = ["PATH"],
+    environ = ["HOME", "PATH"],
 )

@@ -1,0 +1,102 @@
+#!/bin/bash
+# Installs what is missing to build (setup.sh build) or to build and test (setup.sh test, the default) on Debian 12:
+# the packages of packages.txt, the pinned registry packages of requirements.txt, and tools built once into
+# ~/.cache/ballast/tools. Says what it installs, and nothing when there is nothing to do; run by every make target.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+group=${1:-test}
+tools=$HOME/.cache/ballast/tools
+say() { echo "setup: $*"; }
+die() { echo "setup: error: $*" >&2; exit 1; }
+
+case $group in
+build | test) ;;
+*) die "unknown group '$group': build or test" ;;
+esac
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then
+    "$@"
+  elif command -v sudo > /dev/null; then
+    sudo "$@"
+  else
+    die "installing Debian packages needs root: run as root, or install sudo, or run there: $*"
+  fi
+}
+
+# Prints the packages of the group that are not installed.
+missing_packages() {
+  local wanted installed
+  wanted=$(awk -v group="$group" '!/^#/ && NF && ($2 == "build" || $2 == group) {print $1}' .ci/packages.txt | sort)
+  installed=$(dpkg-query -W -f '${binary:Package} ${db:Status-Status}\n' | sed -n 's/\(:[a-z0-9]*\)\{0,1\} installed$//p' | sort -u)
+  comm -23 <(echo "$wanted") <(echo "$installed")
+}
+
+install_packages() {
+  command -v dpkg-query apt-get > /dev/null || die "no dpkg and apt-get here: this set-up is for Debian 12 (bookworm)"
+  local missing
+  mapfile -t missing < <(missing_packages)
+  [ ${#missing[@]} = 0 ] && return
+  say "installing Debian packages: ${missing[*]}"
+  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3)
+  as_root "${apt[@]}" update > /dev/null || die "apt-get update failed (see above)"
+  local package
+  for package in "${missing[@]}"; do
+    # Every missing name at once would hide which one Debian does not have.
+    apt-cache show --no-all-versions "$package" > /dev/null 2>&1 || die "no Debian package '$package' in this machine's sources"
+  done
+  as_root "${apt[@]}" install -y --no-install-recommends "${missing[@]}" > /tmp/ballast-setup-apt.log 2>&1 || {
+    tail -n 20 /tmp/ballast-setup-apt.log >&2
+    die "apt-get install failed for: ${missing[*]} (all of it in /tmp/ballast-setup-apt.log)"
+  }
+  mapfile -t missing < <(missing_packages)
+  [ ${#missing[@]} = 0 ] || die "still missing after the installation: ${missing[*]}"
+}
+
+# Runs "$2..." to fill the folder $tools/$1 unless it is there; an interrupted run leaves nothing behind.
+build_once() {
+  local name=$1
+  shift
+  [ -d "$tools/$name" ] && return
+  local partial="$tools/.$name.partial" start=$SECONDS
+  say "making $name in $tools (once)"
+  rm -rf "$partial"
+  mkdir -p "$partial"
+  "$@" "$partial" > "$tools/$name.log" 2>&1 || {
+    tail -n 20 "$tools/$name.log" >&2
+    die "could not make $name (all of it in $tools/$name.log)"
+  }
+  mv "$partial" "$tools/$name"
+  say "made $name in $((SECONDS - start)) s"
+}
+
+# The tool `current` points to $1: scripts and Bazel use fixed names.
+link_current() {
+  [ "$(readlink "$tools/$2" || true)" = "$1" ] || ln -sfn "$1" "$tools/$2"
+}
+
+make_python_tools() {
+  # Not a venv that moves afterwards: --prefix makes programs that run from any place.
+  local venv
+  venv=$(mktemp -d)
+  /usr/bin/python3 -m venv "$venv" &&
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+      --prefix "$1" -r .ci/requirements.txt
+  local status=$?
+  rm -rf "$venv"
+  return $status
+}
+
+install_packages
+if [ "$group" = test ]; then
+  mkdir -p "$tools"
+  exec 9> "$tools/.lock"
+  flock 9 # two checkouts may set up at the same time
+  pinned=python-$(sha256sum .ci/requirements.txt | cut -c1-12)
+  build_once "$pinned" make_python_tools
+  link_current "$pinned" python
+  absl=tsan-absl-$(dpkg-query -W -f '${Version}' libabsl-dev | tr ':~+' '---')
+  build_once "$absl" third_party/sanitizers/build_tsan_absl.sh
+  link_current "$absl" tsan-absl
+fi
