@@ -1,0 +1,150 @@
+#include "tests/cluster/cluster.h"
+
+#include <signal.h>
+
+#include <fstream>
+#include <functional>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "grpcpp/grpcpp.h"
+#include "proto/base/clock.h"
+#include "proto/base/status_macros.h"
+
+namespace ballast {
+namespace {
+
+constexpr absl::Duration kStartTimeout = absl::Seconds(60);
+
+std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) {
+  grpc::ChannelArguments args;
+  // A channel of its own, so that one stub's trouble is not another's; and quick to find a restarted daemon.
+  args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
+  args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
+  args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterOptions options) {
+  {
+    std::ofstream secret(options.directory + "/group.secret");
+    secret << "a secret for processes on this machine alone\n";
+  }
+  std::unique_ptr<Cluster> cluster(new Cluster(std::move(options)));
+  BALLAST_RETURN_IF_ERROR(cluster->StartController("127.0.0.1:0", "127.0.0.1:0"));
+  const auto channel = OpenChannel(cluster->controller_address_);
+  cluster->groups_ = v1::GroupService::NewStub(channel);
+  cluster->plans_ = v1::PlanService::NewStub(channel);
+  return cluster;
+}
+
+Cluster::~Cluster() {
+  for (auto& [name, worker] : workers_) worker.process->Signal(SIGKILL);
+  workers_.clear();
+  if (controller_ != nullptr) {
+    controller_->Signal(SIGTERM);
+    // What does not stop by itself is killed by ~Process.
+    controller_->Wait(absl::Seconds(5)).IgnoreError();
+  }
+}
+
+absl::Status Cluster::StartController(const std::string& listen, const std::string& metrics_listen) {
+  std::vector<std::string> argv = {options_.controller_binary, "--listen=" + listen,
+                                   "--metrics-listen=" + metrics_listen,
+                                   "--store=" + options_.directory + "/controller.db"};
+  for (const std::string& group : options_.groups) argv.push_back("--group=" + group);
+  argv.insert(argv.end(), options_.controller_flags.begin(), options_.controller_flags.end());
+  BALLAST_ASSIGN_OR_RETURN(controller_,
+                           Process::Start(argv, options_.directory + "/controller.log", options_.environment));
+  BALLAST_ASSIGN_OR_RETURN(auto ready, controller_->AwaitReady(kStartTimeout));
+  controller_address_ = ready["grpc"];
+  controller_metrics_ = ready["metrics"];
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::RestartController() { return StartController(controller_address_, controller_metrics_); }
+
+absl::Status Cluster::StartWorker(const WorkerOptions& options) { return StartWorkers({options}); }
+
+absl::Status Cluster::StartWorkers(const std::vector<WorkerOptions>& options) {
+  for (const WorkerOptions& o : options) {
+    std::vector<std::string> argv = {options_.worker_binary,
+                                     "--model=" + options_.model,
+                                     "--controller=" + controller_address_,
+                                     "--name=" + o.name,
+                                     "--group=" + o.group,
+                                     "--listen=127.0.0.1:0",
+                                     "--metrics-listen=127.0.0.1:0",
+                                     "--data-listen=127.0.0.1:0",
+                                     "--combine=" + options_.combine,
+                                     "--group-secret-file=" + options_.directory + "/group.secret",
+                                     absl::StrCat("--compute-threads=", o.compute_threads)};
+    if (o.slots > 0) argv.push_back(absl::StrCat("--slots=", o.slots));
+    argv.insert(argv.end(), o.extra_flags.begin(), o.extra_flags.end());
+    BALLAST_ASSIGN_OR_RETURN(
+        workers_[o.name].process,
+        Process::Start(argv, absl::StrCat(options_.directory, "/", o.name, ".log"), options_.environment));
+  }
+  for (const WorkerOptions& o : options) {
+    Worker& worker = workers_[o.name];
+    BALLAST_ASSIGN_OR_RETURN(auto ready, worker.process->AwaitReady(kStartTimeout));
+    worker.address = ready["grpc"];
+    worker.metrics = ready["metrics"];
+  }
+  return absl::OkStatus();
+}
+
+void Cluster::KillWorker(const std::string& name) {
+  workers_.at(name).process->Signal(SIGKILL);
+  workers_.at(name).process->Wait(absl::Seconds(10)).IgnoreError();
+}
+
+void Cluster::KillController() {
+  controller_->Signal(SIGKILL);
+  controller_->Wait(absl::Seconds(10)).IgnoreError();
+}
+
+std::unique_ptr<v1::Inference::Stub> Cluster::inference(const std::string& worker) const {
+  return v1::Inference::NewStub(OpenChannel(workers_.at(worker).address));
+}
+
+absl::StatusOr<v1::Group> Cluster::AwaitGroup(const std::string& group, absl::Duration timeout,
+                                              const std::function<bool(const v1::Group&)>& done) {
+  const absl::Time deadline = Clock::Real().Now() + timeout;
+  v1::Group last;
+  while (Clock::Real().Now() < deadline) {
+    grpc::ClientContext context;
+    context.set_wait_for_ready(true);
+    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline - Clock::Real().Now()));
+    v1::WatchGroupRequest request;
+    request.set_group(group);
+    const auto stream = groups_->WatchGroup(&context, request);
+    v1::WatchGroupResponse response;
+    while (stream->Read(&response)) {
+      last = response.group();
+      if (done(last)) {
+        context.TryCancel();
+        return last;
+      }
+    }
+    const grpc::Status status = stream->Finish();
+    if (status.error_code() != grpc::StatusCode::UNAVAILABLE &&
+        status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
+      return absl::InternalError(absl::StrCat("WatchGroup ", group, ": ", status.error_message()));
+    }
+  }
+  return absl::DeadlineExceededError(absl::StrCat("group ", group, " after ", absl::FormatDuration(timeout),
+                                                  ", last seen: ", last.ShortDebugString(), "\ncontroller's log:\n",
+                                                  TailOfFile(controller_->log_path())));
+}
+
+absl::StatusOr<v1::Group> Cluster::AwaitServing(const std::string& group, int size, absl::Duration timeout) {
+  return AwaitGroup(group, timeout, [size](const v1::Group& g) {
+    return g.state() == v1::GROUP_STATE_SERVING && g.view().members_size() == size;
+  });
+}
+
+}  // namespace ballast

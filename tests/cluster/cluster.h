@@ -1,0 +1,102 @@
+// One controller and its workers as real processes on loopback.
+#ifndef BALLAST_TESTS_CLUSTER_CLUSTER_H_
+#define BALLAST_TESTS_CLUSTER_CLUSTER_H_
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "ballast/v1/group_service.grpc.pb.h"
+#include "ballast/v1/inference.grpc.pb.h"
+#include "ballast/v1/plan_service.grpc.pb.h"
+#include "tests/cluster/process.h"
+
+namespace ballast {
+
+struct WorkerOptions {
+  std::string name;
+  std::string group;
+  // 0: every expert of the model and the staging slots.
+  int slots = 0;
+  int compute_threads = 1;
+  std::vector<std::string> extra_flags;
+};
+
+struct ClusterOptions {
+  std::string controller_binary;
+  std::string worker_binary;
+  // A Hugging Face checkpoint's folder.
+  std::string model;
+  // For the store, the secret and the logs; must exist.
+  std::string directory;
+  // "exact" or "fast".
+  std::string combine = "exact";
+  // Values of the controller's --group, and other flags of it.
+  std::vector<std::string> groups;
+  std::vector<std::string> controller_flags;
+  std::map<std::string, std::string> environment;
+};
+
+// Not thread-safe; stubs are.
+class Cluster {
+ public:
+  // Starts the controller and waits until it is ready.
+  static absl::StatusOr<std::unique_ptr<Cluster>> Start(ClusterOptions options);
+  // Stops every process, workers first.
+  ~Cluster();
+
+  // Starts a worker (or, after Kill, starts it again) and waits until its ports are open.
+  absl::Status StartWorker(const WorkerOptions& options);
+  // Starts several at once: loading overlaps.
+  absl::Status StartWorkers(const std::vector<WorkerOptions>& options);
+  // The controller again, on its old address and store, after it was killed.
+  absl::Status RestartController();
+
+  Process& controller() { return *controller_; }
+  Process& worker(const std::string& name) { return *workers_.at(name).process; }
+  void KillWorker(const std::string& name);
+  void KillController();
+
+  const std::string& controller_address() const { return controller_address_; }
+  const std::string& controller_metrics_address() const { return controller_metrics_; }
+  const std::string& worker_address(const std::string& name) const { return workers_.at(name).address; }
+  const std::string& worker_metrics_address(const std::string& name) const { return workers_.at(name).metrics; }
+
+  v1::GroupService::Stub& groups() { return *groups_; }
+  v1::PlanService::Stub& plans() { return *plans_; }
+  // A stub on a channel of its own.
+  std::unique_ptr<v1::Inference::Stub> inference(const std::string& worker) const;
+
+  // Watches the group until `done` says so. DeadlineExceeded shows the last state seen. A controller that is down in
+  // between is waited for.
+  absl::StatusOr<v1::Group> AwaitGroup(const std::string& group, absl::Duration timeout,
+                                       const std::function<bool(const v1::Group&)>& done);
+  // Until it serves with every expert live and `size` members.
+  absl::StatusOr<v1::Group> AwaitServing(const std::string& group, int size, absl::Duration timeout);
+
+ private:
+  struct Worker {
+    std::unique_ptr<Process> process;
+    std::string address;
+    std::string metrics;
+  };
+
+  explicit Cluster(ClusterOptions options) : options_(std::move(options)) {}
+  absl::Status StartController(const std::string& listen, const std::string& metrics_listen);
+
+  const ClusterOptions options_;
+  std::unique_ptr<Process> controller_;
+  std::string controller_address_;
+  std::string controller_metrics_;
+  std::map<std::string, Worker> workers_;
+  std::unique_ptr<v1::GroupService::Stub> groups_;
+  std::unique_ptr<v1::PlanService::Stub> plans_;
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_TESTS_CLUSTER_CLUSTER_H_
