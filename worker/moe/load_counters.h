@@ -1,0 +1,114 @@
+// Expert load as the hot path counts it: tokens and gate mass by (task, phase, layer, expert).
+#ifndef BALLAST_WORKER_MOE_LOAD_COUNTERS_H_
+#define BALLAST_WORKER_MOE_LOAD_COUNTERS_H_
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "proto/base/ids.h"
+#include "proto/base/mutex.h"
+#include "proto/placement/placement.h"
+
+namespace ballast {
+
+enum class TokenPhase : uint8_t { kPrefill = 0, kDecode = 1 };
+inline constexpr int kTokenPhases = 2;
+
+// What a row counts as.
+struct RowLabel {
+  // From LoadCounters::InternTask.
+  int32_t task = 0;
+  TokenPhase phase = TokenPhase::kPrefill;
+};
+
+// What one layer of a step chose: [rows][top_k] each.
+struct RoutedLayer {
+  int32_t layer = 0;
+  std::span<const int32_t> experts;
+  std::span<const float> weights;
+};
+
+struct LoadCount {
+  ExpertId expert;
+  // Index into LoadWindow::tasks.
+  int32_t task = 0;
+  TokenPhase phase = TokenPhase::kPrefill;
+  // At least 1.
+  int64_t tokens = 0;
+  // Sum of those tokens' combine weights.
+  double gate_mass = 0;
+  friend bool operator==(const LoadCount&, const LoadCount&) = default;
+};
+
+struct TaskCount {
+  std::string task;
+  // Tokens that entered the model.
+  int64_t prefill_tokens = 0;
+  int64_t decode_tokens = 0;
+  friend bool operator==(const TaskCount&, const TaskCount&) = default;
+};
+
+// Everything counted between two Takes.
+struct LoadWindow {
+  // Every task ever interned, in the order of their indices.
+  std::vector<TaskCount> tasks;
+  // Sorted by (task, phase, layer, expert); what is absent is zero.
+  std::vector<LoadCount> counts;
+  // Balancedness of the steps (mean over max of routed tokens by worker, averaged over the layers that had some),
+  // summed; and the number of steps that it is a sum of. Only the leader of a view knows it, so elsewhere both are 0.
+  double step_balancedness_sum = 0;
+  int64_t balanced_steps = 0;
+  // Of the last step counted.
+  Epoch epoch;
+};
+
+// Thread-safe. The step thread adds once a step, when the step is committed, so a step that is run again counts once.
+class LoadCounters {
+ public:
+  // Tasks with an index of their own; further labels share the index of kOtherTasks.
+  static constexpr int32_t kMaxTasks = 64;
+  static constexpr std::string_view kOtherTasks = "_other";
+
+  LoadCounters(int32_t num_layers, int32_t num_experts, int32_t top_k);
+
+  // The index of a request's label; the same label always has the same.
+  int32_t InternTask(std::string_view task) BALLAST_EXCLUDES(mu_);
+
+  // One committed step: a label a row, and what every layer chose for those rows. Rows of which `failed` [rows, or
+  // empty] is true are not counted. `balancedness` below 0: not known. Does not allocate for tasks seen before.
+  void AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
+               std::span<const RoutedLayer> layers, double balancedness) BALLAST_EXCLUDES(mu_);
+
+  // What was counted since the last call, and counts from zero again.
+  LoadWindow Take() BALLAST_EXCLUDES(mu_);
+
+ private:
+  struct Cell {
+    int64_t tokens = 0;
+    double gate_mass = 0;
+  };
+  struct Task {
+    std::string name;
+    int64_t phase_tokens[kTokenPhases] = {};
+    // [layer][expert], empty until the first token.
+    std::vector<Cell> cells[kTokenPhases];
+  };
+
+  const int32_t num_layers_;
+  const int32_t num_experts_;
+  const int32_t top_k_;
+  Mutex mu_;
+  absl::flat_hash_map<std::string, int32_t> index_ BALLAST_GUARDED_BY(mu_);
+  std::vector<Task> tasks_ BALLAST_GUARDED_BY(mu_);
+  double balancedness_sum_ BALLAST_GUARDED_BY(mu_) = 0;
+  int64_t balanced_steps_ BALLAST_GUARDED_BY(mu_) = 0;
+  Epoch epoch_ BALLAST_GUARDED_BY(mu_);
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_WORKER_MOE_LOAD_COUNTERS_H_
