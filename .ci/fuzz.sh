@@ -1,8 +1,14 @@
 #!/bin/bash
-# Runs fuzz targets under asan and ubsan: .ci/fuzz.sh [SECONDS_EACH [TARGET...]], 20 s and all targets by default.
-# New inputs are thrown away; an input that fails is kept in fuzz-failures/ with the command that runs it again.
+# Runs fuzz targets under asan and ubsan: .ci/fuzz.sh [--outcomes FILE] [SECONDS_EACH [TARGET...]], 20 s and all
+# targets by default. New inputs are thrown away; an input that fails is kept in fuzz-failures/ with the command that
+# runs it again. --outcomes appends PASSED or FAILED and the target to FILE, a line each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+outcomes=/dev/null
+if [ "${1:-}" = --outcomes ]; then
+  outcomes=$2
+  shift 2
+fi
 seconds=${1:-20}
 shift || true
 # clang instead of gcc changes the toolchain's repository: an output base of its own keeps the other one warm.
@@ -23,7 +29,10 @@ if [ ${#targets[@]} = 0 ]; then
   echo "fuzz: there is no fuzz target"
   exit 0
 fi
-"${bazel[@]}" build --config=fuzz --experimental_convenience_symlinks=ignore "${targets[@]}"
+"${bazel[@]}" build --config=fuzz --experimental_convenience_symlinks=ignore "${targets[@]}" || {
+  echo "FAILED fuzz: the targets do not build" >> "$outcomes"
+  exit 1
+}
 bin=$("${bazel[@]}" info --config=fuzz bazel-bin)
 export ASAN_SYMBOLIZER_PATH=/usr/bin/llvm-symbolizer-16
 failed=0
@@ -35,6 +44,7 @@ for target in "${targets[@]}"; do
   if [ -d "testdata/fuzz/$name" ]; then seeds=("testdata/fuzz/$name"); fi
   if "$bin/${package%%:*}/$name" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$work/failure-" \
     -print_final_stats=1 "$work" "${seeds[@]}" > "$work.log" 2>&1; then
+    echo "PASSED fuzz $target" >> "$outcomes"
     echo "fuzz: PASSED $target: $(sed -n 's/.*number_of_executed_units: *//p' "$work.log") inputs in $seconds s"
   else
     failed=1
@@ -46,6 +56,7 @@ for target in "${targets[@]}"; do
         echo "fuzz: input kept: $bin/${package%%:*}/$name fuzz-failures/$name-$(basename "$input")"
       fi
     done
+    echo "FAILED fuzz $target" >> "$outcomes"
     echo "fuzz: FAILED $target"
   fi
   rm -rf "$work" "$work.log"

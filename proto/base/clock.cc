@@ -12,7 +12,7 @@ class RealClock final : public Clock {
  public:
   absl::Time Now() override { return start_wall_ + absl::FromChrono(std::chrono::steady_clock::now() - start_); }
 
-  bool WaitUntil(CondVar& cv, Mutex& mu, absl::Time deadline) override {
+  bool WaitUntil(CondVar& cv, Mutex& mu, absl::Time deadline) BALLAST_REQUIRES(mu) override {
     if (deadline == absl::InfiniteFuture()) {
       cv.Wait(mu);
       return true;

@@ -32,7 +32,7 @@ class SimulatedClock final : public Clock {
   explicit SimulatedClock(absl::Time start = absl::FromUnixSeconds(1'000'000'000)) : now_(start) {}
 
   absl::Time Now() override BALLAST_EXCLUDES(mu_);
-  bool WaitUntil(CondVar& cv, Mutex& mu, absl::Time deadline) override;
+  bool WaitUntil(CondVar& cv, Mutex& mu, absl::Time deadline) BALLAST_REQUIRES(mu) override;
 
   void Advance(absl::Duration by) BALLAST_EXCLUDES(mu_);
   // Blocks until at least `count` threads wait in WaitUntil; lets a test advance time only when its loop is parked.

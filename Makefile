@@ -1,0 +1,38 @@
+# The commands of this repository. Each installs what it lacks first (.ci/setup.sh); none needs anything beforehand
+# but make and git on Debian 12.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@echo 'make demo    serve a real model with four workers on this machine and watch it being levelled (ARGS="--combine fast")'
+	@echo 'make test    everything that CI runs; LONG=1: the long forms too'
+	@echo 'make build   everything; links to the programs in bin/'
+	@echo 'make check   formatting, lint, thread-safety analysis, proto compatibility, docs'
+	@echo 'make bench   every benchmark; results in bench-results/'
+
+.PHONY: demo
+demo:
+	@.ci/setup.sh build
+	@.ci/build.sh //tests/demo
+	@exec bin/.bazel/tests/demo/demo $(ARGS)
+
+.PHONY: test
+test:
+	@.ci/setup.sh
+	@.ci/test.sh
+
+.PHONY: build
+build:
+	@.ci/setup.sh build
+	@.ci/build.sh //...
+
+.PHONY: check
+check:
+	@.ci/setup.sh
+	@.ci/check.sh
+
+.PHONY: bench
+bench:
+	@.ci/setup.sh build
+	@.ci/bench.sh
