@@ -1,0 +1,216 @@
+#include "proto/placement/shares.h"
+
+#include <algorithm>
+
+#include "proto/base/check.h"
+
+namespace ballast {
+namespace {
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+ShareSolver::ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed)
+    : begin_(table.begin),
+      rank_(table.rank),
+      speed_(speed.begin(), speed.end()),
+      rank_begin_(num_ranks + 1),
+      replica_expert_(table.rank.size()),
+      load_(num_ranks),
+      from_(num_ranks),
+      by_(num_ranks),
+      seen_(table.num_experts()) {
+  BALLAST_CHECK(speed.empty() || static_cast<int32_t>(speed.size()) == num_ranks) << speed.size() << " speeds";
+  size_t most = 0;
+  for (int32_t e = 0; e < table.num_experts(); ++e) {
+    most = std::max<size_t>(most, begin_[e + 1] - begin_[e]);
+    const bool shared = begin_[e + 1] - begin_[e] > 1;
+    if (shared) shared_.push_back(e);
+    for (int32_t r = begin_[e]; r < begin_[e + 1]; ++r) {
+      BALLAST_CHECK(rank_[r] >= 0 && rank_[r] < num_ranks) << "rank " << rank_[r] << " of " << num_ranks;
+      replica_expert_[r] = e;
+      if (shared) ++rank_begin_[rank_[r] + 1];
+    }
+  }
+  for (int32_t d = 0; d < num_ranks; ++d) rank_begin_[d + 1] += rank_begin_[d];
+  rank_replica_.resize(rank_begin_[num_ranks]);
+  std::vector<int32_t> next(rank_begin_.begin(), rank_begin_.end() - 1);
+  for (const int32_t e : shared_) {
+    for (int32_t r = begin_[e]; r < begin_[e + 1]; ++r) rank_replica_[next[rank_[r]]++] = r;
+  }
+  reached_.reserve(num_ranks);
+  order_.reserve(most);
+}
+
+void ShareSolver::FillLevel(int32_t expert, int64_t load, std::span<int64_t> flow) {
+  // Ranks by load over speed; then the longest prefix that, raised to one level, still lies below the next.
+  order_.clear();
+  for (int32_t r = begin_[expert]; r < begin_[expert + 1]; ++r) order_.push_back(r);
+  const auto speed = [&](int32_t r) { return speed_.empty() ? int64_t{1} : int64_t{speed_[rank_[r]]}; };
+  std::sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) {
+    const int64_t left = load_[rank_[a]] * speed(b);
+    const int64_t right = load_[rank_[b]] * speed(a);
+    return left != right ? left < right : a < b;
+  });
+  int64_t sum = load;
+  int64_t speeds = 0;
+  size_t used = 0;
+  while (used < order_.size() && (used == 0 || load_[rank_[order_[used]]] * speeds < sum * speed(order_[used]))) {
+    sum += load_[rank_[order_[used]]];
+    speeds += speed(order_[used]);
+    ++used;
+  }
+  int64_t left = load;
+  for (size_t i = 0; i < order_.size(); ++i) {
+    const int32_t r = order_[i];
+    int64_t part = 0;
+    if (i + 1 == used) {
+      part = left;
+    } else if (i < used) {
+      part = std::clamp<int64_t>(sum / speeds * speed(r) + sum % speeds * speed(r) / speeds - load_[rank_[r]], 0, left);
+    }
+    flow[r] = part;
+    left -= part;
+    load_[rank_[r]] += part;
+  }
+}
+
+bool ShareSolver::Unload(int32_t rank, int64_t z, std::span<int64_t> flow) {
+  while (load_[rank] > Capacity(z, rank)) {
+    ++search_;
+    std::fill(from_.begin(), from_.end(), -1);
+    reached_.assign(1, rank);
+    from_[rank] = -2;
+    int32_t room = -1;
+    for (size_t i = 0; i < reached_.size() && room < 0; ++i) {
+      const int32_t d = reached_[i];
+      for (int32_t k = rank_begin_[d]; k < rank_begin_[d + 1] && room < 0; ++k) {
+        const int32_t give = rank_replica_[k];
+        const int32_t e = replica_expert_[give];
+        if (flow[give] == 0 || seen_[e] == search_) continue;
+        seen_[e] = search_;
+        for (int32_t take = begin_[e]; take < begin_[e + 1]; ++take) {
+          const int32_t other = rank_[take];
+          if (from_[other] != -1) continue;
+          from_[other] = give;
+          by_[other] = take;
+          reached_.push_back(other);
+          if (load_[other] < Capacity(z, other)) {
+            room = other;
+            break;
+          }
+        }
+      }
+    }
+    if (room < 0) return false;
+    int64_t amount = std::min(load_[rank] - Capacity(z, rank), Capacity(z, room) - load_[room]);
+    for (int32_t d = room; d != rank; d = rank_[from_[d]]) amount = std::min(amount, flow[from_[d]]);
+    for (int32_t d = room; d != rank; d = rank_[from_[d]]) {
+      flow[from_[d]] -= amount;
+      flow[by_[d]] += amount;
+    }
+    load_[rank] -= amount;
+    load_[room] += amount;
+  }
+  return true;
+}
+
+int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> flow) {
+  BALLAST_CHECK(loads.size() + 1 == begin_.size() && flow.size() == rank_.size())
+      << loads.size() << " loads, " << flow.size() << " flows";
+  const auto ranks = static_cast<int32_t>(load_.size());
+  std::fill(load_.begin(), load_.end(), 0);
+  std::fill(seen_.begin(), seen_.end(), 0);
+  search_ = 0;
+  int64_t total = 0;
+  for (size_t e = 0; e < loads.size(); ++e) {
+    if (begin_[e] == begin_[e + 1]) continue;
+    total += loads[e];
+    if (begin_[e] + 1 == begin_[e + 1]) {
+      flow[begin_[e]] = loads[e];
+      load_[rank_[begin_[e]]] += loads[e];
+    }
+  }
+  int64_t z = 0;
+  int64_t speeds = 0;
+  for (int32_t d = 0; d < ranks; ++d) {
+    const int64_t speed = speed_.empty() ? 1 : speed_[d];
+    z = std::max(z, CeilDiv(load_[d], speed));
+    speeds += speed;
+  }
+  if (ranks > 0) z = std::max(z, CeilDiv(total, speeds));
+  // A level start, then every shared expert once more against the others: close to the answer.
+  for (const int32_t e : shared_) FillLevel(e, loads[e], flow);
+  for (const int32_t e : shared_) {
+    for (int32_t r = begin_[e]; r < begin_[e + 1]; ++r) load_[rank_[r]] -= flow[r];
+    FillLevel(e, loads[e], flow);
+  }
+  // Newton's method on z. When a rank can be unloaded no further, the ranks it reaches hold load that can go nowhere
+  // else, so their mean is a lower bound, above z.
+  for (int32_t d = 0; d < ranks; ++d) {
+    while (!Unload(d, z, flow)) {
+      int64_t held = 0;
+      int64_t speed = 0;
+      for (const int32_t other : reached_) {
+        held += load_[other];
+        speed += speed_.empty() ? 1 : speed_[other];
+      }
+      z = CeilDiv(held, speed);
+    }
+  }
+  return z;
+}
+
+void FlowToWeights(std::span<const int64_t> flow, DispatchTable& table) {
+  constexpr int64_t kScale = 1 << 16;
+  for (int32_t e = 0; e < table.num_experts(); ++e) {
+    const int32_t first = table.begin[e];
+    const int32_t last = table.begin[e + 1];
+    int64_t sum = 0;
+    for (int32_t r = first; r < last; ++r) sum += flow[r];
+    for (int32_t r = first; r < last; ++r) {
+      table.weight[r] = 1;
+      if (last - first > 1 && sum > 0) {
+        table.weight[r] = static_cast<uint32_t>(std::max<int64_t>(1, (flow[r] * kScale + sum / 2) / sum));
+      }
+    }
+  }
+}
+
+void SplitFlow(const DispatchTable& table, std::span<const int32_t> counts, std::span<const int64_t> flow,
+               int32_t sources, std::span<int64_t> scratch, std::span<int32_t> quotas) {
+  const int32_t experts = table.num_experts();
+  const int32_t replicas = table.num_replicas();
+  BALLAST_CHECK(counts.size() == static_cast<size_t>(sources) * experts &&
+                quotas.size() == static_cast<size_t>(sources) * replicas &&
+                flow.size() == static_cast<size_t>(replicas) && scratch.size() == flow.size())
+      << counts.size() << " counts, " << quotas.size() << " quotas";
+  std::copy(flow.begin(), flow.end(), scratch.begin());
+  std::fill(quotas.begin(), quotas.end(), 0);
+  for (int32_t e = 0; e < experts; ++e) {
+    for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+      const int32_t s = table.rank[r];
+      if (s >= sources) continue;
+      const int64_t own = std::min<int64_t>(scratch[r], counts[s * experts + e]);
+      quotas[s * replicas + r] = static_cast<int32_t>(own);
+      scratch[r] -= own;
+    }
+    // The rest in rank order: both the sources' remainders and the replicas' lie end to end on one line.
+    int32_t r = table.begin[e];
+    for (int32_t s = 0; s < sources && r < table.begin[e + 1]; ++s) {
+      int64_t left = counts[s * experts + e];
+      for (int32_t own = table.begin[e]; own < table.begin[e + 1]; ++own) left -= quotas[s * replicas + own];
+      while (left > 0) {
+        while (r < table.begin[e + 1] && scratch[r] == 0) ++r;
+        BALLAST_CHECK(r < table.begin[e + 1]) << "the flow of expert " << e << " is below its counts";
+        const int64_t part = std::min(left, scratch[r]);
+        quotas[s * replicas + r] += static_cast<int32_t>(part);
+        scratch[r] -= part;
+        left -= part;
+      }
+    }
+  }
+}
+
+}  // namespace ballast

@@ -1,0 +1,67 @@
+// Traffic shares for a given placement of one layer: how many of each expert's tokens go to each replica so that the
+// busiest rank has as little to do as can be. The planner solves it for a window's load, a worker for a step's counts.
+#ifndef BALLAST_PROTO_PLACEMENT_SHARES_H_
+#define BALLAST_PROTO_PLACEMENT_SHARES_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "proto/placement/quotas.h"
+
+namespace ballast {
+
+// Exact, in integers: every rank that solves the same loads gets the same bits. Holds its scratch: Solve allocates
+// nothing. One thread at a time.
+class ShareSolver {
+ public:
+  // `table` names each replica's rank, below `num_ranks`; its weights are not read. `speed` [ranks] is each rank's
+  // relative speed, 1 to 2^10; empty: all alike.
+  ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed = {});
+
+  // Splits `loads` [experts] (at least 0, summing to at most 2^42) over the replicas: `flow` [replicas] sums to an
+  // expert's load where it has a replica. Returns the least bound z for which every rank r can have at most
+  // z * speed[r], up to rounding: with speeds all alike, the least possible load of the busiest rank, exactly.
+  int64_t Solve(std::span<const int64_t> loads, std::span<int64_t> flow);
+
+  // The load of each rank, [ranks], in the last solution.
+  std::span<const int64_t> rank_loads() const { return load_; }
+
+ private:
+  int64_t Capacity(int64_t z, int32_t rank) const { return speed_.empty() ? z : z * speed_[rank]; }
+  void FillLevel(int32_t expert, int64_t load, std::span<int64_t> flow);
+  // Moves what `rank` has above its capacity along chains of shared experts to ranks with room. False when the ranks
+  // it reaches, left in reached_, have none.
+  bool Unload(int32_t rank, int64_t z, std::span<int64_t> flow);
+
+  std::vector<int32_t> begin_;           // as in the table
+  std::vector<int32_t> rank_;            // as in the table
+  std::vector<uint32_t> speed_;          // empty: all 1
+  std::vector<int32_t> shared_;          // experts with two replicas or more
+  std::vector<int32_t> rank_begin_;      // [ranks + 1] into rank_replica_
+  std::vector<int32_t> rank_replica_;    // replicas of shared experts, by rank
+  std::vector<int32_t> replica_expert_;  // [replicas]
+  std::vector<int64_t> load_;            // [ranks]
+  // Breadth-first search: the ranks reached, and the replicas that each was reached from and by.
+  std::vector<int32_t> reached_;
+  std::vector<int32_t> from_;  // [ranks], replica that gives; -1: not reached, -2: the start
+  std::vector<int32_t> by_;    // [ranks], replica that takes
+  std::vector<int32_t> seen_;  // [experts], the search that looked at the expert last
+  int32_t search_ = 0;
+  std::vector<int32_t> order_;  // scratch of FillLevel
+};
+
+// The shares of a solution as replica weights, expert by expert: proportional to `flow`, summing to about 2^16, at
+// least 1; all 1 where an expert has one replica or no load.
+void FlowToWeights(std::span<const int64_t> flow, DispatchTable& table);
+
+// A step's quotas for every source from all sources' counts: quotas[source][replica] such that an expert's quotas of
+// one source sum to counts[source][expert] and those of one replica to flow[replica]. A source's own replica comes
+// first. `counts` is [sources][experts], `quotas` [sources][replicas], `scratch` [replicas]; `flow` is a solution of
+// the counts' column sums. Source s is rank s.
+void SplitFlow(const DispatchTable& table, std::span<const int32_t> counts, std::span<const int64_t> flow,
+               int32_t sources, std::span<int64_t> scratch, std::span<int32_t> quotas);
+
+}  // namespace ballast
+
+#endif  // BALLAST_PROTO_PLACEMENT_SHARES_H_

@@ -1,0 +1,174 @@
+#include "proto/placement/shares.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+#include <random>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::ElementsAre;
+
+DispatchTable Table(const std::vector<std::vector<int32_t>>& ranks_of_expert) {
+  DispatchTable table;
+  table.begin = {0};
+  for (const auto& ranks : ranks_of_expert) {
+    table.rank.insert(table.rank.end(), ranks.begin(), ranks.end());
+    table.begin.push_back(static_cast<int32_t>(table.rank.size()));
+  }
+  table.weight.assign(table.rank.size(), 1);
+  return table;
+}
+
+DispatchTable RandomTable(std::mt19937& random, int experts, int ranks, int most) {
+  std::vector<std::vector<int32_t>> out(experts);
+  std::vector<int32_t> order(ranks);
+  std::iota(order.begin(), order.end(), 0);
+  for (auto& e : out) {
+    std::shuffle(order.begin(), order.end(), random);
+    e.assign(order.begin(), order.begin() + 1 + random() % std::min(most, ranks));
+    std::sort(e.begin(), e.end());
+  }
+  return Table(out);
+}
+
+// Hall's condition: some set of ranks must take all tokens of the experts that live nowhere else.
+int64_t LeastBusiest(const DispatchTable& table, std::span<const int64_t> loads, int ranks) {
+  int64_t z = 0;
+  for (uint32_t set = 1; set < (1u << ranks); ++set) {
+    int64_t held = 0;
+    for (int32_t e = 0; e < table.num_experts(); ++e) {
+      bool inside = true;
+      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) inside &= (set >> table.rank[r]) & 1;
+      if (inside) held += loads[e];
+    }
+    z = std::max(z, (held + std::popcount(set) - 1) / std::popcount(set));
+  }
+  return z;
+}
+
+void CheckFlow(const DispatchTable& table, std::span<const int64_t> loads, std::span<const int64_t> flow,
+               std::span<const int64_t> rank_loads) {
+  std::vector<int64_t> held(rank_loads.size());
+  for (int32_t e = 0; e < table.num_experts(); ++e) {
+    int64_t sum = 0;
+    for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+      ASSERT_GE(flow[r], 0);
+      sum += flow[r];
+      held[table.rank[r]] += flow[r];
+    }
+    ASSERT_EQ(sum, loads[e]);
+  }
+  ASSERT_TRUE(std::equal(held.begin(), held.end(), rank_loads.begin()));
+}
+
+TEST(ShareSolver, LevelsAChain) {
+  // Expert 0 on rank 0 alone, the others shared between neighbours.
+  const DispatchTable table = Table({{0}, {0, 1}, {1, 2}, {2}});
+  ShareSolver solver(table, 3);
+  const int64_t loads[] = {8, 6, 4, 0};
+  std::vector<int64_t> flow(6);
+  EXPECT_EQ(solver.Solve(loads, flow), 8);
+  const int64_t even[] = {0, 9, 9, 0};
+  EXPECT_EQ(solver.Solve(even, flow), 6);
+  EXPECT_THAT(solver.rank_loads(), ElementsAre(6, 6, 6));
+  EXPECT_THAT(flow, ElementsAre(0, 6, 3, 3, 6, 0));
+}
+
+TEST(ShareSolver, IsExact) {
+  std::mt19937 random(3);
+  for (int trial = 0; trial < 20000; ++trial) {
+    const int ranks = 1 + random() % 6;
+    const int experts = 1 + random() % 9;
+    const DispatchTable table = RandomTable(random, experts, ranks, 3);
+    std::vector<int64_t> loads(experts);
+    for (int64_t& load : loads) load = random() % 4 == 0 ? 0 : random() % (trial % 3 == 0 ? 5 : 100000);
+    ShareSolver solver(table, ranks);
+    std::vector<int64_t> flow(table.num_replicas());
+    const int64_t z = solver.Solve(loads, flow);
+    CheckFlow(table, loads, flow, solver.rank_loads());
+    ASSERT_EQ(z, LeastBusiest(table, loads, ranks)) << trial;
+    for (const int64_t load : solver.rank_loads()) ASSERT_LE(load, z);
+    // A solver used before gives the same bits as a fresh one.
+    std::vector<int64_t> again(flow.size());
+    solver.Solve(loads, again);
+    ASSERT_EQ(flow, again);
+  }
+}
+
+TEST(ShareSolver, FollowsSpeeds) {
+  const DispatchTable table = Table({{0, 1}, {0, 1}, {1}});
+  const uint32_t speed[] = {1, 3};
+  ShareSolver solver(table, 2, speed);
+  const int64_t loads[] = {20, 10, 10};
+  std::vector<int64_t> flow(5);
+  EXPECT_EQ(solver.Solve(loads, flow), 10);
+  EXPECT_THAT(solver.rank_loads(), ElementsAre(10, 30));
+}
+
+TEST(ShareSolver, SpeedsAreMetWithinRounding) {
+  std::mt19937 random(5);
+  for (int trial = 0; trial < 5000; ++trial) {
+    const int ranks = 1 + random() % 6;
+    const int experts = 1 + random() % 9;
+    const DispatchTable table = RandomTable(random, experts, ranks, 3);
+    std::vector<int64_t> loads(experts);
+    for (int64_t& load : loads) load = static_cast<int64_t>(random() % 1000) << 30;
+    std::vector<uint32_t> speed(ranks);
+    for (uint32_t& s : speed) s = 1 + random() % 8;
+    ShareSolver solver(table, ranks, speed);
+    std::vector<int64_t> flow(table.num_replicas());
+    const int64_t z = solver.Solve(loads, flow);
+    CheckFlow(table, loads, flow, solver.rank_loads());
+    for (int d = 0; d < ranks; ++d) ASSERT_LE(solver.rank_loads()[d], z * speed[d]);
+  }
+}
+
+TEST(FlowToWeights, AreProportionalAndAtLeastOne) {
+  DispatchTable table = Table({{0, 1}, {0}, {0, 1, 2}, {1, 2}});
+  const int64_t flow[] = {0, 7, 5, 1, 1, 2, 0, 0};
+  FlowToWeights(flow, table);
+  EXPECT_THAT(table.weight, ElementsAre(1, 65536, 1, 16384, 16384, 32768, 1, 1));
+}
+
+TEST(SplitFlow, SumsBothWaysAndPrefersTheSourceItself) {
+  std::mt19937 random(9);
+  for (int trial = 0; trial < 3000; ++trial) {
+    const int ranks = 1 + random() % 5;
+    const int experts = 1 + random() % 8;
+    const DispatchTable table = RandomTable(random, experts, ranks, 3);
+    const int32_t replicas = table.num_replicas();
+    std::vector<int32_t> counts(ranks * experts);
+    std::vector<int64_t> loads(experts);
+    for (int s = 0; s < ranks; ++s) {
+      for (int e = 0; e < experts; ++e) loads[e] += counts[s * experts + e] = static_cast<int32_t>(random() % 20);
+    }
+    ShareSolver solver(table, ranks);
+    std::vector<int64_t> flow(replicas);
+    solver.Solve(loads, flow);
+    std::vector<int64_t> scratch(replicas);
+    std::vector<int32_t> quotas(ranks * replicas);
+    SplitFlow(table, counts, flow, ranks, scratch, quotas);
+    for (int32_t e = 0; e < experts; ++e) {
+      std::vector<int64_t> by_source(ranks);
+      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+        int64_t sum = 0;
+        for (int s = 0; s < ranks; ++s) {
+          sum += quotas[s * replicas + r];
+          by_source[s] += quotas[s * replicas + r];
+        }
+        ASSERT_EQ(sum, flow[r]);
+        const int32_t own = table.rank[r];
+        ASSERT_EQ(quotas[own * replicas + r], std::min<int64_t>(flow[r], counts[own * experts + e]));
+      }
+      for (int s = 0; s < ranks; ++s) ASSERT_EQ(by_source[s], counts[s * experts + e]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ballast
