@@ -1,0 +1,57 @@
+#include "controller/planner/gate.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_format.h"
+
+namespace ballast {
+
+GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
+  GateInput input;
+  input.gain = plan.gain;
+  input.moves = plan.moves;
+  input.transfer_seconds = plan.transfer_seconds;
+  input.waves = static_cast<int64_t>(plan.waves.size());
+  const LoadMatrix& shape = request.scenarios[0].load;
+  double tokens = 0;
+  for (const Scenario& s : request.scenarios) {
+    for (const double t : s.load.tokens) tokens += t;
+  }
+  input.tokens_per_worker_layer = tokens / shape.layers / static_cast<double>(request.topology.workers.size());
+  if (request.current) {
+    for (const DispatchTable& layer : Onto(*request.current, request.topology)) {
+      for (int32_t e = 0; e < layer.num_experts(); ++e) input.restores_experts |= layer.begin[e] == layer.begin[e + 1];
+    }
+  }
+  return input;
+}
+
+GateDecision Decide(const GateInput& input, const GateLimits& limits) {
+  GateDecision out;
+  out.saved_seconds = limits.horizon_seconds * limits.moe_share * input.gain;
+  out.cost_seconds =
+      input.transfer_seconds * limits.move_slowdown + static_cast<double>(input.waves) * limits.seconds_per_wave;
+  if (input.restores_experts) {
+    out.worth = true;
+    out.reason = "gives experts without a live replica one again";
+  } else if (input.tokens_per_worker_layer < limits.min_tokens_per_worker_layer) {
+    out.reason = absl::StrFormat(
+        "%.0f tokens a worker and layer in the window; at least %.0f are needed to tell skew from "
+        "chance",
+        input.tokens_per_worker_layer, limits.min_tokens_per_worker_layer);
+  } else if (input.gain < limits.min_gain) {
+    out.reason = absl::StrFormat("gain %.4f is below the threshold of %.4f", input.gain, limits.min_gain);
+  } else if (out.saved_seconds < limits.payback * out.cost_seconds) {
+    out.reason =
+        absl::StrFormat("saves %.3f s in %.0f s, below %.1f times its cost of %.3f s for %d moves", out.saved_seconds,
+                        limits.horizon_seconds, limits.payback, out.cost_seconds, input.moves);
+  } else {
+    out.worth = true;
+    out.reason = absl::StrFormat("gain %.4f saves %.3f s in %.0f s at a cost of %.3f s for %d moves", input.gain,
+                                 out.saved_seconds, limits.horizon_seconds, out.cost_seconds, input.moves);
+  }
+  return out;
+}
+
+}  // namespace ballast

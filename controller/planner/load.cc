@@ -1,0 +1,67 @@
+#include "controller/planner/load.h"
+
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+
+namespace ballast {
+
+absl::Status Validate(std::span<const Scenario> scenarios) {
+  constexpr double kMostTokens = 1e18;
+  if (scenarios.empty()) return absl::InvalidArgumentError("scenarios: 0; at least 1 is needed");
+  const LoadMatrix& first = scenarios[0].load;
+  std::set<std::string> names;
+  for (const Scenario& s : scenarios) {
+    const std::string where = absl::StrCat("scenario '", s.name, "': ");
+    if (!names.insert(s.name).second) return absl::InvalidArgumentError(where + "named twice");
+    if (!(s.weight > 0) || !std::isfinite(s.weight)) {
+      return absl::InvalidArgumentError(absl::StrCat(where, "weight ", s.weight, " must be finite and above 0"));
+    }
+    if (s.load.layers < 1 || s.load.experts < 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, s.load.layers, " layers of ", s.load.experts, " experts; both must be at least 1"));
+    }
+    if (s.load.layers != first.layers || s.load.experts != first.experts ||
+        s.load.tokens.size() != static_cast<size_t>(s.load.layers) * s.load.experts) {
+      return absl::InvalidArgumentError(absl::StrCat(where, s.load.layers, " layers of ", s.load.experts,
+                                                     " experts with ", s.load.tokens.size(), " values; scenario '",
+                                                     scenarios[0].name, "' has ", first.layers, " x ", first.experts));
+    }
+    for (size_t i = 0; i < s.load.tokens.size(); ++i) {
+      const double t = s.load.tokens[i];
+      if (!(t >= 0) || t > kMostTokens) {
+        return absl::InvalidArgumentError(absl::StrCat(where, "layer ", i / s.load.experts, " expert ",
+                                                       i % s.load.experts, ": ", t,
+                                                       " tokens; must be finite, at least 0 and at most 1e18"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+LoadMatrix Blend(std::span<const Scenario> scenarios) {
+  if (scenarios.size() == 1) return scenarios[0].load;
+  LoadMatrix sum(scenarios[0].load.layers, scenarios[0].load.experts);
+  for (const Scenario& s : scenarios) {
+    for (int32_t l = 0; l < sum.layers; ++l) {
+      const auto row = s.load.layer(l);
+      const double total = std::accumulate(row.begin(), row.end(), 0.0);
+      if (total == 0) continue;
+      for (int32_t e = 0; e < sum.experts; ++e) sum.layer(l)[e] += s.weight * row[e] / total;
+    }
+  }
+  return sum;
+}
+
+std::vector<int64_t> ToIntegers(std::span<const double> tokens) {
+  constexpr double kScale = 1099511627776.0;  // 2^40
+  const double total = std::accumulate(tokens.begin(), tokens.end(), 0.0);
+  std::vector<int64_t> out(tokens.size());
+  if (total == 0) return out;
+  for (size_t e = 0; e < tokens.size(); ++e) out[e] = std::llround(tokens[e] / total * kScale);
+  return out;
+}
+
+}  // namespace ballast

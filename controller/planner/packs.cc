@@ -1,0 +1,215 @@
+#include "controller/planner/packs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <tuple>
+
+#include "proto/base/check.h"
+
+namespace ballast {
+namespace {
+
+constexpr int32_t kMostExact = 128;
+
+bool Holds(const std::vector<int32_t>& pack, int32_t expert) {
+  return std::find(pack.begin(), pack.end(), expert) != pack.end();
+}
+
+// (value, row, column) triples, the greatest first; the rest of the rows keep their column where it is free.
+std::vector<int32_t> GreedyAssignment(std::vector<std::tuple<int64_t, int32_t, int32_t>> values, int32_t n) {
+  std::sort(values.begin(), values.end(), [](const auto& a, const auto& b) {
+    return std::get<0>(a) != std::get<0>(b) ? std::get<0>(a) > std::get<0>(b) : a < b;
+  });
+  std::vector<int32_t> column(n, -1);
+  std::vector<bool> taken(n);
+  for (const auto& [value, row, col] : values) {
+    if (column[row] >= 0 || taken[col]) continue;
+    column[row] = col;
+    taken[col] = true;
+  }
+  for (int32_t row = 0; row < n; ++row) {
+    if (column[row] < 0 && !taken[row]) {
+      column[row] = row;
+      taken[row] = true;
+    }
+  }
+  int32_t next = 0;
+  for (int32_t row = 0; row < n; ++row) {
+    if (column[row] >= 0) continue;
+    while (taken[next]) ++next;
+    column[row] = next;
+    taken[next] = true;
+  }
+  return column;
+}
+
+}  // namespace
+
+void MakeDistinct(std::span<const double> tokens, Packs& packs) {
+  std::vector<int32_t> count(tokens.size());
+  for (const auto& pack : packs) {
+    for (const int32_t e : pack) ++count[e];
+  }
+  const auto part = [&](int32_t e) { return tokens[e] / count[e]; };
+  for (auto& pack : packs) {
+    BALLAST_CHECK(pack.size() <= tokens.size()) << pack.size() << " replicas of " << tokens.size() << " experts";
+    for (size_t i = 0; i < pack.size(); ++i) {
+      const int32_t e = pack[i];
+      if (std::find(pack.begin(), pack.begin() + i, e) == pack.begin() + i) continue;
+      int32_t* best = nullptr;
+      double nearest = std::numeric_limits<double>::infinity();
+      for (auto& other : packs) {
+        if (Holds(other, e)) continue;
+        for (int32_t& f : other) {
+          const double distance = std::abs(part(f) - part(e));
+          if (distance < nearest && !Holds(pack, f)) {
+            nearest = distance;
+            best = &f;
+          }
+        }
+      }
+      if (best != nullptr) {
+        std::swap(*best, pack[i]);
+        continue;
+      }
+      int32_t hottest = -1;
+      for (int32_t f = 0; f < static_cast<int32_t>(tokens.size()); ++f) {
+        if (!Holds(pack, f) && (hottest < 0 || part(f) > part(hottest))) hottest = f;
+      }
+      --count[e];
+      ++count[hottest];
+      pack[i] = hottest;
+    }
+  }
+}
+
+Packs Relabel(const Packs& packs, const DispatchTable& current, int32_t block) {
+  const auto workers = static_cast<int32_t>(packs.size());
+  // stays[p, w]: how many of pack p's replicas worker w holds. Only pairs with any.
+  std::vector<std::tuple<int64_t, int32_t, int32_t>> stays;
+  const int64_t tie = workers + 1;
+  std::vector<int64_t> row(workers);
+  std::vector<int32_t> touched;
+  for (int32_t p = 0; p < workers; ++p) {
+    for (const int32_t e : packs[p]) {
+      for (int32_t r = current.begin[e]; r < current.begin[e + 1]; ++r) {
+        if (row[current.rank[r]]++ == 0) touched.push_back(current.rank[r]);
+      }
+    }
+    std::sort(touched.begin(), touched.end());
+    for (const int32_t w : touched) {
+      // One more where it is: a tie leaves packs in place.
+      stays.push_back({tie * row[w] + (p == w), p, w});
+      row[w] = 0;
+    }
+    touched.clear();
+  }
+  const auto assign = [](const std::vector<std::tuple<int64_t, int32_t, int32_t>>& values, int32_t n) {
+    if (n > kMostExact) return GreedyAssignment(values, n);
+    std::vector<int64_t> matrix(static_cast<size_t>(n) * n);
+    for (int32_t i = 0; i < n; ++i) matrix[i * n + i] = 1;
+    for (const auto& [value, p, w] : values) matrix[p * n + w] = value;
+    return BestAssignment(matrix, n);
+  };
+  std::vector<int32_t> worker_of(workers);
+  if (block == workers) {
+    worker_of = assign(stays, workers);
+  } else {
+    // Each pair of blocks at its best, then the blocks.
+    const int32_t blocks = workers / block;
+    std::vector<std::vector<std::tuple<int64_t, int32_t, int32_t>>> inner(blocks * blocks);
+    for (const auto& [value, p, w] : stays) {
+      inner[p / block * blocks + w / block].push_back({value, p % block, w % block});
+    }
+    std::vector<std::vector<int32_t>> place(blocks * blocks);
+    std::vector<std::tuple<int64_t, int32_t, int32_t>> outer;
+    for (int32_t i = 0; i < blocks * blocks; ++i) {
+      place[i] = assign(inner[i], block);
+      int64_t sum = i / blocks == i % blocks ? 1 : 0;
+      for (const auto& [value, p, w] : inner[i]) {
+        if (place[i][p] == w) sum += (blocks + 1) * value;
+      }
+      outer.push_back({sum, i / blocks, i % blocks});
+    }
+    const std::vector<int32_t> block_of = assign(outer, blocks);
+    for (int32_t p = 0; p < workers; ++p) {
+      const int32_t to = block_of[p / block];
+      worker_of[p] = to * block + place[p / block * blocks + to][p % block];
+    }
+  }
+  Packs out(workers);
+  for (int32_t p = 0; p < workers; ++p) out[worker_of[p]] = packs[p];
+  return out;
+}
+
+DispatchTable ToTable(const Packs& packs, int32_t experts) {
+  DispatchTable table;
+  table.begin.assign(experts + 1, 0);
+  for (const auto& pack : packs) {
+    for (const int32_t e : pack) ++table.begin[e + 1];
+  }
+  for (int32_t e = 0; e < experts; ++e) table.begin[e + 1] += table.begin[e];
+  table.rank.resize(table.begin[experts]);
+  table.weight.assign(table.begin[experts], 0);
+  std::vector<int32_t> next(table.begin.begin(), table.begin.end() - 1);
+  for (size_t w = 0; w < packs.size(); ++w) {
+    for (const int32_t e : packs[w]) table.rank[next[e]++] = static_cast<int32_t>(w);
+  }
+  return table;
+}
+
+std::vector<int32_t> BestAssignment(std::span<const int64_t> values, int32_t n) {
+  // Shortest augmenting paths over costs -value, with potentials; rows and columns from 1, 0 is the root.
+  constexpr int64_t kFar = std::numeric_limits<int64_t>::max() / 4;
+  std::vector<int64_t> row_potential(n + 1);
+  std::vector<int64_t> column_potential(n + 1);
+  std::vector<int32_t> row_of(n + 1);
+  std::vector<int32_t> before(n + 1);
+  std::vector<int64_t> distance(n + 1);
+  std::vector<bool> done(n + 1);
+  for (int32_t row = 1; row <= n; ++row) {
+    row_of[0] = row;
+    std::fill(distance.begin(), distance.end(), kFar);
+    std::fill(done.begin(), done.end(), false);
+    int32_t column = 0;
+    do {
+      done[column] = true;
+      const int32_t from = row_of[column];
+      int64_t step = kFar;
+      int32_t nearest = 0;
+      for (int32_t j = 1; j <= n; ++j) {
+        if (done[j]) continue;
+        const int64_t cost =
+            -values[static_cast<size_t>(from - 1) * n + j - 1] - row_potential[from] - column_potential[j];
+        if (cost < distance[j]) {
+          distance[j] = cost;
+          before[j] = column;
+        }
+        if (distance[j] < step) {
+          step = distance[j];
+          nearest = j;
+        }
+      }
+      for (int32_t j = 0; j <= n; ++j) {
+        if (done[j]) {
+          row_potential[row_of[j]] += step;
+          column_potential[j] -= step;
+        } else {
+          distance[j] -= step;
+        }
+      }
+      column = nearest;
+    } while (row_of[column] != 0);
+    do {
+      row_of[column] = row_of[before[column]];
+      column = before[column];
+    } while (column != 0);
+  }
+  std::vector<int32_t> out(n);
+  for (int32_t j = 1; j <= n; ++j) out[row_of[j] - 1] = j - 1;
+  return out;
+}
+
+}  // namespace ballast

@@ -1,0 +1,182 @@
+#include "controller/planner/score.h"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <queue>
+
+#include "proto/base/check.h"
+#include "proto/placement/shares.h"
+
+namespace ballast {
+namespace {
+
+template <typename PartOf>
+std::vector<double> Loads(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology,
+                          PartOf part) {
+  BALLAST_CHECK(static_cast<int32_t>(tokens.size()) == layer.num_experts()) << tokens.size() << " experts";
+  std::vector<double> loads(topology.workers.size());
+  for (int32_t e = 0; e < layer.num_experts(); ++e) {
+    if (tokens[e] == 0) continue;
+    double sum = 0;
+    for (int32_t r = layer.begin[e]; r < layer.begin[e + 1]; ++r) sum += part(r);
+    for (int32_t r = layer.begin[e]; r < layer.begin[e + 1]; ++r) loads[layer.rank[r]] += tokens[e] * part(r) / sum;
+  }
+  for (size_t w = 0; w < loads.size(); ++w) loads[w] /= topology.workers[w].speed;
+  return loads;
+}
+
+double Mean(std::span<const double> values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// Mean over max where a busiest worker cannot have less than the total over all speeds, whatever it holds.
+double LevelOver(std::span<const double> tokens, const Topology& topology, double busiest) {
+  double speeds = 0;
+  for (const TopologyWorker& w : topology.workers) speeds += w.speed;
+  const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / speeds;
+  return busiest == 0 ? 1 : std::min(1.0, level / busiest);
+}
+
+}  // namespace
+
+std::vector<double> WorkerLoads(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology) {
+  return Loads(layer, tokens, topology, [&](int32_t r) { return static_cast<double>(layer.weight[r]); });
+}
+
+std::vector<double> WorkerLoadsEqualSplit(const DispatchTable& layer, std::span<const double> tokens,
+                                          const Topology& topology) {
+  return Loads(layer, tokens, topology, [](int32_t) { return 1.0; });
+}
+
+double Balancedness(std::span<const double> loads) {
+  const double most = *std::max_element(loads.begin(), loads.end());
+  return most == 0 ? 1 : Mean(loads) / most;
+}
+
+double UpperBound(std::span<const double> tokens, int32_t replicas, int32_t workers) {
+  const auto experts = static_cast<int32_t>(tokens.size());
+  const double total = std::accumulate(tokens.begin(), tokens.end(), 0.0);
+  if (total == 0) return 1;
+  const double mean = total / workers;
+  struct Expert {
+    double part;
+    int32_t count;
+    double tokens;
+    bool operator<(const Expert& other) const { return part < other.part; }
+  };
+  std::priority_queue<Expert> hottest;
+  for (const double t : tokens) hottest.push({t, 1, t});
+  double busiest = mean;
+  for (int32_t spare = replicas - experts; spare > 0 && hottest.top().count < workers; --spare) {
+    Expert top = hottest.top();
+    hottest.pop();
+    ++top.count;
+    top.part = top.tokens / top.count;
+    hottest.push(top);
+  }
+  busiest = std::max(busiest, hottest.top().part);
+  if (replicas == 2 * workers && experts <= replicas) {
+    std::vector<double> sorted(tokens.begin(), tokens.end());
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    const int32_t spare = replicas - experts;
+    double low = 0;
+    for (int32_t i = 0; i < spare && i < experts; ++i) low += sorted[experts - 1 - i];
+    double top = 0;
+    const double valid_to = busiest / 2;
+    for (int32_t m = 1; m + spare <= experts; ++m) {
+      top += sorted[m - 1];
+      const double light = sorted[experts - m - spare];
+      low += light;
+      if (light > valid_to) break;
+      busiest = std::max(busiest, (top + low) / (m + spare));
+    }
+  }
+  return mean / busiest;
+}
+
+LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology) {
+  LayerScore score;
+  const std::vector<double> loads = WorkerLoads(layer, tokens, topology);
+  score.busiest = *std::max_element(loads.begin(), loads.end());
+  score.mean = Mean(loads);
+  if (score.busiest == 0) return score;
+  score.balancedness = LevelOver(tokens, topology, score.busiest);
+  const std::vector<double> equal = WorkerLoadsEqualSplit(layer, tokens, topology);
+  score.balancedness_equal_split = LevelOver(tokens, topology, *std::max_element(equal.begin(), equal.end()));
+  double squares = 0;
+  for (const double load : loads) squares += load * load;
+  const auto workers = static_cast<double>(loads.size());
+  score.jain = score.mean * score.mean * workers / squares;
+  score.maxvio = score.busiest / score.mean - 1;
+
+  std::vector<uint32_t> speeds;
+  bool alike = true;
+  for (const TopologyWorker& w : topology.workers) {
+    speeds.push_back(w.speed);
+    alike &= w.speed == topology.workers[0].speed;
+  }
+  ShareSolver solver(layer, static_cast<int32_t>(loads.size()), alike ? std::span<const uint32_t>() : speeds);
+  const std::vector<int64_t> whole = ToIntegers(tokens);
+  std::vector<int64_t> flow(layer.num_replicas());
+  const int64_t busiest = solver.Solve(whole, flow);
+  int64_t total = 0;
+  int64_t speed = 0;
+  for (const int64_t t : whole) total += t;
+  for (const uint32_t s : speeds) speed += alike ? 1 : s;
+  score.balancedness_solved = static_cast<double>(total) / static_cast<double>(speed) / static_cast<double>(busiest);
+  score.upper_bound = alike ? UpperBound(tokens, layer.num_replicas(), static_cast<int32_t>(loads.size())) : 1;
+  return score;
+}
+
+std::vector<DispatchTable> Onto(const Placement& placement, const Topology& topology) {
+  std::map<std::string, int32_t> index;
+  for (size_t w = 0; w < topology.workers.size(); ++w) index[topology.workers[w].name] = static_cast<int32_t>(w);
+  std::vector<int32_t> worker_of;
+  for (const std::string& name : placement.workers) {
+    const auto found = index.find(name);
+    worker_of.push_back(found == index.end() ? -1 : found->second);
+  }
+  std::vector<DispatchTable> layers;
+  for (const LayerReplicas& layer : ByLayer(placement)) layers.push_back(MakeDispatchTable(layer, worker_of));
+  return layers;
+}
+
+LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const Topology& topology) {
+  BALLAST_CHECK(placement.num_layers == scenario.load.layers && placement.num_experts == scenario.load.experts)
+      << placement.num_layers << " x " << placement.num_experts << " placed, " << scenario.load.layers << " x "
+      << scenario.load.experts << " loaded";
+  LoadScore score;
+  score.scenario = scenario.name;
+  const std::vector<DispatchTable> layers = Onto(placement, topology);
+  LayerScore sum{0, 0, 0, 0, 0, 0, 0, 0};
+  int32_t loaded = 0;
+  for (int32_t l = 0; l < placement.num_layers; ++l) {
+    const LayerScore layer = ScoreLayer(layers[l], scenario.load.layer(l), topology);
+    score.layers.push_back(layer);
+    score.busiest += layer.busiest;
+    if (layer.busiest == 0) continue;
+    ++loaded;
+    sum.balancedness += layer.balancedness;
+    sum.balancedness_equal_split += layer.balancedness_equal_split;
+    sum.balancedness_solved += layer.balancedness_solved;
+    sum.upper_bound += layer.upper_bound;
+    sum.jain += layer.jain;
+    sum.maxvio += layer.maxvio;
+    if (layer.balancedness < score.worst) {
+      score.worst = layer.balancedness;
+      score.worst_layer = l;
+    }
+  }
+  if (loaded == 0) return score;
+  score.balancedness = sum.balancedness / loaded;
+  score.balancedness_equal_split = sum.balancedness_equal_split / loaded;
+  score.balancedness_solved = sum.balancedness_solved / loaded;
+  score.upper_bound = sum.upper_bound / loaded;
+  score.jain = sum.jain / loaded;
+  score.maxvio = sum.maxvio / loaded;
+  return score;
+}
+
+}  // namespace ballast

@@ -1,0 +1,81 @@
+// How level a placement is under a load, and how level any placement could be.
+#ifndef BALLAST_CONTROLLER_PLANNER_SCORE_H_
+#define BALLAST_CONTROLLER_PLANNER_SCORE_H_
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "controller/planner/load.h"
+#include "controller/planner/topology.h"
+#include "proto/placement/placement.h"
+#include "proto/placement/quotas.h"
+
+namespace ballast {
+
+// One layer. Loads are tokens over speed. A layer without load is level: 1 everywhere.
+struct LayerScore {
+  // Mean over max of the workers' loads with the placement's weights, and with every expert split equally.
+  double balancedness = 1;
+  double balancedness_equal_split = 1;
+  // With shares solved for this very load.
+  double balancedness_solved = 1;
+  // No placement of as many replicas over these workers can be above it.
+  double upper_bound = 1;
+  // Load of the busiest worker, with the placement's weights.
+  double busiest = 0;
+  // Mean load.
+  double mean = 0;
+  // (sum x)^2 / (n * sum x^2) of the workers' loads, 1 is level; and max over mean, less 1.
+  double jain = 1;
+  double maxvio = 0;
+};
+
+// A whole load, with means over the layers that have any.
+struct LoadScore {
+  std::string scenario;
+  std::vector<LayerScore> layers;
+  double balancedness = 1;
+  double balancedness_equal_split = 1;
+  double balancedness_solved = 1;
+  double upper_bound = 1;
+  double jain = 1;
+  double maxvio = 0;
+  // The lowest balancedness of a layer, and which.
+  double worst = 1;
+  int32_t worst_layer = 0;
+  // The busiest workers' loads summed over layers: what the steps wait for.
+  double busiest = 0;
+};
+
+// Tokens over speed of each worker in one layer, experts split by weight; experts without a replica are left out.
+std::vector<double> WorkerLoads(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology);
+// The same, experts split equally.
+std::vector<double> WorkerLoadsEqualSplit(const DispatchTable& layer, std::span<const double> tokens,
+                                          const Topology& topology);
+
+// Mean over max, 1 when all are zero.
+double Balancedness(std::span<const double> loads);
+
+LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology);
+
+// `placement` is valid, its workers are those of `topology` in order (a worker that is missing from `topology` counts
+// as dead: see Onto), its shape that of the load.
+LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const Topology& topology);
+
+// The layers of a valid placement with workers numbered as in `topology`; replicas on other workers are left out.
+std::vector<DispatchTable> Onto(const Placement& placement, const Topology& topology);
+
+// A proven upper bound on the balancedness, with any shares, of any placement of `replicas` replicas of one layer over
+// `workers` workers of equal speed, experts on distinct workers and at most ceil(replicas / workers) a worker.
+//
+// M* = min over counts of max_e tokens_e / count_e (giving each next replica to the largest quotient is optimal) bounds
+// the busiest worker from below. With at most two slots a worker: the m hottest experts occupy at most m + spare slots,
+// whose workers' other slots hold at least the m + spare lightest experts, so the busiest worker has at least
+// (top m + low m+spare) / (m + spare), valid while the heaviest of those light ones is at most half of it.
+double UpperBound(std::span<const double> tokens, int32_t replicas, int32_t workers);
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_PLANNER_SCORE_H_

@@ -1,0 +1,49 @@
+#include "controller/planner/topology.h"
+
+#include <cmath>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+
+namespace ballast {
+
+absl::Status Validate(const Topology& topology) {
+  if (topology.workers.empty()) return absl::InvalidArgumentError("topology: 0 workers; at least 1 is needed");
+  std::set<std::string> names;
+  for (const TopologyWorker& w : topology.workers) {
+    const std::string where = absl::StrCat("topology: worker '", w.name, "': ");
+    if (!names.insert(w.name).second) return absl::InvalidArgumentError(where + "named twice");
+    if (w.node < 0) return absl::InvalidArgumentError(absl::StrCat(where, "node ", w.node, "; must be at least 0"));
+    if (w.capacity.staging_slots < 0 || w.capacity.staging_slots >= w.capacity.slots) {
+      return absl::InvalidArgumentError(absl::StrCat(where, w.capacity.staging_slots, " staging slots of ",
+                                                     w.capacity.slots, "; must be at least 0 and leave a slot"));
+    }
+    if (w.speed < 1 || w.speed > 1024) {
+      return absl::InvalidArgumentError(absl::StrCat(where, "speed ", w.speed, "; must be 1 to 1024"));
+    }
+  }
+  for (const double rate : {topology.node_bytes_per_second, topology.cross_node_bytes_per_second}) {
+    if (!(rate > 0) || !std::isfinite(rate)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("topology: ", rate, " bytes a second; must be finite and above 0"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+Topology UniformTopology(int32_t workers, int32_t nodes, int32_t slots) {
+  Topology topology;
+  for (int32_t w = 0; w < workers; ++w) {
+    TopologyWorker worker;
+    worker.name = absl::StrCat("w", w);
+    // Contiguous blocks: the first workers % nodes nodes have one worker more.
+    const int32_t each = workers / nodes;
+    const int32_t larger = workers % nodes * (each + 1);
+    worker.node = w < larger ? w / (each + 1) : workers % nodes + (w - larger) / each;
+    worker.capacity.slots = slots + worker.capacity.staging_slots;
+    topology.workers.push_back(std::move(worker));
+  }
+  return topology;
+}
+
+}  // namespace ballast

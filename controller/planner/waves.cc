@@ -1,0 +1,566 @@
+#include "controller/planner/waves.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <tuple>
+
+#include "absl/strings/str_cat.h"
+#include "controller/planner/score.h"
+#include "proto/base/check.h"
+#include "proto/placement/shares.h"
+
+namespace ballast {
+namespace {
+
+enum class State : uint8_t { kPending, kInWave, kDone };
+
+struct Arrival {
+  ExpertId expert;
+  int32_t worker;
+  bool lost;  // the expert has no replica before the wave
+  State state = State::kPending;
+};
+
+struct Departure {
+  ExpertId expert;
+  int32_t worker;
+  State state = State::kPending;
+};
+
+// Builds one wave after the other. Within a wave, changes are made one layer at a time and can be undone.
+class Builder {
+ public:
+  Builder(const Placement& current, std::span<const DispatchTable> target, const Topology& topology, LoadMatrix load,
+          const WaveLimits& limits)
+      : placement_(current),
+        target_(target),
+        topology_(topology),
+        load_(std::move(load)),
+        limits_(limits),
+        workers_(static_cast<int32_t>(topology.workers.size())),
+        used_(workers_),
+        incoming_(workers_),
+        room_(workers_),
+        alive_(static_cast<size_t>(current.num_layers) * current.num_experts),
+        arrivals_of_(current.num_layers),
+        departures_of_(current.num_layers),
+        departures_at_(workers_) {
+    bool alike = true;
+    for (const TopologyWorker& w : topology.workers) {
+      speeds_.push_back(w.speed);
+      alike &= w.speed == topology.workers[0].speed;
+    }
+    if (alike) speeds_.clear();
+    layers_ = Onto(current, topology);
+    for (const Replica& r : current.replicas) {
+      ++used_[r.worker];
+      ++alive_[Index(r.expert)];
+    }
+    for (int32_t l = 0; l < current.num_layers; ++l) {
+      for (int32_t e = 0; e < current.num_experts; ++e) Compare({l, e});
+      busiest_.push_back(Busiest(layers_[l], l));
+      total_ += busiest_.back();
+    }
+  }
+
+  absl::StatusOr<std::vector<Wave>> Build() {
+    OrderLayers();
+    std::vector<Wave> waves;
+    while (arrivals_left_ + departures_left_ > 0) {
+      BeginWave();
+      for (const int32_t l : order_) TryLayer(l, /*force=*/false);
+      bool within = true;
+      if (touched_.empty()) {
+        // Nothing is good enough: the least bad layer, so that the rest can follow.
+        within = false;
+        ForceLeastBad();
+        if (touched_.empty()) return NoRoom();
+      }
+      waves.push_back(EndWave(within));
+    }
+    AddWeights(waves);
+    return waves;
+  }
+
+ private:
+  size_t Index(ExpertId e) const { return static_cast<size_t>(e.layer) * placement_.num_experts + e.expert; }
+  int32_t Limit(int32_t w) const {
+    return topology_.workers[w].capacity.slots - topology_.workers[w].capacity.staging_slots;
+  }
+
+  void Compare(ExpertId e) {
+    const auto ranks = [&](const DispatchTable& t) {
+      std::vector<int32_t> out(t.rank.begin() + t.begin[e.expert], t.rank.begin() + t.begin[e.expert + 1]);
+      std::sort(out.begin(), out.end());
+      return out;
+    };
+    const std::vector<int32_t> now = ranks(layers_[e.layer]);
+    const std::vector<int32_t> then = ranks(target_[e.layer]);
+    for (const int32_t w : then) {
+      if (std::binary_search(now.begin(), now.end(), w)) continue;
+      arrivals_of_[e.layer].push_back(static_cast<int32_t>(arrivals_.size()));
+      arrivals_.push_back({e, w, now.empty()});
+      ++arrivals_left_;
+    }
+    for (const int32_t w : now) {
+      if (std::binary_search(then.begin(), then.end(), w)) continue;
+      departures_of_[e.layer].push_back(static_cast<int32_t>(departures_.size()));
+      departures_at_[w].push_back(static_cast<int32_t>(departures_.size()));
+      departures_.push_back({e, w});
+      ++departures_left_;
+    }
+  }
+
+  // Lost experts first, then by what the layer gains.
+  void OrderLayers() {
+    std::vector<std::pair<double, int32_t>> gains;
+    for (int32_t l = 0; l < placement_.num_layers; ++l) {
+      std::stable_sort(arrivals_of_[l].begin(), arrivals_of_[l].end(), [&](int32_t a, int32_t b) {
+        if (arrivals_[a].lost != arrivals_[b].lost) return arrivals_[a].lost;
+        return Tokens(arrivals_[a].expert) > Tokens(arrivals_[b].expert);
+      });
+      if (arrivals_of_[l].empty() && departures_of_[l].empty()) continue;
+      double gain = busiest_[l] - Busiest(target_[l], l);
+      for (const int32_t a : arrivals_of_[l]) {
+        if (arrivals_[a].lost) gain = std::numeric_limits<double>::infinity();
+      }
+      gains.push_back({-gain, l});
+    }
+    std::sort(gains.begin(), gains.end());
+    for (const auto& [gain, l] : gains) order_.push_back(l);
+  }
+
+  double Tokens(ExpertId e) const { return load_.layer(e.layer)[e.expert]; }
+
+  double Busiest(const DispatchTable& table, int32_t layer) const {
+    const std::vector<double> loads = WorkerLoads(table, load_.layer(layer), topology_);
+    return *std::max_element(loads.begin(), loads.end());
+  }
+
+  void BeginWave() {
+    touched_.clear();
+    before_ = total_;
+    for (int32_t w = 0; w < workers_; ++w) {
+      incoming_[w] = 0;
+      room_[w] = topology_.workers[w].capacity.slots - used_[w];
+      if (limits_.moves_per_worker > 0) room_[w] = std::min(room_[w], limits_.moves_per_worker);
+    }
+  }
+
+  // Every change of the wave is an entry of the log: arrivals by index, departures by -1 - index.
+  void Take(int32_t a) {
+    Arrival& arrival = arrivals_[a];
+    arrival.state = State::kInWave;
+    ++incoming_[arrival.worker];
+    ++used_[arrival.worker];
+    ++alive_[Index(arrival.expert)];
+    log_.push_back(a);
+  }
+  void Leave(int32_t d) {
+    Departure& departure = departures_[d];
+    departure.state = State::kInWave;
+    --used_[departure.worker];
+    --alive_[Index(departure.expert)];
+    log_.push_back(-1 - d);
+  }
+  void UndoTo(size_t mark) {
+    while (log_.size() > mark) {
+      const int32_t entry = log_.back();
+      log_.pop_back();
+      if (entry >= 0) {
+        Arrival& arrival = arrivals_[entry];
+        arrival.state = State::kPending;
+        --incoming_[arrival.worker];
+        --used_[arrival.worker];
+        --alive_[Index(arrival.expert)];
+      } else {
+        Departure& departure = departures_[-1 - entry];
+        departure.state = State::kPending;
+        ++used_[departure.worker];
+        ++alive_[Index(departure.expert)];
+      }
+    }
+  }
+
+  // Brings an expert in, with the departures and further arrivals that it takes: a worker at its limit gives a replica
+  // up, and if that is the expert's last, the expert must arrive elsewhere in the same wave. Such a chain ends at a
+  // worker with room or a replica to spare, or closes into a cycle; a cycle needs one free slot on each of its workers.
+  // Every worker always has the same choice, so that some start on each cycle closes it.
+  bool Bring(int32_t a) {
+    const size_t mark = log_.size();
+    int32_t next = a;
+    while (true) {
+      const int32_t w = arrivals_[next].worker;
+      if (incoming_[w] >= room_[w]) break;
+      Take(next);
+      if (used_[w] <= Limit(w)) return true;
+      const int32_t spare = ChooseDeparture(w, arrivals_[next].expert.layer, /*spare=*/true);
+      if (spare >= 0) {
+        Leave(spare);
+        return true;
+      }
+      const int32_t last = ChooseDeparture(w, -1, /*spare=*/false);
+      if (last < 0) break;
+      const ExpertId e = departures_[last].expert;
+      next = -1;
+      for (const int32_t other : arrivals_of_[e.layer]) {
+        if (arrivals_[other].expert == e && arrivals_[other].state == State::kPending) {
+          next = other;
+          break;
+        }
+      }
+      if (next < 0) break;
+      Leave(last);
+    }
+    UndoTo(mark);
+    return false;
+  }
+
+  // A pending departure at `w`: one whose expert lives on without it, of `layer` before others; or else one whose
+  // expert does not. -1: none.
+  int32_t ChooseDeparture(int32_t w, int32_t layer, bool spare) const {
+    int32_t best = -1;
+    for (const int32_t d : departures_at_[w]) {
+      if (departures_[d].state != State::kPending) continue;
+      if ((alive_[Index(departures_[d].expert)] > 1) != spare) continue;
+      if (departures_[d].expert.layer == layer) return d;
+      if (best < 0) best = d;
+    }
+    return best;
+  }
+
+  // Makes as many of the layer's changes as fit, and keeps them if the wave stays within the tolerance.
+  bool TryLayer(int32_t l, bool force) {
+    const size_t mark = log_.size();
+    bool arrived = true;
+    for (const int32_t a : arrivals_of_[l]) {
+      if (arrivals_[a].state == State::kPending) arrived &= Bring(a);
+    }
+    if (arrived) {
+      for (const int32_t d : departures_of_[l]) {
+        if (departures_[d].state == State::kPending && alive_[Index(departures_[d].expert)] > 1) Leave(d);
+      }
+    }
+    if (log_.size() == mark) return false;
+    return Settle(mark, force);
+  }
+
+  // Evaluates the layers changed since `mark`.
+  bool Settle(size_t mark, bool force) {
+    std::vector<int32_t> changed;
+    bool restores = false;
+    for (size_t i = mark; i < log_.size(); ++i) {
+      restores |= log_[i] >= 0 && arrivals_[log_[i]].lost;
+      changed.push_back(log_[i] >= 0 ? arrivals_[log_[i]].expert.layer : departures_[-1 - log_[i]].expert.layer);
+    }
+    std::sort(changed.begin(), changed.end());
+    changed.erase(std::unique(changed.begin(), changed.end()), changed.end());
+    std::vector<DispatchTable> tables;
+    std::vector<double> busiest;
+    double total = total_;
+    for (const int32_t l : changed) {
+      tables.push_back(TableNow(l));
+      busiest.push_back(Busiest(tables.back(), l));
+      total += busiest.back() - busiest_[l];
+    }
+    // The load of a lost expert was on nobody; its return is no worsening.
+    if (restores) before_ += std::max(0.0, total - total_);
+    // Nor is the rounding of weights.
+    if (!force && total > before_ * (1 + limits_.tolerance + 1e-4)) {
+      UndoTo(mark);
+      return false;
+    }
+    for (size_t i = 0; i < changed.size(); ++i) {
+      layers_[changed[i]] = std::move(tables[i]);
+      busiest_[changed[i]] = busiest[i];
+    }
+    total_ = total;
+    touched_.insert(touched_.end(), changed.begin(), changed.end());
+    return true;
+  }
+
+  void ForceLeastBad() {
+    int32_t best = -1;
+    double least = std::numeric_limits<double>::infinity();
+    for (const int32_t l : order_) {
+      const auto layers = layers_;
+      const auto busiest = busiest_;
+      const double total = total_;
+      if (TryLayer(l, /*force=*/true) && total_ < least) {
+        least = total_;
+        best = l;
+      }
+      UndoTo(0);
+      layers_ = layers;
+      busiest_ = busiest;
+      total_ = total;
+      touched_.clear();
+    }
+    if (best >= 0) TryLayer(best, /*force=*/true);
+  }
+
+  // The layer with the wave's changes so far; the target's own weights once it is reached.
+  DispatchTable TableNow(int32_t l) const {
+    std::vector<std::vector<int32_t>> holders(placement_.num_experts);
+    const DispatchTable was = BeforeWave(l);
+    for (int32_t e = 0; e < placement_.num_experts; ++e) {
+      holders[e].assign(was.rank.begin() + was.begin[e], was.rank.begin() + was.begin[e + 1]);
+    }
+    for (const int32_t d : departures_of_[l]) {
+      if (departures_[d].state == State::kInWave)
+        std::erase(holders[departures_[d].expert.expert], departures_[d].worker);
+    }
+    for (const int32_t a : arrivals_of_[l]) {
+      if (arrivals_[a].state != State::kInWave) continue;
+      std::vector<int32_t>& at = holders[arrivals_[a].expert.expert];
+      at.insert(std::lower_bound(at.begin(), at.end(), arrivals_[a].worker), arrivals_[a].worker);
+    }
+    const auto pending = [](const auto& items, const std::vector<int32_t>& indices) {
+      return std::any_of(indices.begin(), indices.end(), [&](int32_t i) { return items[i].state == State::kPending; });
+    };
+    DispatchTable table;
+    table.begin = {0};
+    for (const auto& at : holders) {
+      table.rank.insert(table.rank.end(), at.begin(), at.end());
+      table.begin.push_back(static_cast<int32_t>(table.rank.size()));
+    }
+    table.weight.assign(table.rank.size(), 1);
+    if (!pending(arrivals_, arrivals_of_[l]) && !pending(departures_, departures_of_[l])) {
+      table.weight = TargetWeights(l, table);
+    } else {
+      ShareSolver solver(table, workers_, speeds_);
+      std::vector<int64_t> flow(table.num_replicas());
+      solver.Solve(ToIntegers(load_.layer(l)), flow);
+      FlowToWeights(flow, table);
+    }
+    return table;
+  }
+
+  // `table` has the target's replicas, by worker.
+  std::vector<uint32_t> TargetWeights(int32_t l, const DispatchTable& table) const {
+    std::vector<uint32_t> weights;
+    const DispatchTable& target = target_[l];
+    for (int32_t e = 0; e < table.num_experts(); ++e) {
+      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+        const auto at =
+            std::find(target.rank.begin() + target.begin[e], target.rank.begin() + target.begin[e + 1], table.rank[r]);
+        weights.push_back(target.weight[at - target.rank.begin()]);
+      }
+    }
+    return weights;
+  }
+
+  DispatchTable BeforeWave(int32_t l) const {
+    DispatchTable table;
+    table.begin.assign(placement_.num_experts + 1, 0);
+    const auto first = std::lower_bound(placement_.replicas.begin(), placement_.replicas.end(), l,
+                                        [](const Replica& r, int32_t layer) { return r.expert.layer < layer; });
+    for (auto r = first; r != placement_.replicas.end() && r->expert.layer == l; ++r) {
+      ++table.begin[r->expert.expert + 1];
+      table.rank.push_back(r->worker);
+      table.weight.push_back(r->weight);
+    }
+    for (int32_t e = 0; e < placement_.num_experts; ++e) table.begin[e + 1] += table.begin[e];
+    return table;
+  }
+
+  Wave EndWave(bool within) {
+    Wave wave;
+    wave.busiest = total_;
+    wave.within_tolerance = within;
+    std::vector<std::vector<bool>> taken(workers_);
+    for (int32_t w = 0; w < workers_; ++w) taken[w].assign(topology_.workers[w].capacity.slots, false);
+    for (const Replica& r : placement_.replicas) {
+      if (r.slot < static_cast<int32_t>(taken[r.worker].size())) taken[r.worker][r.slot] = true;
+    }
+    std::vector<int32_t> free(workers_);
+    std::vector<int32_t> outgoing(workers_);
+    for (const int32_t entry : log_) {
+      if (entry < 0) {
+        Departure& departure = departures_[-1 - entry];
+        departure.state = State::kDone;
+        --departures_left_;
+        wave.drops.push_back(*Find(departure.expert, departure.worker));
+        continue;
+      }
+      Arrival& arrival = arrivals_[entry];
+      arrival.state = State::kDone;
+      --arrivals_left_;
+      for (const int32_t other : arrivals_of_[arrival.expert.layer]) {
+        if (arrivals_[other].expert == arrival.expert) arrivals_[other].lost = false;
+      }
+      int32_t& slot = free[arrival.worker];
+      while (taken[arrival.worker][slot]) ++slot;
+      wave.moves.push_back({arrival.expert, -1, arrival.worker, slot++});
+    }
+    std::sort(wave.moves.begin(), wave.moves.end(),
+              [](const Move& a, const Move& b) { return std::tie(a.worker, a.slot) < std::tie(b.worker, b.slot); });
+    std::sort(wave.drops.begin(), wave.drops.end());
+    for (Move& move : wave.moves) move.source = ChooseSource(move, outgoing);
+    std::sort(touched_.begin(), touched_.end());
+    touched_.erase(std::unique(touched_.begin(), touched_.end()), touched_.end());
+    FillLayers(touched_, wave);
+    placement_ = ApplyWave(std::move(placement_), wave);
+    log_.clear();
+    return wave;
+  }
+
+  // The holder whose link is free soonest.
+  int32_t ChooseSource(const Move& move, std::vector<int32_t>& outgoing) const {
+    int32_t best = -1;
+    double soonest = std::numeric_limits<double>::infinity();
+    for (auto r = Find(move.expert, 0); r != placement_.replicas.end() && r->expert == move.expert; ++r) {
+      const double rate = Rate(topology_, r->worker, move.worker);
+      const double done = (outgoing[r->worker] + 1) / rate;
+      if (done < soonest) {
+        soonest = done;
+        best = r->worker;
+      }
+    }
+    if (best >= 0) ++outgoing[best];
+    return best;
+  }
+
+  static double Rate(const Topology& topology, int32_t from, int32_t to) {
+    return topology.workers[from].node == topology.workers[to].node ? topology.node_bytes_per_second
+                                                                    : topology.cross_node_bytes_per_second;
+  }
+
+  std::vector<Replica>::const_iterator Find(ExpertId expert, int32_t worker) const {
+    return std::lower_bound(placement_.replicas.begin(), placement_.replicas.end(), std::tie(expert, worker),
+                            [](const Replica& r, const std::tuple<const ExpertId&, const int32_t&>& key) {
+                              return std::tie(r.expert, r.worker) < key;
+                            });
+  }
+
+  // Wave::layers: the replicas of `layers` after the wave.
+  void FillLayers(const std::vector<int32_t>& layers, Wave& wave) const {
+    for (const int32_t l : layers) {
+      const DispatchTable& table = layers_[l];
+      for (int32_t e = 0; e < table.num_experts(); ++e) {
+        for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+          const ExpertId expert{l, e};
+          const int32_t w = table.rank[r];
+          const auto stays = Find(expert, w);
+          int32_t slot = -1;
+          if (stays != placement_.replicas.end() && stays->expert == expert && stays->worker == w) {
+            slot = stays->slot;
+          } else {
+            for (const Move& move : wave.moves) {
+              if (move.expert == expert && move.worker == w) slot = move.slot;
+            }
+          }
+          BALLAST_CHECK(slot >= 0) << "layer " << l << " expert " << e << " worker " << w;
+          wave.layers.push_back({expert, w, slot, table.weight[r]});
+        }
+      }
+    }
+  }
+
+  // Layers whose weights alone change go with the first wave, or make one without moves.
+  void AddWeights(std::vector<Wave>& waves) {
+    std::vector<int32_t> changed;
+    for (int32_t l = 0; l < placement_.num_layers; ++l) {
+      if (!arrivals_of_[l].empty() || !departures_of_[l].empty()) continue;
+      DispatchTable table = layers_[l];
+      table.weight = TargetWeights(l, table);
+      if (table.weight == layers_[l].weight) continue;
+      const double busiest = Busiest(table, l);
+      total_ += busiest - busiest_[l];
+      for (Wave& wave : waves) wave.busiest += busiest - busiest_[l];
+      busiest_[l] = busiest;
+      layers_[l] = std::move(table);
+      changed.push_back(l);
+    }
+    if (changed.empty()) return;
+    if (waves.empty()) {
+      waves.emplace_back();
+      waves[0].busiest = total_;
+    }
+    FillLayers(changed, waves[0]);
+    std::sort(waves[0].layers.begin(), waves[0].layers.end());
+  }
+
+  absl::Status NoRoom() const {
+    for (int32_t w = 0; w < workers_; ++w) {
+      if (room_[w] > 0) continue;
+      const auto waits = [&](const Arrival& a) { return a.worker == w && a.state == State::kPending; };
+      if (std::none_of(arrivals_.begin(), arrivals_.end(), waits)) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("worker '", topology_.workers[w].name, "' has no free slot to move through: ", used_[w], " of ",
+                       topology_.workers[w].capacity.slots, " slots are in use; at least 1 staging slot is needed"));
+    }
+    return absl::FailedPreconditionError("the target does not fit the workers' slots");
+  }
+
+  Placement placement_;  // before the wave that is being built
+  const std::span<const DispatchTable> target_;
+  const Topology& topology_;
+  const LoadMatrix load_;
+  const WaveLimits limits_;
+  const int32_t workers_;
+  std::vector<uint32_t> speeds_;  // empty: all alike
+  std::vector<DispatchTable> layers_;
+  std::vector<double> busiest_;    // [layers]
+  double total_ = 0;               // of busiest_
+  double before_ = 0;              // total_ before the wave
+  std::vector<int32_t> used_;      // [workers] slots after the wave
+  std::vector<int32_t> incoming_;  // [workers] arrivals of the wave
+  std::vector<int32_t> room_;      // [workers] arrivals that the wave may have
+  std::vector<int32_t> alive_;     // [layers][experts] replicas after the wave
+  std::vector<Arrival> arrivals_;
+  std::vector<Departure> departures_;
+  int64_t arrivals_left_ = 0;
+  int64_t departures_left_ = 0;
+  std::vector<std::vector<int32_t>> arrivals_of_;    // by layer
+  std::vector<std::vector<int32_t>> departures_of_;  // by layer
+  std::vector<std::vector<int32_t>> departures_at_;  // by worker
+  std::vector<int32_t> order_;                       // layers that change
+  std::vector<int32_t> touched_;                     // layers that the wave changes
+  std::vector<int32_t> log_;                         // the wave's changes
+};
+
+}  // namespace
+
+absl::StatusOr<std::vector<Wave>> PlanWaves(const Placement& current, std::span<const DispatchTable> target,
+                                            const Topology& topology, std::span<const Scenario> scenarios,
+                                            const WaveLimits& limits) {
+  BALLAST_CHECK(static_cast<int32_t>(target.size()) == current.num_layers) << target.size() << " layers";
+  return Builder(current, target, topology, Blend(scenarios), limits).Build();
+}
+
+Placement ApplyWave(Placement placement, const Wave& wave) {
+  std::vector<Replica> replicas;
+  replicas.reserve(placement.replicas.size() + wave.moves.size());
+  size_t next = 0;
+  for (size_t i = 0; i < placement.replicas.size();) {
+    const int32_t layer = placement.replicas[i].expert.layer;
+    while (next < wave.layers.size() && wave.layers[next].expert.layer < layer) replicas.push_back(wave.layers[next++]);
+    const bool replaced = next < wave.layers.size() && wave.layers[next].expert.layer == layer;
+    while (i < placement.replicas.size() && placement.replicas[i].expert.layer == layer) {
+      if (!replaced) replicas.push_back(placement.replicas[i]);
+      ++i;
+    }
+    while (next < wave.layers.size() && wave.layers[next].expert.layer == layer)
+      replicas.push_back(wave.layers[next++]);
+  }
+  replicas.insert(replicas.end(), wave.layers.begin() + next, wave.layers.end());
+  placement.replicas = std::move(replicas);
+  return placement;
+}
+
+double TransferSeconds(const Wave& wave, const Topology& topology, int64_t expert_bytes) {
+  std::vector<double> in(topology.workers.size());
+  std::vector<double> out(topology.workers.size());
+  for (const Move& move : wave.moves) {
+    const bool near = move.source >= 0 && topology.workers[move.source].node == topology.workers[move.worker].node;
+    const double seconds = static_cast<double>(expert_bytes) /
+                           (near ? topology.node_bytes_per_second : topology.cross_node_bytes_per_second);
+    in[move.worker] += seconds;
+    if (move.source >= 0) out[move.source] += seconds;
+  }
+  return std::max(*std::max_element(in.begin(), in.end()), *std::max_element(out.begin(), out.end()));
+}
+
+}  // namespace ballast

@@ -1,0 +1,67 @@
+// A placement's way into force: waves of moves, each of which leaves a sound placement.
+#ifndef BALLAST_CONTROLLER_PLANNER_WAVES_H_
+#define BALLAST_CONTROLLER_PLANNER_WAVES_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "controller/planner/load.h"
+#include "controller/planner/topology.h"
+#include "proto/placement/placement.h"
+#include "proto/placement/quotas.h"
+
+namespace ballast {
+
+// Copies one replica into a free slot.
+struct Move {
+  ExpertId expert;
+  // A worker that holds it in the placement before the wave, or -1 where none is left: from the checkpoint.
+  int32_t source = -1;
+  int32_t worker = 0;
+  int32_t slot = 0;
+  friend auto operator<=>(const Move&, const Move&) = default;
+};
+
+struct Wave {
+  // By (worker, slot). Their slots are free in the placement before the wave.
+  std::vector<Move> moves;
+  // Replicas that end with the wave, as they stand before it.
+  std::vector<Replica> drops;
+  // Every replica, with its new weight, of each layer that the wave touches.
+  std::vector<Replica> layers;
+  // Tokens on the busiest worker after the wave, summed over layers, for the blend of the scenarios; of the first wave
+  // compare with the placement in force.
+  double busiest = 0;
+  // Whether that is at most (1 + tolerance) times what it was before the wave.
+  bool within_tolerance = true;
+};
+
+struct WaveLimits {
+  // Replicas that one worker takes in in one wave; free slots limit it too. 0: as many as it has free slots.
+  int32_t moves_per_worker = 0;
+  // See Wave::within_tolerance.
+  double tolerance = 0.02;
+};
+
+// Orders the way from `current` to `target` (one table a layer over topology's workers, weights at least 1).
+//
+// `current` is valid over topology.workers, in order, except that experts may have no replica (a dead worker took it);
+// those come first, from the checkpoint. After each wave the placement satisfies Validate with every worker's staging
+// slots free, no expert that had a replica is without, and the plan may stop. Layers that gain most go first, and a
+// wave holds as much as free slots allow while its placement stays within the tolerance. Replicas that stay keep their
+// slots. FailedPrecondition names a worker without any free slot to move through.
+absl::StatusOr<std::vector<Wave>> PlanWaves(const Placement& current, std::span<const DispatchTable> target,
+                                            const Topology& topology, std::span<const Scenario> scenarios,
+                                            const WaveLimits& limits);
+
+// The placement after `wave`, from the one before it.
+Placement ApplyWave(Placement placement, const Wave& wave);
+
+// The slowest worker's time to take in the wave's moves, and to give them out.
+double TransferSeconds(const Wave& wave, const Topology& topology, int64_t expert_bytes);
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_PLANNER_WAVES_H_
