@@ -1,0 +1,71 @@
+// The embedded store: one SQLite file.
+#ifndef BALLAST_CONTROLLER_STORE_SQLITE_STORE_H_
+#define BALLAST_CONTROLLER_STORE_SQLITE_STORE_H_
+
+#include <memory>
+#include <string>
+
+#include "controller/store/store.h"
+#include "proto/base/ids.h"
+
+struct sqlite3;
+struct sqlite3_stmt;
+
+namespace ballast {
+
+// Write-ahead log with synchronous=FULL: a batch is on the disk when Apply returns. The file is locked for this process
+// from Open to destruction; a process that is killed leaves neither a lock nor a half batch behind.
+class SqliteStore final : public Store {
+ public:
+  // The layout of the tables; grows with each change, and Open migrates older ones in one transaction.
+  static constexpr int kSchemaVersion = 1;
+
+  // Opens `path`, or makes it (its folder must exist). Checks the whole file's integrity.
+  //   InvalidArgument     the file is no Ballast store.
+  //   FailedPrecondition  another process has it open, or its schema is newer than kSchemaVersion (the message says
+  //   so). DataLoss            the file is damaged. Unavailable         it cannot be opened or made.
+  static absl::StatusOr<std::unique_ptr<SqliteStore>> Open(const std::string& path);
+  ~SqliteStore() override;
+
+  absl::Status Apply(std::span<const StoreWrite> writes) override BALLAST_EXCLUDES(mu_);
+  absl::StatusOr<std::optional<std::string>> Get(std::string_view key) const override BALLAST_EXCLUDES(mu_);
+  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> List(std::string_view prefix) const override
+      BALLAST_EXCLUDES(mu_);
+
+  // Copies everything into a new file.
+  //   AlreadyExists  `path` exists.
+  absl::Status CopyTo(const std::string& path) BALLAST_EXCLUDES(mu_);
+
+ private:
+  SqliteStore(std::string path, sqlite3* db) : path_(std::move(path)), db_(db) {}
+  absl::Status Exec(const char* sql) const BALLAST_REQUIRES(mu_);
+  absl::Status Prepare() BALLAST_REQUIRES(mu_);
+  absl::Status Migrate() BALLAST_REQUIRES(mu_);
+  absl::Status CheckIntegrity() BALLAST_REQUIRES(mu_);
+  absl::StatusOr<int64_t> Pragma(const char* name) const BALLAST_REQUIRES(mu_);
+  absl::Status Error(int code, std::string_view what) const BALLAST_REQUIRES(mu_);
+
+  const std::string path_;
+  mutable Mutex mu_;
+  sqlite3* const db_;
+  sqlite3_stmt* put_ BALLAST_GUARDED_BY(mu_) = nullptr;
+  sqlite3_stmt* remove_ BALLAST_GUARDED_BY(mu_) = nullptr;
+};
+
+// Copies a store that no controller has open into a new file `backup`.
+//   FailedPrecondition  a controller has the store open.   NotFound  there is no store.   AlreadyExists  as CopyTo.
+absl::Status BackupStore(const std::string& store, const std::string& backup);
+
+// Makes `store` from `backup`, which stays as it is. The term grows past any that controllers of the original may have
+// used since the backup (by 2^32), so that workers obey the restored controller; epochs and views go on from the
+// highest that any worker reports.
+//   FailedPrecondition  a controller has the store open.   NotFound  there is no backup.
+//   AlreadyExists       `store` exists and `overwrite` is false.
+absl::Status RestoreStore(const std::string& backup, const std::string& store, bool overwrite);
+
+// Takes the next term, durably.
+absl::StatusOr<Term> BeginTerm(Store& store);
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_STORE_SQLITE_STORE_H_
