@@ -8,8 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "proto/base/json.h"
 #include "proto/base/status_macros.h"
-#include "worker/model/json.h"
 #include "worker/model/mapped_file.h"
 
 namespace ballast {

@@ -13,8 +13,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "proto/base/check.h"
+#include "proto/base/json.h"
 #include "proto/base/status_macros.h"
-#include "worker/model/json.h"
 
 namespace ballast {
 namespace {

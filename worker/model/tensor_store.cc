@@ -4,8 +4,8 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "proto/base/json.h"
 #include "proto/base/status_macros.h"
-#include "worker/model/json.h"
 #include "worker/model/mapped_file.h"
 
 namespace ballast {

@@ -1,4 +1,4 @@
-#include "worker/model/json.h"
+#include "proto/base/json.h"
 
 #include <algorithm>
 #include <unordered_set>

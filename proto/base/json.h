@@ -1,6 +1,6 @@
 // JSON from untrusted files: nlohmann's parser behind absl::Status.
-#ifndef BALLAST_WORKER_MODEL_JSON_H_
-#define BALLAST_WORKER_MODEL_JSON_H_
+#ifndef BALLAST_PROTO_BASE_JSON_H_
+#define BALLAST_PROTO_BASE_JSON_H_
 
 #include <nlohmann/json.hpp>
 #include <string>
@@ -23,4 +23,4 @@ std::string QuoteJson(const nlohmann::json& value);
 
 }  // namespace ballast
 
-#endif  // BALLAST_WORKER_MODEL_JSON_H_
+#endif  // BALLAST_PROTO_BASE_JSON_H_
