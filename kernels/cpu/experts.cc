@@ -41,7 +41,7 @@ void RunChunk(const ExpertTask& task, const Sizes& sizes, int first, int rows) {
   kernels.pack_rows(task.rows.data() + first, rows, sizes.hidden, packed);
   kernels.matmul(packed, rows, sizes.hidden, sizes.gate(task), sizes.intermediate, gate, sizes.intermediate);
   kernels.matmul(packed, rows, sizes.hidden, sizes.up(task), sizes.intermediate, up, sizes.intermediate);
-  kernels.swiglu(gate, up, rows, sizes.intermediate, inner);
+  kernels.swiglu_packed(gate, up, rows, sizes.intermediate, inner);
   kernels.matmul(inner, rows, sizes.intermediate, sizes.down(task), sizes.hidden,
                  task.out + static_cast<size_t>(first) * sizes.hidden, sizes.hidden);
 }
@@ -66,7 +66,7 @@ void RunChunkSplit(const ExpertTask& task, const Sizes& sizes, int first, int ro
                    (is_gate ? sizes.gate(task) : sizes.up(task)) + static_cast<size_t>(at) * sizes.hidden,
                    std::min(kSliceOutputs, sizes.intermediate - at), (is_gate ? gate : up) + at, sizes.intermediate);
   });
-  kernels.swiglu(gate, up, rows, sizes.intermediate, inner);
+  kernels.swiglu_packed(gate, up, rows, sizes.intermediate, inner);
   float* out = task.out + static_cast<size_t>(first) * sizes.hidden;
   pool.ParallelFor(slices(sizes.hidden), [&](int i) {
     const int at = i * kSliceOutputs;

@@ -23,7 +23,7 @@ constexpr size_t PackedWidth(int k) { return (static_cast<size_t>(k) + kPackBloc
 // One group of queries of AttendRows: see kernels/attention.h.
 struct AttentionArgs {
   const float* const* blocks;
-  size_t head_offset;  // of the KV head in a block, in floats: its keys, then its values
+  size_t head_offset;  // of the KV head's keys in a block, in floats; its values follow
   int head_dim;
   float scale;
 };
@@ -38,9 +38,13 @@ struct IsaKernels {
   void (*matmul)(const float* packed, int num_rows, int k, const uint16_t* weights, int outputs, float* out,
                  size_t out_stride);
   // packed[r][PackedWidth(width)] from silu(gate) * up, both [num_rows][width].
-  void (*swiglu)(const float* gate, const float* up, int num_rows, int width, float* packed);
+  void (*swiglu_packed)(const float* gate, const float* up, int num_rows, int width, float* packed);
+  // out[i] = silu(gate[i]) * up[i].
+  void (*swiglu)(const float* gate, const float* up, int n, float* out);
   // x[i] = exp(x[i] - max) / sum, in place.
   void (*softmax)(float* x, int n);
+  // The sum of exp(x[i] - shift).
+  float (*sum_exp)(const float* x, float shift, int n);
   // out = x / sqrt(mean(x^2) + epsilon) * weight. out may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int n, float* out);
   // Rotates the pairs (x[i], x[i + half]) by the angles of cosine/sine [half], in place.

@@ -34,7 +34,13 @@ BALLAST_INLINE F16 SwiGlu16(const F16& g, const F16& u) { return g / (Splat16(1)
 
 }  // namespace
 
-void SwiGlu(const float* gate, const float* up, int num_rows, int width, float* packed) {
+void SwiGlu(const float* gate, const float* up, int n, float* out) {
+  for (int at = 0; at < n; at += 16) {
+    StoreUpTo(SwiGlu16(LoadUpTo(gate, at, n, 0), LoadUpTo(up, at, n, 0)), out, at, n);
+  }
+}
+
+void SwiGluPacked(const float* gate, const float* up, int num_rows, int width, float* packed) {
   for (int r = 0; r < num_rows; ++r, gate += width, up += width, packed += PackedWidth(width)) {
     int at = 0;
     for (; at + kPackBlock <= width; at += kPackBlock) {
@@ -66,6 +72,13 @@ void Softmax(float* x, int n) {
   }
   const F16 total = Splat16(Sum(sum));
   for (int at = 0; at < n; at += 16) StoreUpTo(LoadUpTo(x, at, n, 0) / total, x, at, n);
+}
+
+float SumExp(const float* x, float shift, int n) {
+  const F16 top = Splat16(shift);
+  F16 sum = Splat16(0);
+  for (int at = 0; at < n; at += 16) sum = sum + Exp(LoadUpTo(x, at, n, -__builtin_inff()) - top);
+  return Sum(sum);
 }
 
 void RmsNorm(const float* x, const float* weight, float epsilon, int n, float* out) {
@@ -110,8 +123,10 @@ const IsaKernels BALLAST_ISA_TABLE = {
 #endif
     .pack_rows = BALLAST_ISA::PackRows,
     .matmul = BALLAST_ISA::Matmul,
+    .swiglu_packed = BALLAST_ISA::SwiGluPacked,
     .swiglu = BALLAST_ISA::SwiGlu,
     .softmax = BALLAST_ISA::Softmax,
+    .sum_exp = BALLAST_ISA::SumExp,
     .rms_norm = BALLAST_ISA::RmsNorm,
     .rotate = BALLAST_ISA::Rotate,
     .multiply_add = BALLAST_ISA::MultiplyAdd,

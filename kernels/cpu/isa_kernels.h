@@ -10,8 +10,10 @@ namespace ballast::internal::BALLAST_ISA {
 void PackRows(const float* const* rows, int num_rows, int k, float* packed);
 void Matmul(const float* packed, int num_rows, int k, const uint16_t* weights, int outputs, float* out,
             size_t out_stride);
-void SwiGlu(const float* gate, const float* up, int num_rows, int width, float* packed);
+void SwiGluPacked(const float* gate, const float* up, int num_rows, int width, float* packed);
+void SwiGlu(const float* gate, const float* up, int n, float* out);
 void Softmax(float* x, int n);
+float SumExp(const float* x, float shift, int n);
 void RmsNorm(const float* x, const float* weight, float epsilon, int n, float* out);
 void Rotate(float* x, const float* cosine, const float* sine, int half);
 void MultiplyAdd(float weight, const float* x, int n, float* out);

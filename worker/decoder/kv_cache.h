@@ -4,29 +4,27 @@
 
 #include <atomic>
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/attention.h"
 
 namespace ballast {
 
-// A pool of equal blocks, each with the keys and values of kBlockPositions positions for every layer and KV head.
-// Owned by the step thread: only it takes and gives back blocks. used_blocks() may be read from any thread.
+// A pool of equal blocks, each with the keys and values of kKvBlockPositions positions for every layer; a layer's part
+// is as kernels/attention.h says. Owned by the step thread: only it takes and gives back blocks. used_blocks() may be
+// read from any thread.
 class KvCache {
  public:
-  static constexpr int kBlockPositions = 16;
-
   struct Shape {
     int num_layers = 0;
-    int num_kv_heads = 0;
-    int head_dim = 0;
+    AttentionShape attention;
   };
 
-  // InvalidArgument when a size is not positive or the pool's size overflows; ResourceExhausted when the memory cannot
-  // be had. The memory is reserved at once but touched block by block.
+  // The memory is reserved at once and touched block by block. InvalidArgument: a size that is not positive, or a pool
+  // larger than memory can be. ResourceExhausted: no memory.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(const Shape& shape, int num_blocks);
   ~KvCache();
   KvCache(const KvCache&) = delete;
@@ -38,29 +36,18 @@ class KvCache {
   int free_blocks() const { return num_blocks_ - used_blocks(); }
   size_t block_bytes() const { return block_floats_ * sizeof(float); }
   // Blocks that `positions` positions need.
-  static int BlocksFor(int positions) { return (positions + kBlockPositions - 1) / kBlockPositions; }
-
-  // Keys of one (block, layer, head): [head_dim][kBlockPositions] f32 - positions are adjacent, so that scores of 16
-  // positions are one vector. Values: [kBlockPositions][head_dim] f32.
-  float* Keys(int32_t block, int layer, int head) const { return Head(block, layer, head); }
-  float* Values(int32_t block, int layer, int head) const {
-    return Head(block, layer, head) + static_cast<size_t>(shape_.head_dim) * kBlockPositions;
-  }
+  static int BlocksFor(int positions) { return (positions + kKvBlockPositions - 1) / kKvBlockPositions; }
 
  private:
   friend class KvSequence;
-  KvCache(const Shape& shape, int num_blocks, float* data, size_t bytes);
-  float* Head(int32_t block, int layer, int head) const {
-    return data_ + block * block_floats_ +
-           (static_cast<size_t>(layer) * shape_.num_kv_heads + head) * 2 * shape_.head_dim * kBlockPositions;
-  }
+  KvCache(const Shape& shape, int num_blocks, size_t block_floats, float* data);
 
   const Shape shape_;
   const int num_blocks_;
   const size_t block_floats_;
   float* const data_;
-  const size_t bytes_;
-  std::vector<int32_t> free_;
+  // Free blocks; the one freed last is taken first, it may still be in cache.
+  std::vector<float*> free_;
   std::atomic<int> used_{0};
 };
 
@@ -77,7 +64,7 @@ class KvSequence {
   // Positions whose keys and values are final.
   int committed() const { return committed_; }
   // Positions that the blocks held have room for.
-  int capacity() const { return static_cast<int>(blocks_.size()) * KvCache::kBlockPositions; }
+  int capacity() const { return static_cast<int>(blocks_.size()) * kKvBlockPositions; }
 
   // Takes blocks until capacity() >= positions. ResourceExhausted, and nothing changes, when the pool has too few.
   absl::Status Reserve(int positions);
@@ -87,12 +74,13 @@ class KvSequence {
   void Clear();
 
   const KvCache& cache() const { return *cache_; }
-  // Block i holds positions [16 i, 16 i + 16).
-  const std::vector<int32_t>& blocks() const { return blocks_; }
+  // Block i holds positions [16 i, 16 i + 16); layer l's part begins l * shape().attention.block_floats() floats into
+  // it.
+  float* const* blocks() const { return blocks_.data(); }
 
  private:
   KvCache* cache_;
-  std::vector<int32_t> blocks_;
+  std::vector<float*> blocks_;
   int committed_ = 0;
 };
 

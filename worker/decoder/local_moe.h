@@ -58,6 +58,7 @@ class LocalMoe final : public MoeLayer {
   std::vector<int32_t> ids_, begin_, order_, place_;
   std::vector<const float*> rows_;
   std::vector<ExpertTask> tasks_;
+  std::vector<CombineTerm> terms_;
 };
 
 }  // namespace ballast

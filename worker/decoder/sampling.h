@@ -37,8 +37,8 @@ class Sampler {
   std::vector<Candidate> candidates_;
 };
 
-// ln softmax(logits)[token], summed in double in the order of ids. REQUIRES: token in range.
-double LogProbability(std::span<const float> logits, int32_t token);
+// ln softmax(logits)[token], by kernels/elementwise.h's LogSumExp. REQUIRES: token in range.
+float LogProbability(std::span<const float> logits, int32_t token);
 
 // Uniform in [0, 1), 53 bits, a function of (seed, counter): SplitMix64's finalizer over both (Steele, Lea, Flood,
 // "Fast splittable pseudorandom number generators", 2014).
