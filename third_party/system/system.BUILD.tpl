@@ -115,6 +115,17 @@ cc_library(
     deps = [":versions"],
 )
 
+# OpenSSL's libcrypto.
+cc_library(
+    name = "crypto",
+    linkopts = select({
+        ":link_static": ["-l:libcrypto.a", "-ldl", "-pthread"],
+        ":link_full_static": ["-l:libcrypto.a", "-ldl", "-pthread"],
+        "//conditions:default": ["-lcrypto"],
+    }),
+    deps = [":versions"],
+)
+
 cc_library(
     name = "sqlite3",
     linkopts = select({

@@ -12,6 +12,7 @@ _PACKAGES = {
     "prometheus-cpp-dev": "/usr/include/prometheus/exposer.h",
     "libucx-dev": "/usr/include/ucp/api/ucp.h",
     "libnuma-dev": "/usr/include/numa.h",
+    "libssl-dev": "/usr/include/openssl/hmac.h",
     "libsqlite3-dev": "/usr/include/sqlite3.h",
     "libyaml-cpp-dev": "/usr/include/yaml-cpp/yaml.h",
     "nlohmann-json3-dev": "/usr/include/nlohmann/json.hpp",

@@ -1,0 +1,135 @@
+#include "worker/transport/ucx.h"
+
+#include <cstdlib>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/check.h"
+#include "proto/base/clock.h"
+
+namespace ballast {
+namespace {
+
+// How long closing an endpoint may take; it is local work, so only a fault in UCX reaches it.
+constexpr absl::Duration kCloseLimit = absl::Seconds(2);
+
+struct Setting {
+  const char* variable;
+  const char* name;
+  const char* value;
+};
+constexpr Setting kSettings[] = {
+    // The bootstrap's sockets tell of a dead peer; UCX's own probes would wake idle workers.
+    {"UCX_KEEPALIVE_INTERVAL", "KEEPALIVE_INTERVAL", "inf"},
+};
+
+}  // namespace
+
+absl::Status UcxError(std::string_view what, ucs_status_t status) {
+  const std::string text = absl::StrCat(absl::string_view(what.data(), what.size()), ": ", ucs_status_string(status));
+  switch (status) {
+    case UCS_OK:
+      return absl::OkStatus();
+    case UCS_ERR_UNREACHABLE:
+    case UCS_ERR_CONNECTION_RESET:
+    case UCS_ERR_ENDPOINT_TIMEOUT:
+    case UCS_ERR_NOT_CONNECTED:
+    case UCS_ERR_REJECTED:
+      return absl::UnavailableError(text);
+    default:
+      return absl::InternalError(text);
+  }
+}
+
+absl::StatusOr<std::shared_ptr<UcxContext>> UcxContext::Create() {
+  ucp_config_t* config = nullptr;
+  if (const ucs_status_t status = ucp_config_read(nullptr, nullptr, &config); status != UCS_OK) {
+    return UcxError("UCX configuration", status);
+  }
+  for (const Setting& setting : kSettings) {
+    if (std::getenv(setting.variable) != nullptr) continue;
+    const ucs_status_t status = ucp_config_modify(config, setting.name, setting.value);
+    BALLAST_CHECK(status == UCS_OK) << setting.name << ": " << ucs_status_string(status);
+  }
+  ucp_params_t params{};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED;
+  params.features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP;
+  params.mt_workers_shared = 1;
+  ucp_context_h handle = nullptr;
+  const ucs_status_t status = ucp_init(&params, config, &handle);
+  ucp_config_release(config);
+  if (status != UCS_OK) return UcxError("UCX start", status);
+  return std::shared_ptr<UcxContext>(new UcxContext(handle));
+}
+
+UcxContext::~UcxContext() { ucp_cleanup(handle_); }
+
+absl::StatusOr<std::unique_ptr<UcxWorker>> UcxWorker::Create(std::shared_ptr<UcxContext> context) {
+  ucp_worker_params_t params{};
+  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_EVENTS;
+  params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
+  params.events = UCP_WAKEUP_TAG_SEND | UCP_WAKEUP_TAG_RECV;
+  ucp_worker_h handle = nullptr;
+  if (const ucs_status_t status = ucp_worker_create(context->handle(), &params, &handle); status != UCS_OK) {
+    return UcxError("UCX worker", status);
+  }
+  std::unique_ptr<UcxWorker> worker(new UcxWorker(std::move(context), handle));
+  if (const ucs_status_t status = ucp_worker_get_efd(handle, &worker->event_fd_); status != UCS_OK) {
+    return UcxError("UCX event descriptor", status);
+  }
+  ucp_address_t* address = nullptr;
+  size_t length = 0;
+  if (const ucs_status_t status = ucp_worker_get_address(handle, &address, &length); status != UCS_OK) {
+    return UcxError("UCX worker address", status);
+  }
+  worker->address_.assign(reinterpret_cast<const char*>(address), length);
+  ucp_worker_release_address(handle, address);
+  return worker;
+}
+
+UcxWorker::~UcxWorker() { ucp_worker_destroy(handle_); }
+
+void UcxWorker::Progress() {
+  while (ucp_worker_progress(handle_) != 0) {
+  }
+}
+
+bool UcxWorker::Arm() {
+  const ucs_status_t status = ucp_worker_arm(handle_);
+  BALLAST_CHECK(status == UCS_OK || status == UCS_ERR_BUSY) << ucs_status_string(status);
+  return status == UCS_OK;
+}
+
+absl::StatusOr<std::unique_ptr<UcxEndpoint>> UcxEndpoint::Create(UcxWorker& worker, const std::string& address,
+                                                                 std::function<void(ucs_status_t)> on_error) {
+  std::unique_ptr<UcxEndpoint> endpoint(new UcxEndpoint(worker, std::move(on_error)));
+  ucp_ep_params_t params{};
+  params.field_mask =
+      UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+  // Without it a dead peer ends the process, and an endpoint cannot be closed by force.
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler.cb = [](void* self, ucp_ep_h, ucs_status_t status) {
+    static_cast<UcxEndpoint*>(self)->on_error_(status);
+  };
+  params.err_handler.arg = endpoint.get();
+  if (const ucs_status_t status = ucp_ep_create(worker.handle(), &params, &endpoint->handle_); status != UCS_OK) {
+    endpoint->handle_ = nullptr;
+    return UcxError("UCX endpoint", status);
+  }
+  return endpoint;
+}
+
+UcxEndpoint::~UcxEndpoint() {
+  if (handle_ == nullptr) return;
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  const ucs_status_ptr_t close = ucp_ep_close_nbx(handle_, &param);
+  if (close == nullptr || UCS_PTR_IS_ERR(close)) return;
+  const absl::Time limit = Clock::Real().Now() + kCloseLimit;
+  while (ucp_request_check_status(close) == UCS_INPROGRESS && Clock::Real().Now() < limit) worker_.Progress();
+  ucp_request_free(close);
+}
+
+}  // namespace ballast
