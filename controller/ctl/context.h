@@ -1,0 +1,33 @@
+// What every verb of ballastctl shares: the global options, and how a verb is registered.
+#ifndef BALLAST_CONTROLLER_CTL_CONTEXT_H_
+#define BALLAST_CONTROLLER_CTL_CONTEXT_H_
+
+#include <functional>
+#include <iostream>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+
+namespace ballast {
+
+enum class OutputFormat { kTable, kJson, kYaml };
+
+// A verb's callback sets `run`; main calls it once the command line has been parsed.
+struct CtlContext {
+  OutputFormat output = OutputFormat::kTable;
+  // host:port of the controller's gRPC services, for the verbs that ask it.
+  std::string controller = "127.0.0.1:7070";
+  // Of one call; a watch has none.
+  double timeout_seconds = 10;
+  std::function<absl::Status()> run;
+  // Results; errors go to stderr by main.
+  std::ostream& out = std::cout;
+};
+
+// One function a file of verbs: adds its subcommands to `app`. `context` outlives the parsing and the run.
+void AddClusterVerbs(CLI::App& app, CtlContext& context);
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_CTL_CONTEXT_H_

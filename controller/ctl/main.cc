@@ -1,0 +1,39 @@
+// ballastctl: plans offline, and asks and commands a running controller.
+#include <iostream>
+#include <map>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "controller/ctl/context.h"
+#include "proto/base/flags.h"
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Plans where a mixture-of-experts model's experts live, and talks to a Ballast controller.\n"
+      "Exit status: 0 done, 1 it failed (the reason is on stderr), 2 or more a wrong command line.",
+      "ballastctl");
+  ballast::CtlContext context;
+  const std::map<std::string, ballast::OutputFormat> formats = {{"table", ballast::OutputFormat::kTable},
+                                                                {"json", ballast::OutputFormat::kJson},
+                                                                {"yaml", ballast::OutputFormat::kYaml}};
+  app.add_option("--output,-o", context.output, "table, json or yaml")
+      ->transform(CLI::CheckedTransformer(formats).description(""))
+      ->default_str("table");
+  app.add_option("--controller", context.controller, "Address of the controller")
+      ->envname("BALLAST_CONTROLLER")
+      ->capture_default_str();
+  app.add_option("--timeout", context.timeout_seconds, "Seconds that a call may take")
+      ->check(CLI::Range(0.001, 86400.0))
+      ->capture_default_str();
+  app.require_subcommand(1);
+  app.fallthrough();
+  ballast::AddClusterVerbs(app, context);
+  if (const auto exit = ballast::ParseFlags(app, argc, argv)) return *exit;
+  const absl::Status status = context.run();
+  context.out.flush();
+  if (!status.ok()) {
+    std::cerr << "ballastctl: " << status.message() << "\n";
+    return 1;
+  }
+  return 0;
+}
