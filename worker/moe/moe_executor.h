@@ -131,6 +131,9 @@ class MoeExecutor final : public MoeLayer {
   // The step is lost then, and the view is of no use any more: Leave.
   absl::Status Run(int moe_layer, const float* hidden, int rows, float* out) override;
 
+  // Layers of the current step that were begun: while there is none, the peers know nothing of this rank's rows and the
+  // step may begin again with others.
+  int layers_begun() const;
   // Of the last step, valid until the next begins.
   std::span<const RowFailure> failures() const;
   const MoeStepStats& stats() const;

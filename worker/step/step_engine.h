@@ -22,10 +22,10 @@
 #include "proto/base/clock.h"
 #include "proto/base/ids.h"
 #include "proto/placement/placement.h"
+#include "worker/decoder/decoder.h"
 #include "worker/experts/expert_store.h"
 #include "worker/moe/load_counters.h"
 #include "worker/moe/moe_executor.h"
-#include "worker/step/forward_pass.h"
 #include "worker/step/group_view.h"
 #include "worker/transport/transport.h"
 
@@ -64,13 +64,13 @@ class StepSource {
   // Each Next is followed by Commit or Discard. After a Discard it gives the same rows again, or fewer when a request
   // has ended since.
   virtual StepRows Next(int capacity) = 0;
-  // The step has ended: commit the sequences' KV, sample, stream. Also called for a step without rows of this rank.
+  // The step has ended: commit the sequences' KV, sample, stream.
   virtual void Commit(const StepResult& result) = 0;
   // The step was lost: nothing of it counts, KV is not committed. With InvalidArgument or FailedPrecondition (from the
   // decoder's check of the input) these very rows cannot be run: end their requests.
   virtual void Discard(const absl::Status& reason) = 0;
   // The group has been without a view for StepEngineOptions::view_patience: end every request with `reason`
-  // (Unavailable). Called once for each time that the view was lost.
+  // (Unavailable). Called again after each NotifyWork until there is a view.
   virtual void NoView(const absl::Status& reason) = 0;
 };
 
@@ -125,7 +125,7 @@ struct StepEngineOptions {
 
 // What the engine stands on; all must outlive it.
 struct StepEngineParts {
-  ForwardPass* forward = nullptr;
+  Decoder* decoder = nullptr;
   ExpertStore* experts = nullptr;
   ThreadPool* pool = nullptr;
   TransportFactory* transports = nullptr;
@@ -138,7 +138,7 @@ struct StepEngineParts {
 class StepEngine {
  public:
   // Starts the step thread, without a view. InvalidArgument names field, value and limit: capacity must lie between 1
-  // and the forward pass's max_rows; FailedPrecondition: exact, on a machine whose forward pass is not row-invariant.
+  // and the decoder's max_rows; FailedPrecondition: exact, on a machine whose decoder is not row-invariant.
   static absl::StatusOr<std::unique_ptr<StepEngine>> Create(const StepEngineOptions& options,
                                                             const StepEngineParts& parts);
   // Stops.

@@ -1,0 +1,81 @@
+#include "worker/moe/load_counters.h"
+
+#include "proto/base/check.h"
+
+namespace ballast {
+
+LoadCounters::LoadCounters(int32_t num_layers, int32_t num_experts, int32_t top_k)
+    : num_layers_(num_layers), num_experts_(num_experts), top_k_(top_k) {
+  tasks_.reserve(kMaxTasks + 1);
+}
+
+int32_t LoadCounters::InternTask(std::string_view task) {
+  MutexLock lock(mu_);
+  std::string name(task);
+  if (const auto it = index_.find(name); it != index_.end()) return it->second;
+  if (tasks_.size() == kMaxTasks) tasks_.push_back({.name = std::string(kOtherTasks)});
+  if (tasks_.size() > kMaxTasks) return kMaxTasks;
+  const auto index = static_cast<int32_t>(tasks_.size());
+  tasks_.push_back({.name = name});
+  index_.emplace(std::move(name), index);
+  return index;
+}
+
+void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
+                           std::span<const RoutedLayer> layers, double balancedness) {
+  MutexLock lock(mu_);
+  epoch_ = epoch;
+  if (balancedness >= 0) {
+    balancedness_sum_ += balancedness;
+    ++balanced_steps_;
+  }
+  const auto cells_of = [&](const RowLabel& label) -> std::vector<Cell>& {
+    std::vector<Cell>& cells = tasks_[label.task].cells[static_cast<int>(label.phase)];
+    if (cells.empty()) cells.resize(static_cast<size_t>(num_layers_) * num_experts_);
+    return cells;
+  };
+  for (size_t row = 0; row < rows.size(); ++row) {
+    const RowLabel& label = rows[row];
+    BALLAST_CHECK(label.task >= 0 && static_cast<size_t>(label.task) < tasks_.size()) << "task=" << label.task;
+    if (!failed.empty() && failed[row]) continue;
+    ++tasks_[label.task].phase_tokens[static_cast<int>(label.phase)];
+    std::vector<Cell>& cells = cells_of(label);
+    for (const RoutedLayer& layer : layers) {
+      Cell* const of_layer = cells.data() + static_cast<size_t>(layer.layer) * num_experts_;
+      for (size_t pair = row * top_k_; pair < (row + 1) * top_k_; ++pair) {
+        Cell& cell = of_layer[layer.experts[pair]];
+        ++cell.tokens;
+        cell.gate_mass += layer.weights[pair];
+      }
+    }
+  }
+}
+
+LoadWindow LoadCounters::Take() {
+  LoadWindow window;
+  MutexLock lock(mu_);
+  window.epoch = epoch_;
+  window.step_balancedness_sum = std::exchange(balancedness_sum_, 0);
+  window.balanced_steps = std::exchange(balanced_steps_, 0);
+  for (size_t t = 0; t < tasks_.size(); ++t) {
+    Task& task = tasks_[t];
+    window.tasks.push_back({.task = task.name,
+                            .prefill_tokens = std::exchange(task.phase_tokens[0], 0),
+                            .decode_tokens = std::exchange(task.phase_tokens[1], 0)});
+    for (int phase = 0; phase < kTokenPhases; ++phase) {
+      for (size_t i = 0; i < task.cells[phase].size(); ++i) {
+        const Cell cell = std::exchange(task.cells[phase][i], Cell{});
+        if (cell.tokens == 0) continue;
+        window.counts.push_back(
+            {.expert = {static_cast<int32_t>(i / num_experts_), static_cast<int32_t>(i % num_experts_)},
+             .task = static_cast<int32_t>(t),
+             .phase = static_cast<TokenPhase>(phase),
+             .tokens = cell.tokens,
+             .gate_mass = cell.gate_mass});
+      }
+    }
+  }
+  return window;
+}
+
+}  // namespace ballast

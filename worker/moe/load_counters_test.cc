@@ -1,0 +1,97 @@
+#include "worker/moe/load_counters.h"
+
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+TEST(LoadCounters, CountsByTaskPhaseLayerExpert_OnceATake) {
+  LoadCounters counters(/*num_layers=*/2, /*num_experts=*/4, /*top_k=*/2);
+  const int32_t chat = counters.InternTask("chat");
+  const int32_t code = counters.InternTask("code");
+  EXPECT_EQ(counters.InternTask("chat"), chat);
+  const RowLabel rows[] = {{chat, TokenPhase::kPrefill}, {chat, TokenPhase::kPrefill}, {code, TokenPhase::kDecode}};
+  const int32_t layer0[] = {3, 1, 3, 0, 2, 1};
+  const int32_t layer1[] = {0, 1, 0, 1, 0, 1};
+  const float weights[] = {0.5, 0.25, 0.5, 0.125, 0.75, 0.25};
+  const RoutedLayer layers[] = {{0, layer0, weights}, {1, layer1, weights}};
+  counters.AddStep(Epoch(7), rows, {}, layers, 0.5);
+  counters.AddStep(Epoch(8), std::span(rows).first(1), {}, std::span(layers).first(1), -1);
+
+  const LoadWindow window = counters.Take();
+  EXPECT_EQ(window.epoch, Epoch(8));
+  EXPECT_EQ(window.step_balancedness_sum, 0.5);
+  EXPECT_EQ(window.balanced_steps, 1);
+  EXPECT_THAT(window.tasks, ElementsAre(TaskCount{.task = "chat", .prefill_tokens = 3},
+                                        TaskCount{.task = "code", .decode_tokens = 1}));
+  const auto count = [&](int layer, int expert, int32_t task, TokenPhase phase, int64_t tokens, double mass) {
+    return LoadCount{.expert = {layer, expert}, .task = task, .phase = phase, .tokens = tokens, .gate_mass = mass};
+  };
+  EXPECT_THAT(window.counts, ElementsAre(count(0, 0, chat, TokenPhase::kPrefill, 1, 0.125),  //
+                                         count(0, 1, chat, TokenPhase::kPrefill, 2, 0.5),    //
+                                         count(0, 3, chat, TokenPhase::kPrefill, 3, 1.5),    //
+                                         count(1, 0, chat, TokenPhase::kPrefill, 2, 1.0),    //
+                                         count(1, 1, chat, TokenPhase::kPrefill, 2, 0.375),  //
+                                         count(0, 1, code, TokenPhase::kDecode, 1, 0.25),    //
+                                         count(0, 2, code, TokenPhase::kDecode, 1, 0.75),    //
+                                         count(1, 0, code, TokenPhase::kDecode, 1, 0.75),    //
+                                         count(1, 1, code, TokenPhase::kDecode, 1, 0.25)));
+  const LoadWindow empty = counters.Take();
+  EXPECT_THAT(empty.counts, IsEmpty());
+  EXPECT_EQ(empty.tasks.size(), 2u);
+  EXPECT_EQ(empty.balanced_steps, 0);
+}
+
+TEST(LoadCounters, FailedRowsDoNotCount) {
+  LoadCounters counters(1, 2, 1);
+  const RowLabel rows[] = {{counters.InternTask(""), TokenPhase::kDecode}, {0, TokenPhase::kDecode}};
+  const int32_t experts[] = {0, 1};
+  const float weights[] = {1, 1};
+  const uint8_t failed[] = {1, 0};
+  const RoutedLayer layer{0, experts, weights};
+  counters.AddStep(Epoch(1), rows, failed, {&layer, 1}, -1);
+  const LoadWindow window = counters.Take();
+  ASSERT_EQ(window.counts.size(), 1u);
+  EXPECT_EQ(window.counts[0].expert, (ExpertId{0, 1}));
+  EXPECT_EQ(window.tasks[0].decode_tokens, 1);
+}
+
+TEST(LoadCounters, LabelsBeyondTheLimitShareOne) {
+  LoadCounters counters(1, 1, 1);
+  for (int32_t i = 0; i < LoadCounters::kMaxTasks; ++i) EXPECT_EQ(counters.InternTask("t" + std::to_string(i)), i);
+  EXPECT_EQ(counters.InternTask("one more"), LoadCounters::kMaxTasks);
+  EXPECT_EQ(counters.InternTask("another"), LoadCounters::kMaxTasks);
+  EXPECT_EQ(counters.InternTask("t3"), 3);
+  EXPECT_EQ(counters.Take().tasks.back().task, LoadCounters::kOtherTasks);
+}
+
+TEST(LoadCounters, TakesBesideTheStepThread_LoseNothing) {
+  LoadCounters counters(1, 2, 1);
+  const RowLabel row{counters.InternTask("a"), TokenPhase::kDecode};
+  constexpr int kSteps = 20000;
+  std::thread step([&] {
+    const int32_t expert = 1;
+    const float weight = 1;
+    const RoutedLayer layer{0, {&expert, 1}, {&weight, 1}};
+    for (int i = 0; i < kSteps; ++i) counters.AddStep(Epoch(1), {&row, 1}, {}, {&layer, 1}, 1);
+  });
+  int64_t tokens = 0;
+  double steps = 0;
+  while (tokens < kSteps) {
+    const LoadWindow window = counters.Take();
+    for (const LoadCount& count : window.counts) tokens += count.tokens;
+    steps += window.step_balancedness_sum;
+  }
+  step.join();
+  EXPECT_EQ(tokens, kSteps);
+  EXPECT_EQ(steps, kSteps);
+}
+
+}  // namespace
+}  // namespace ballast
