@@ -29,7 +29,7 @@ struct TestModel {
     auto local = LocalMoe::Create(*checkpoint, *decoder, pool);
     BALLAST_CHECK(local.ok()) << local.status().ToString();
     moe = *std::move(local);
-    auto blocks = KvCache::Create(decoder->kv_shape(), KvCache::BlocksFor(4096));
+    auto blocks = KvCache::Create(decoder->kv_shape(), KvCache::BlocksFor(16384));
     BALLAST_CHECK(blocks.ok()) << blocks.status().ToString();
     cache = *std::move(blocks);
   }
