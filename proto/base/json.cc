@@ -77,4 +77,69 @@ std::string QuoteJson(const nlohmann::json& value) {
   return value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
 }
 
+absl::Status WrongValue(std::string_view field, const nlohmann::json& value, const absl::AlphaNum& want) {
+  return absl::InvalidArgumentError(absl::StrCat(std::string(field), " is ", QuoteJson(value), ", want ", want));
+}
+
+absl::StatusOr<JsonFields> JsonFields::Of(const nlohmann::json& value, std::string_view name) {
+  if (!value.is_object()) return WrongValue(name, value, "an object");
+  return JsonFields(value, absl::StrCat(std::string(name), "."));
+}
+
+const nlohmann::json* JsonFields::Find(const char* field) const {
+  const auto found = object_->find(field);
+  return found == object_->end() || found->is_null() ? nullptr : &*found;
+}
+
+absl::StatusOr<int32_t> JsonFields::Int(const char* field, int32_t min, int32_t max,
+                                        std::optional<int32_t> absent) const {
+  const nlohmann::json* value = Find(field);
+  if (value != nullptr) return JsonInt(Name(field), *value, min, max);
+  if (absent.has_value()) return *absent;
+  return absl::InvalidArgumentError(absl::StrCat(Name(field), " is missing"));
+}
+
+absl::StatusOr<double> JsonFields::Double(const char* field, double min, double max,
+                                          std::optional<double> absent) const {
+  const nlohmann::json* value = Find(field);
+  if (value == nullptr) {
+    if (absent.has_value()) return *absent;
+    return absl::InvalidArgumentError(absl::StrCat(Name(field), " is missing"));
+  }
+  if (!value->is_number() || !(value->get<double>() >= min && value->get<double>() <= max)) {
+    return WrongValue(Name(field), *value, absl::StrCat("a number from ", min, " to ", max));
+  }
+  return value->get<double>();
+}
+
+absl::StatusOr<bool> JsonFields::Bool(const char* field, std::optional<bool> absent) const {
+  const nlohmann::json* value = Find(field);
+  if (value == nullptr) {
+    if (absent.has_value()) return *absent;
+    return absl::InvalidArgumentError(absl::StrCat(Name(field), " is missing"));
+  }
+  if (!value->is_boolean()) return WrongValue(Name(field), *value, "true or false");
+  return value->get<bool>();
+}
+
+absl::StatusOr<std::string> JsonFields::String(const char* field, std::optional<std::string> absent) const {
+  const nlohmann::json* value = Find(field);
+  if (value == nullptr) {
+    if (absent.has_value()) return *absent;
+    return absl::InvalidArgumentError(absl::StrCat(Name(field), " is missing"));
+  }
+  if (!value->is_string()) return WrongValue(Name(field), *value, "a string");
+  return value->get<std::string>();
+}
+
+absl::StatusOr<int32_t> JsonInt(std::string_view name, const nlohmann::json& value, int32_t min, int32_t max) {
+  const bool fits = value.is_number_unsigned()  ? value.get<uint64_t>() <= static_cast<uint64_t>(max)
+                    : value.is_number_integer() ? value.get<int64_t>() <= max
+                                                : false;
+  if (!fits || value.get<int64_t>() < min) {
+    return WrongValue(name, value, absl::StrCat("an integer from ", min, " to ", max));
+  }
+  return value.get<int32_t>();
+}
+
 }  // namespace ballast

@@ -191,3 +191,24 @@ genrule(
     outs = ["tsan_libs/libabsl_synchronization.so.20220623"],
     cmd = "if [ -z '$(SRCS)' ]; then echo 'run .ci/setup.sh test, then bazel shutdown: absl for TSan is missing' >&2; exit 1; fi; cp $(SRCS) $@",
 )
+
+cc_library(
+    name = "re2",
+    linkopts = select({
+        ":link_static": ["-l:libre2.a", "-pthread"],
+        ":link_full_static": ["-l:libre2.a", "-pthread"],
+        "//conditions:default": ["-lre2"],
+    }),
+    deps = [":versions"],
+)
+
+# NFC.
+cc_library(
+    name = "utf8proc",
+    linkopts = select({
+        ":link_static": ["-l:libutf8proc.a"],
+        ":link_full_static": ["-l:libutf8proc.a"],
+        "//conditions:default": ["-lutf8proc"],
+    }),
+    deps = [":versions"],
+)

@@ -19,6 +19,8 @@ _PACKAGES = {
     "libcli11-dev": "/usr/include/CLI/CLI.hpp",
     "libxxhash-dev": "/usr/include/xxhash.h",
     "libdnnl-dev": "/usr/include/oneapi/dnnl/dnnl.hpp",
+    "libre2-dev": "/usr/include/re2/re2.h",
+    "libutf8proc-dev": "/usr/include/utf8proc.h",
     "zlib1g-dev": "/usr/include/zlib.h",
 }
 

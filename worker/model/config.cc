@@ -39,62 +39,7 @@ constexpr std::array<ArchitectureInfo, 3> kArchitectures = {{
     {Architecture::kMixtral, "mixtral", "MixtralForCausalLM", 1e6},
 }};
 
-absl::Status Invalid(const char* field, const nlohmann::json& got, const absl::AlphaNum& want) {
-  return absl::InvalidArgumentError(absl::StrCat(field, " is ", QuoteJson(got), ", want ", want));
-}
-
-// Typed reads of one JSON object. A field that is null counts as absent, as it does for transformers.
-class Fields {
- public:
-  explicit Fields(const nlohmann::json& object) : object_(object) {}
-
-  const nlohmann::json* Find(const char* field) const {
-    const auto found = object_.find(field);
-    return found == object_.end() || found->is_null() ? nullptr : &*found;
-  }
-
-  absl::StatusOr<int32_t> Int(const char* field, int32_t min, int32_t max, std::optional<int32_t> absent = {}) const {
-    const nlohmann::json* value = Find(field);
-    if (value == nullptr) {
-      if (absent.has_value()) return *absent;
-      return absl::InvalidArgumentError(absl::StrCat(field, " is missing"));
-    }
-    return IntValue(field, *value, min, max);
-  }
-
-  static absl::StatusOr<int32_t> IntValue(const char* field, const nlohmann::json& value, int32_t min, int32_t max) {
-    const std::string want = absl::StrCat("an integer from ", min, " to ", max);
-    if (!value.is_number_integer()) return Invalid(field, value, want);
-    const bool fits =
-        value.is_number_unsigned() ? value.get<uint64_t>() <= static_cast<uint64_t>(max) : value.get<int64_t>() <= max;
-    if (!fits || value.get<int64_t>() < min) return Invalid(field, value, want);
-    return static_cast<int32_t>(value.get<int64_t>());
-  }
-
-  absl::StatusOr<double> Double(const char* field, double min, double max, std::optional<double> absent = {}) const {
-    const nlohmann::json* value = Find(field);
-    if (value == nullptr) {
-      if (absent.has_value()) return *absent;
-      return absl::InvalidArgumentError(absl::StrCat(field, " is missing"));
-    }
-    if (!value->is_number() || !(value->get<double>() >= min && value->get<double>() <= max)) {
-      return Invalid(field, *value, absl::StrCat("a number from ", min, " to ", max));
-    }
-    return value->get<double>();
-  }
-
-  absl::StatusOr<bool> Bool(const char* field, bool absent) const {
-    const nlohmann::json* value = Find(field);
-    if (value == nullptr) return absent;
-    if (!value->is_boolean()) return Invalid(field, *value, "true or false");
-    return value->get<bool>();
-  }
-
- private:
-  const nlohmann::json& object_;
-};
-
-absl::StatusOr<ArchitectureInfo> ParseArchitecture(const Fields& fields) {
+absl::StatusOr<ArchitectureInfo> ParseArchitecture(const JsonFields& fields) {
   std::vector<std::string> known;
   for (const ArchitectureInfo& info : kArchitectures) known.emplace_back(info.model_type);
   const nlohmann::json* type = fields.Find("model_type");
@@ -109,7 +54,7 @@ absl::StatusOr<ArchitectureInfo> ParseArchitecture(const Fields& fields) {
         absl::StrCat("model_type ", QuoteJson(*type), " is not supported, these are: ", absl::StrJoin(known, ", ")));
   }
   if (const nlohmann::json* classes = fields.Find("architectures"); classes != nullptr) {
-    if (!classes->is_array()) return Invalid("architectures", *classes, "an array of class names");
+    if (!classes->is_array()) return WrongValue("architectures", *classes, "an array of class names");
     for (const nlohmann::json& name : *classes) {
       if (!name.is_string() || name.get_ref<const std::string&>() != info->class_name) {
         return absl::UnimplementedError(absl::StrCat("architectures has ", QuoteJson(name), ", of model_type ",
@@ -122,7 +67,7 @@ absl::StatusOr<ArchitectureInfo> ParseArchitecture(const Fields& fields) {
 }
 
 // What would make the model compute something that Ballast does not.
-absl::Status RefuseUnsupported(const Fields& fields, const ArchitectureInfo& info, int32_t max_positions) {
+absl::Status RefuseUnsupported(const JsonFields& fields, const ArchitectureInfo& info, int32_t max_positions) {
   if (const nlohmann::json* act = fields.Find("hidden_act"); act != nullptr && *act != "silu") {
     return absl::UnimplementedError(
         absl::StrCat("hidden_act ", QuoteJson(*act), " is not supported, only \"silu\" is"));
@@ -148,8 +93,8 @@ absl::Status RefuseUnsupported(const Fields& fields, const ArchitectureInfo& inf
 
 // rope_scaling of the first generation and rope_parameters of the second describe the same things.
 absl::Status RefuseScaledRope(const char* name, const nlohmann::json& rope) {
-  if (!rope.is_object()) return Invalid(name, rope, "an object");
-  const Fields fields(rope);
+  if (!rope.is_object()) return WrongValue(name, rope, "an object");
+  const JsonFields fields(rope);
   for (const char* key : {"rope_type", "type"}) {
     const nlohmann::json* type = fields.Find(key);
     if (type != nullptr && *type != "default" && *type != "none") {
@@ -166,33 +111,30 @@ absl::Status RefuseScaledRope(const char* name, const nlohmann::json& rope) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<double> ParseRopeTheta(const Fields& fields, const ArchitectureInfo& info) {
-  const auto unscaled = [](const char* where, const Fields& in) -> absl::Status {
-    const nlohmann::json* factor = in.Find("partial_rotary_factor");
-    if (factor == nullptr || *factor == 1.0) return absl::OkStatus();
-    return absl::UnimplementedError(
-        absl::StrCat(where, "partial_rotary_factor ", QuoteJson(*factor), " is not supported, only 1 is"));
-  };
+absl::Status RefusePartialRope(const JsonFields& fields) {
+  const nlohmann::json* factor = fields.Find("partial_rotary_factor");
+  if (factor == nullptr || *factor == 1.0) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat(fields.Name("partial_rotary_factor"), " ", QuoteJson(*factor), " is not supported, only 1 is"));
+}
+
+absl::StatusOr<double> ParseRopeTheta(const JsonFields& fields, const ArchitectureInfo& info) {
   constexpr double kMin = 1.0, kMax = 1e12;
-  BALLAST_RETURN_IF_ERROR(unscaled("", fields));
+  BALLAST_RETURN_IF_ERROR(RefusePartialRope(fields));
   if (const nlohmann::json* scaling = fields.Find("rope_scaling"); scaling != nullptr) {
     BALLAST_RETURN_IF_ERROR(RefuseScaledRope("rope_scaling", *scaling));
   }
-  const nlohmann::json* parameters = fields.Find("rope_parameters");
-  if (parameters != nullptr) {
+  if (const nlohmann::json* parameters = fields.Find("rope_parameters"); parameters != nullptr) {
     BALLAST_RETURN_IF_ERROR(RefuseScaledRope("rope_parameters", *parameters));
-    BALLAST_RETURN_IF_ERROR(unscaled("rope_parameters.", Fields(*parameters)));
-    if (Fields(*parameters).Find("rope_theta") != nullptr) {
-      auto theta = Fields(*parameters).Double("rope_theta", kMin, kMax);
-      if (!theta.ok()) return absl::InvalidArgumentError(absl::StrCat("rope_parameters.", theta.status().message()));
-      return theta;
-    }
+    const JsonFields rope(*parameters, "rope_parameters.");
+    BALLAST_RETURN_IF_ERROR(RefusePartialRope(rope));
+    if (rope.Find("rope_theta") != nullptr) return rope.Double("rope_theta", kMin, kMax);
   }
   return fields.Double("rope_theta", kMin, kMax, info.default_rope_theta);
 }
 
 // num_experts in one generation is num_local_experts in the other.
-absl::StatusOr<int32_t> ParseNumExperts(const Fields& fields) {
+absl::StatusOr<int32_t> ParseNumExperts(const JsonFields& fields) {
   const char* name = fields.Find("num_experts") != nullptr ? "num_experts" : "num_local_experts";
   BALLAST_ASSIGN_OR_RETURN(const int32_t experts, fields.Int(name, 1, kMaxExperts));
   if (const nlohmann::json* other = fields.Find("num_local_experts"); other != nullptr && *other != experts) {
@@ -203,15 +145,16 @@ absl::StatusOr<int32_t> ParseNumExperts(const Fields& fields) {
 }
 
 // Qwen3MoeDecoderLayer's rule.
-absl::StatusOr<std::vector<bool>> ParseMoeLayers(const Fields& fields, Architecture architecture, int32_t num_layers) {
+absl::StatusOr<std::vector<bool>> ParseMoeLayers(const JsonFields& fields, Architecture architecture,
+                                                 int32_t num_layers) {
   std::vector<bool> is_moe(num_layers, true);
   if (architecture != Architecture::kQwen3Moe) return is_moe;
   BALLAST_ASSIGN_OR_RETURN(const int32_t step, fields.Int("decoder_sparse_step", 1, kMaxLayers, 1));
   for (int32_t layer = 0; layer < num_layers; ++layer) is_moe[layer] = (layer + 1) % step == 0;
   if (const nlohmann::json* dense = fields.Find("mlp_only_layers"); dense != nullptr) {
-    if (!dense->is_array()) return Invalid("mlp_only_layers", *dense, "an array of layers");
+    if (!dense->is_array()) return WrongValue("mlp_only_layers", *dense, "an array of layers");
     for (const nlohmann::json& value : *dense) {
-      BALLAST_ASSIGN_OR_RETURN(const int32_t layer, Fields::IntValue("mlp_only_layers", value, 0, num_layers - 1));
+      BALLAST_ASSIGN_OR_RETURN(const int32_t layer, JsonInt("mlp_only_layers", value, 0, num_layers - 1));
       is_moe[layer] = false;
     }
   }
@@ -223,14 +166,14 @@ absl::StatusOr<std::vector<bool>> ParseMoeLayers(const Fields& fields, Architect
 }
 
 // An id, or an array of them.
-absl::StatusOr<std::vector<int32_t>> ParseTokenIds(const Fields& fields, const char* field, int32_t vocab_size) {
+absl::StatusOr<std::vector<int32_t>> ParseTokenIds(const JsonFields& fields, const char* field, int32_t vocab_size) {
   std::vector<int32_t> ids;
   const nlohmann::json* value = fields.Find(field);
   if (value == nullptr) return ids;
   const std::vector<nlohmann::json> values =
       value->is_array() ? value->get<std::vector<nlohmann::json>>() : std::vector<nlohmann::json>{*value};
   for (const nlohmann::json& one : values) {
-    BALLAST_ASSIGN_OR_RETURN(const int32_t id, Fields::IntValue(field, one, 0, vocab_size - 1));
+    BALLAST_ASSIGN_OR_RETURN(const int32_t id, JsonInt(field, one, 0, vocab_size - 1));
     ids.push_back(id);
   }
   std::sort(ids.begin(), ids.end());
@@ -238,7 +181,7 @@ absl::StatusOr<std::vector<int32_t>> ParseTokenIds(const Fields& fields, const c
   return ids;
 }
 
-absl::Status ReadSpecialTokens(const Fields& fields, ModelConfig& config) {
+absl::Status ReadSpecialTokens(const JsonFields& fields, ModelConfig& config) {
   BALLAST_ASSIGN_OR_RETURN(std::vector<int32_t> eos, ParseTokenIds(fields, "eos_token_id", config.vocab_size));
   if (!eos.empty()) config.eos_token_ids = std::move(eos);
   if (fields.Find("bos_token_id") != nullptr) {
@@ -257,7 +200,7 @@ absl::StatusOr<nlohmann::json> ParseObject(std::string_view text) {
 
 absl::StatusOr<ModelConfig> ParseConfigJson(std::string_view text) {
   BALLAST_ASSIGN_OR_RETURN(const nlohmann::json json, ParseObject(text));
-  const Fields fields(json);
+  const JsonFields fields(json);
   BALLAST_ASSIGN_OR_RETURN(const ArchitectureInfo info, ParseArchitecture(fields));
   const bool qwen = info.architecture == Architecture::kQwen3Moe;
 
@@ -365,7 +308,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json,
   if (generation_config_json.has_value()) {
     auto generation = ParseObject(*generation_config_json);
     if (!generation.ok()) return InFile("generation_config.json", generation.status());
-    if (absl::Status status = ReadSpecialTokens(Fields(*generation), *config); !status.ok()) {
+    if (absl::Status status = ReadSpecialTokens(JsonFields(*generation), *config); !status.ok()) {
       return InFile("generation_config.json", status);
     }
   }
