@@ -21,6 +21,8 @@ struct Setting {
 constexpr Setting kSettings[] = {
     // The bootstrap's sockets tell of a dead peer; UCX's own probes would wake idle workers.
     {"UCX_KEEPALIVE_INTERVAL", "KEEPALIVE_INTERVAL", "inf"},
+    // Off, UCX leaves shared memory out for endpoints that survive their peer: TCP on one host, ten times slower.
+    {"UCX_MM_ERROR_HANDLING", "MM_ERROR_HANDLING", "y"},
 };
 
 }  // namespace
