@@ -1,0 +1,198 @@
+#include "worker/transport/fetch/expert_server.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/check.h"
+#include "proto/base/clock.h"
+#include "proto/base/status_macros.h"
+#include "worker/transport/fetch/expert_link.h"
+#include "worker/transport/handshake.h"
+
+namespace ballast {
+namespace {
+
+constexpr uint64_t kWakeKey = 0;
+constexpr uint64_t kUcxKey = 1;
+constexpr uint64_t kFirstLink = 2;
+constexpr size_t kMaxLinks = 256;
+// A peer that stops in mid-pull holds its replica's slot no longer than this.
+constexpr absl::Duration kPinLimit = absl::Seconds(60);
+// How long the library may take to let go of what is under way; local work.
+constexpr absl::Duration kCloseLimit = absl::Seconds(2);
+
+}  // namespace
+
+// A chunk under way: keeps its replica pinned.
+struct ExpertServer::ChunkSend {
+  ExpertServer* server;
+  uint64_t link;
+  std::shared_ptr<const void> pin;
+};
+
+absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(std::shared_ptr<UcxContext> context,
+                                                                  MeshListener& listener, PinReplica pin_replica) {
+  BALLAST_ASSIGN_OR_RETURN(std::unique_ptr<UcxWorker> worker, UcxWorker::Create(std::move(context)));
+  return std::unique_ptr<ExpertServer>(new ExpertServer(std::move(worker), listener, std::move(pin_replica)));
+}
+
+ExpertServer::ExpertServer(std::unique_ptr<UcxWorker> worker, MeshListener& listener, PinReplica pin_replica)
+    : listener_(listener), pin_replica_(std::move(pin_replica)), next_id_(kFirstLink), worker_(std::move(worker)) {
+  poller_.Add(wake_.fd(), kWakeKey, /*readable=*/true, /*writable=*/false);
+  poller_.Add(worker_->event_fd(), kUcxKey, /*readable=*/true, /*writable=*/false);
+  thread_ = std::thread([this] { Loop(); });
+  listener_.SetPullHandler([this](FrameSocket link) {
+    MutexLock lock(mu_);
+    incoming_.push_back(std::move(link));
+    wake_.Signal();
+  });
+}
+
+ExpertServer::~ExpertServer() {
+  listener_.SetPullHandler({});
+  {
+    MutexLock lock(mu_);
+    stopping_ = true;
+  }
+  wake_.Signal();
+  thread_.join();
+}
+
+void ExpertServer::Loop() {
+  while (true) {
+    std::vector<FrameSocket> incoming;
+    {
+      MutexLock lock(mu_);
+      if (stopping_) break;
+      incoming = std::exchange(incoming_, {});
+    }
+    for (FrameSocket& socket : incoming) AddLink(std::move(socket));
+    worker_->Progress();
+    const absl::Time next = ReleaseIdlePins();
+    DropBroken();
+    if (!worker_->Arm()) continue;
+    for (const Poller::Event& event : poller_.Wait(next - Clock::Real().Now())) {
+      if (event.key == kWakeKey) wake_.Clear();
+      if (event.key < kFirstLink) continue;
+      Link& link = links_.at(event.key);
+      if (event.writable && !link.socket.Flush().ok()) link.broken = true;
+      if (event.readable || event.hung_up) ReadFrames(event.key, link);
+    }
+  }
+  for (auto& [id, link] : links_) link.broken = true;
+  DropBroken();
+  const absl::Time limit = Clock::Real().Now() + kCloseLimit;
+  while (sends_in_flight_ > 0 && Clock::Real().Now() < limit) worker_->Progress();
+  worker_.reset();
+}
+
+void ExpertServer::AddLink(FrameSocket socket) {
+  if (links_.size() >= kMaxLinks) {
+    static_cast<void>(socket.Send(EncodeRefusal(Refusal::kBusy, absl::StrCat(kMaxLinks, " pulls are open"))));
+    return;
+  }
+  const uint64_t id = next_id_++;
+  socket.set_max_payload(internal::kMaxPullFrame);
+  poller_.Add(socket.fd(), id, /*readable=*/true, /*writable=*/false);
+  links_.emplace(id, Link(std::move(socket)));
+}
+
+void ExpertServer::ReadFrames(uint64_t id, Link& link) {
+  while (!link.broken) {
+    const absl::StatusOr<std::optional<Frame>> frame = link.socket.Read();
+    if (frame.ok() && !frame->has_value()) break;
+    if (!frame.ok() || !OnFrame(id, link, **frame).ok()) link.broken = true;
+  }
+  if (!link.broken) poller_.Change(link.socket.fd(), id, /*readable=*/true, link.socket.has_unsent());
+}
+
+absl::Status ExpertServer::OnFrame(uint64_t id, Link& link, const Frame& frame) {
+  if (link.endpoint != nullptr) return Serve(id, link, frame);
+  if (frame.type != static_cast<uint8_t>(LinkFrame::kPullAddress)) {
+    return absl::InvalidArgumentError("a request before the address");
+  }
+  // Nodes of an unordered_map stay where they are.
+  BALLAST_ASSIGN_OR_RETURN(link.endpoint,
+                           UcxEndpoint::Create(*worker_, frame.payload, [&link](ucs_status_t) { link.broken = true; }));
+  return absl::OkStatus();
+}
+
+absl::Status ExpertServer::Serve(uint64_t id, Link& link, const Frame& frame) {
+  BALLAST_ASSIGN_OR_RETURN(const internal::ChunkRequest request, internal::DecodeChunkRequest(frame));
+  if (link.in_flight >= internal::kMaxPullsInFlight || request.length > internal::kMaxChunkBytes) {
+    return absl::ResourceExhaustedError("too much at once");
+  }
+  link.last_request = Clock::Real().Now();
+  if (!link.replica || link.expert != request.expert) {
+    link.replica.reset();
+    absl::StatusOr<PinnedReplica> replica = pin_replica_(request.expert);
+    if (!replica.ok()) return link.socket.Send(internal::EncodeChunkReply({request.tag, replica.status()}));
+    link.expert = request.expert;
+    link.replica = *std::move(replica);
+  }
+  const std::span<const std::byte> weights = link.replica->weights;
+  if (request.offset > weights.size() || request.length > weights.size() - request.offset) {
+    return link.socket.Send(internal::EncodeChunkReply(
+        {request.tag, absl::OutOfRangeError("a chunk past the end of the replica"), weights.size()}));
+  }
+  BALLAST_RETURN_IF_ERROR(
+      link.socket.Send(internal::EncodeChunkReply({request.tag, absl::OkStatus(), weights.size()})));
+  auto* send = new ChunkSend{this, id, link.replica->pin};
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.user_data = send;
+  param.cb.send = [](void* ucx, ucs_status_t status, void* user) {
+    const std::unique_ptr<ChunkSend> done(static_cast<ChunkSend*>(user));
+    done->server->OnSent(done->link, status);
+    ucp_request_free(ucx);
+  };
+  ++link.in_flight;
+  ++sends_in_flight_;
+  const std::span<const std::byte> chunk = weights.subspan(request.offset, request.length);
+  // The last chunk's own pin is enough.
+  if (request.offset + request.length == weights.size()) link.replica.reset();
+  const ucs_status_ptr_t ucx =
+      ucp_tag_send_nbx(link.endpoint->handle(), chunk.data(), chunk.size(), request.tag, &param);
+  if (!UCS_PTR_IS_PTR(ucx)) {
+    delete send;
+    OnSent(id, UCS_PTR_STATUS(ucx));
+  }
+  return absl::OkStatus();
+}
+
+void ExpertServer::OnSent(uint64_t id, ucs_status_t status) {
+  --sends_in_flight_;
+  const auto it = links_.find(id);
+  if (it == links_.end()) return;
+  --it->second.in_flight;
+  if (status != UCS_OK) it->second.broken = true;
+}
+
+void ExpertServer::DropBroken() {
+  // Closing one link makes progress, which may break another.
+  while (true) {
+    const auto it = std::find_if(links_.begin(), links_.end(), [](const auto& entry) { return entry.second.broken; });
+    if (it == links_.end()) return;
+    poller_.Remove(it->second.socket.fd());
+    // Out of the map first: the callbacks of what is under way look for it there.
+    const auto node = links_.extract(it);
+  }
+}
+
+absl::Time ExpertServer::ReleaseIdlePins() {
+  const absl::Time now = Clock::Real().Now();
+  absl::Time next = absl::InfiniteFuture();
+  for (auto& [id, link] : links_) {
+    if (!link.replica) continue;
+    if (link.last_request + kPinLimit <= now) {
+      link.broken = true;
+    } else {
+      next = std::min(next, link.last_request + kPinLimit);
+    }
+  }
+  return next;
+}
+
+}  // namespace ballast

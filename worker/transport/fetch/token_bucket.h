@@ -1,0 +1,31 @@
+#ifndef BALLAST_WORKER_TRANSPORT_FETCH_TOKEN_BUCKET_H_
+#define BALLAST_WORKER_TRANSPORT_FETCH_TOKEN_BUCKET_H_
+
+#include <cstdint>
+
+#include "absl/time/time.h"
+
+namespace ballast {
+
+// Paces bytes: on average `rate` a second, at most `burst` bytes ahead of that. (The virtual-scheduling form of the
+// leaky bucket, ITU-T I.371 annex A.) Not thread-safe.
+class TokenBucket {
+ public:
+  // rate 0: no limit.
+  TokenBucket(int64_t rate, int64_t burst) : burst_(burst) { SetRate(rate); }
+
+  void SetRate(int64_t rate) { rate_ = rate; }
+  // When the next bytes may go; `now` or earlier if they may go now.
+  absl::Time ReadyAt() const { return rate_ == 0 ? absl::InfinitePast() : ready_; }
+  // `bytes` go at `now`, however many: what exceeds the allowance delays those after them.
+  void Spend(int64_t bytes, absl::Time now);
+
+ private:
+  int64_t rate_ = 0;
+  const int64_t burst_;
+  absl::Time ready_ = absl::InfinitePast();
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_WORKER_TRANSPORT_FETCH_TOKEN_BUCKET_H_
