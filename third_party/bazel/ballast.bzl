@@ -19,7 +19,7 @@ def ballast_cc_test(name, deps = [], size = "small", **kwargs):
         **kwargs
     )
 
-def ballast_cc_fuzz_test(name, srcs, deps = [], size = "small", tags = [], **kwargs):
+def ballast_cc_fuzz_test(name, srcs, deps = [], data = [], size = "small", tags = [], **kwargs):
     """A fuzz target, and a test that replays its corpus.
 
     The sources define LLVMFuzzerTestOneInput and abort (BALLAST_CHECK) when a property does not hold. The corpus is
@@ -30,6 +30,7 @@ def ballast_cc_fuzz_test(name, srcs, deps = [], size = "small", tags = [], **kwa
       name: the target's name, ..._fuzz.
       srcs: the sources, ..._fuzz.cc.
       deps: as for cc_test.
+      data: as for cc_test; the fuzzer itself runs at the tree's root.
       size: Bazel's size of the replaying test.
       tags: tags of the replaying test.
       **kwargs: passed to both.
@@ -38,7 +39,7 @@ def ballast_cc_fuzz_test(name, srcs, deps = [], size = "small", tags = [], **kwa
         name = name + "_test",
         srcs = srcs,
         args = ["testdata/fuzz/" + name],
-        data = ["//testdata/fuzz:corpora"],
+        data = data + ["//testdata/fuzz:corpora"],
         size = size,
         tags = tags,
         deps = deps + [
