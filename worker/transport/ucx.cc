@@ -1,6 +1,7 @@
 #include "worker/transport/ucx.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,17 +14,24 @@ namespace {
 // How long closing an endpoint may take; it is local work, so only a fault in UCX reaches it.
 constexpr absl::Duration kCloseLimit = absl::Seconds(2);
 
-struct Setting {
-  const char* variable;
-  const char* name;
-  const char* value;
-};
-constexpr Setting kSettings[] = {
-    // The bootstrap's sockets tell of a dead peer; UCX's own probes would wake idle workers.
-    {"UCX_KEEPALIVE_INTERVAL", "KEEPALIVE_INTERVAL", "inf"},
-    // Off, UCX leaves shared memory out for endpoints that survive their peer: TCP on one host, ten times slower.
-    {"UCX_MM_ERROR_HANDLING", "MM_ERROR_HANDLING", "y"},
-};
+constexpr int kProgressLimit = 1000;
+
+// UCX complains of settings of transports that UCX_TLS leaves out.
+bool MayUseSharedMemory() {
+  const char* tls = std::getenv("UCX_TLS");
+  if (tls == nullptr) return true;
+  for (const char* name : {"shm", "sm", "mm", "posix", "sysv", "all", "^"}) {
+    if (std::strstr(tls, name) != nullptr) return true;
+  }
+  return false;
+}
+
+void Set(ucp_config_t* config, const char* name, const char* value) {
+  // The environment's word is last.
+  if (std::getenv(absl::StrCat("UCX_", name).c_str()) != nullptr) return;
+  const ucs_status_t status = ucp_config_modify(config, name, value);
+  BALLAST_CHECK(status == UCS_OK) << name << ": " << ucs_status_string(status);
+}
 
 }  // namespace
 
@@ -48,11 +56,10 @@ absl::StatusOr<std::shared_ptr<UcxContext>> UcxContext::Create() {
   if (const ucs_status_t status = ucp_config_read(nullptr, nullptr, &config); status != UCS_OK) {
     return UcxError("UCX configuration", status);
   }
-  for (const Setting& setting : kSettings) {
-    if (std::getenv(setting.variable) != nullptr) continue;
-    const ucs_status_t status = ucp_config_modify(config, setting.name, setting.value);
-    BALLAST_CHECK(status == UCS_OK) << setting.name << ": " << ucs_status_string(status);
-  }
+  // The bootstrap's sockets tell of a dead peer; UCX's own probes would wake idle workers.
+  Set(config, "KEEPALIVE_INTERVAL", "inf");
+  // Off, UCX leaves shared memory out for endpoints that survive their peer, and takes TCP within a host.
+  if (MayUseSharedMemory()) Set(config, "MM_ERROR_HANDLING", "y");
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED;
   params.features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP;
@@ -92,7 +99,8 @@ absl::StatusOr<std::unique_ptr<UcxWorker>> UcxWorker::Create(std::shared_ptr<Ucx
 UcxWorker::~UcxWorker() { ucp_worker_destroy(handle_); }
 
 void UcxWorker::Progress() {
-  while (ucp_worker_progress(handle_) != 0) {
+  // Operations with a dead peer can be tried again for ever.
+  for (int i = 0; i < kProgressLimit && ucp_worker_progress(handle_) != 0; ++i) {
   }
 }
 

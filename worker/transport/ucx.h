@@ -2,7 +2,8 @@
 // time.
 //
 // Environment: UCX_TLS, UCX_NET_DEVICES and every other variable of UCX hold. Without them UCX picks: shared memory on
-// one host, else TCP or what the machine has. See MakeContext for what differs from UCX's defaults.
+// one host, else TCP or what the machine has. What differs from UCX's
+// defaults (keep-alive probes, error handling of shared memory) stands in ucx.cc.
 #ifndef BALLAST_WORKER_TRANSPORT_UCX_H_
 #define BALLAST_WORKER_TRANSPORT_UCX_H_
 
@@ -50,7 +51,7 @@ class UcxWorker {
   // Readable when there is something to progress, once Arm returned true.
   int event_fd() const { return event_fd_; }
 
-  // Does what there is to do, callbacks included.
+  // Does what there is to do, callbacks included; bounded, so Arm may say that there is more.
   void Progress();
   // True: the event descriptor tells of anything that happens from now on. False: progress first.
   bool Arm();

@@ -30,8 +30,14 @@ constexpr uint64_t kWakeKey = 0;
 constexpr uint64_t kUcxKey = 1;
 constexpr uint64_t kFirstLink = 2;
 
-// How long a cancelled receive or the end of a transport may take; local work.
-constexpr absl::Duration kCloseLimit = absl::Seconds(2);
+// How long the rest of a message that a cancelled receive has met may take.
+constexpr absl::Duration kCancelLimit = absl::Seconds(1);
+// The same when nothing more can come: local work. Messages cut off in the middle never finish; the worker's end frees
+// them.
+constexpr absl::Duration kDrainLimit = absl::Milliseconds(50);
+
+// How often a wait that cannot sleep looks at the links.
+constexpr absl::Duration kPeekInterval = absl::Milliseconds(1);
 
 class UcxTransport final : public Transport {
  public:
@@ -41,18 +47,7 @@ class UcxTransport final : public Transport {
     poller_.Add(worker_->event_fd(), kUcxKey, /*readable=*/true, /*writable=*/false);
   }
 
-  ~UcxTransport() override {
-    for (auto& [id, request] : requests_) {
-      if (request->kind == RequestKind::kReceive && request->ucx != nullptr) {
-        ucp_request_cancel(worker_->handle(), request->ucx);
-      }
-    }
-    for (Peer& peer : peers_) peer.endpoint.reset();
-    const absl::Time limit = clock_.Now() + kCloseLimit;
-    while (in_flight_ > 0 && clock_.Now() < limit) worker_->Progress();
-    // Requests outlive the worker, whose destruction may still complete some.
-    worker_.reset();
-  }
+  ~UcxTransport() override { Close(); }
 
   absl::Status Link(std::vector<MeshLink> links) {
     for (MeshLink& link : links) {
@@ -82,11 +77,8 @@ class UcxTransport final : public Transport {
       static_cast<Request*>(user)->owner->OnDone(*static_cast<Request*>(user), status, 0);
       ucp_request_free(ucx);
     };
+    if (worker_ == nullptr) return request.id;
     ++in_flight_;
-    if (peers_[peer].endpoint == nullptr) {
-      OnDone(request, UCS_ERR_CANCELED, 0);
-      return request.id;
-    }
     const ucs_status_ptr_t ucx =
         ucp_tag_send_nbx(peers_[peer].endpoint->handle(), message.data(), message.size(), WireTag(rank_, tag), &param);
     if (UCS_PTR_IS_PTR(ucx)) {
@@ -100,6 +92,7 @@ class UcxTransport final : public Transport {
   RequestId Receive(int peer, Tag tag, std::span<std::byte> buffer) override {
     Request& request = NewRequest(RequestKind::kReceive, peer, tag);
     request.buffer_bytes = buffer.size();
+    if (worker_ == nullptr) return request.id;
     ucp_request_param_t param{};
     // The callback alone tells the message's length.
     param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
@@ -144,16 +137,16 @@ class UcxTransport final : public Transport {
     if (it == requests_.end()) return;
     Request& request = *it->second;
     BALLAST_CHECK(request.kind == RequestKind::kReceive) << "request " << receive << " is a send";
-    if (!request.done) {
+    if (!request.done && worker_ != nullptr) {
       ucp_request_cancel(worker_->handle(), request.ucx);
       // A receive that has met its message is finished first: until then the library may write to the buffer.
-      const absl::Time limit = clock_.Now() + kCloseLimit;
+      const bool lost = std::binary_search(lost_.begin(), lost_.end(), request.peer);
+      const absl::Time limit = clock_.Now() + (lost ? kDrainLimit : kCancelLimit);
       while (!request.done && clock_.Now() < limit) worker_->Progress();
       if (!request.done) {
-        // The peer stopped in mid-message. Closing its endpoint ends what is under way with it.
+        // The peer stopped in mid-message, and only the worker's end makes sure that nothing is written any more.
         Lose(request.peer);
-        peers_[request.peer].endpoint.reset();
-        BALLAST_CHECK(request.done) << "receive of tag " << request.tag << " from rank " << request.peer;
+        Close();
       }
     }
     requests_.erase(it);
@@ -215,6 +208,22 @@ class UcxTransport final : public Transport {
     --in_flight_;
   }
 
+  // Ends all communication. Requests that are open stay so.
+  void Close() {
+    if (worker_ == nullptr) return;
+    for (auto& [id, request] : requests_) {
+      if (request->kind == RequestKind::kReceive && request->ucx != nullptr) {
+        ucp_request_cancel(worker_->handle(), request->ucx);
+      }
+    }
+    for (Peer& peer : peers_) peer.endpoint.reset();
+    const absl::Time limit = clock_.Now() + kDrainLimit;
+    while (in_flight_ > 0 && clock_.Now() < limit) worker_->Progress();
+    poller_.Remove(worker_->event_fd());
+    worker_.reset();
+    for (Peer& peer : peers_) peer.link.Reset();
+  }
+
   void Lose(int rank) {
     const auto at = std::lower_bound(lost_.begin(), lost_.end(), rank);
     if (at == lost_.end() || *at != rank) lost_.insert(at, rank);
@@ -264,11 +273,18 @@ class UcxTransport final : public Transport {
 
   absl::StatusOr<int> WaitFor(std::span<const RequestId> ids, bool any, absl::Time deadline) {
     std::optional<absl::Time> spin_until;
+    absl::Time next_peek = absl::InfinitePast();
     bool looked_at_links = false;
     while (true) {
-      worker_->Progress();
-      BALLAST_ASSIGN_OR_RETURN(const std::optional<int> found, Look(ids, any));
-      if (found) return *found;
+      if (worker_ != nullptr) worker_->Progress();
+      absl::StatusOr<std::optional<int>> found = Look(ids, any);
+      if (absl::IsUnavailable(found.status())) {
+        // Ranks that died together are named together, and not only the first that somebody else gave up.
+        TakeEvents(absl::ZeroDuration());
+        return internal::LostPeersError(lost_);
+      }
+      if (!found.ok()) return found.status();
+      if (found->has_value()) return **found;
       const absl::Time now = clock_.Now();
       if (now >= deadline) {
         if (looked_at_links) return Late(ids);
@@ -283,7 +299,13 @@ class UcxTransport final : public Transport {
       }
       // Between a false look and the sleep anything may happen: Arm is false if it concerned UCX, and the other
       // descriptors stay readable.
-      if (worker_->Arm()) TakeEvents(deadline - now);
+      if (worker_->Arm()) {
+        TakeEvents(deadline - now);
+      } else if (now >= next_peek) {
+        // UCX can be busy for ever with a peer that is dead.
+        TakeEvents(absl::ZeroDuration());
+        next_peek = now + kPeekInterval;
+      }
     }
   }
 
@@ -295,7 +317,7 @@ class UcxTransport final : public Transport {
         // Nothing is ever sent on a link: the peer is gone. What it sent through UCX before is still taken.
         const int peer = static_cast<int>(event.key - kFirstLink);
         poller_.Remove(peers_[peer].link.get());
-        worker_->Progress();
+        if (worker_ != nullptr) worker_->Progress();
         Lose(peer);
       }
     }

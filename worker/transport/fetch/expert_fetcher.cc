@@ -19,7 +19,8 @@ constexpr uint64_t kSocketKey = 2;
 // Chunks asked for ahead: one is on its way while the other's request travels.
 constexpr size_t kChunksAhead = 2;
 static_assert(kChunksAhead < internal::kMaxPullsInFlight);
-constexpr absl::Duration kCloseLimit = absl::Seconds(2);
+// How long the library may take to let go of cancelled chunks; those cut off in the middle are freed with the worker.
+constexpr absl::Duration kDrainLimit = absl::Milliseconds(50);
 // For the connection and the handshake.
 constexpr absl::Duration kOpenLimit = absl::Seconds(5);
 
@@ -46,7 +47,7 @@ class ExpertFetcher::Link {
     for (Chunk& chunk : chunks_) {
       if (chunk.ucx != nullptr) ucp_request_cancel(worker_->handle(), chunk.ucx);
     }
-    const absl::Time limit = Now() + kCloseLimit;
+    const absl::Time limit = Now() + kDrainLimit;
     while (receiving_ > 0 && Now() < limit) worker_->Progress();
     // Before the chunks, which its callbacks write to.
     worker_.reset();

@@ -20,17 +20,11 @@ constexpr uint64_t kFirstLink = 2;
 constexpr size_t kMaxLinks = 256;
 // A peer that stops in mid-pull holds its replica's slot no longer than this.
 constexpr absl::Duration kPinLimit = absl::Seconds(60);
-// How long the library may take to let go of what is under way; local work.
-constexpr absl::Duration kCloseLimit = absl::Seconds(2);
+// How long the library may take to let go of what is under way; local work. What was cut off in the middle is freed
+// with the worker.
+constexpr absl::Duration kDrainLimit = absl::Milliseconds(50);
 
 }  // namespace
-
-// A chunk under way: keeps its replica pinned.
-struct ExpertServer::ChunkSend {
-  ExpertServer* server;
-  uint64_t link;
-  std::shared_ptr<const void> pin;
-};
 
 absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(std::shared_ptr<UcxContext> context,
                                                                   MeshListener& listener, PinReplica pin_replica) {
@@ -83,9 +77,10 @@ void ExpertServer::Loop() {
   }
   for (auto& [id, link] : links_) link.broken = true;
   DropBroken();
-  const absl::Time limit = Clock::Real().Now() + kCloseLimit;
-  while (sends_in_flight_ > 0 && Clock::Real().Now() < limit) worker_->Progress();
+  const absl::Time limit = Clock::Real().Now() + kDrainLimit;
+  while (!sends_.empty() && Clock::Real().Now() < limit) worker_->Progress();
   worker_.reset();
+  sends_.clear();
 }
 
 void ExpertServer::AddLink(FrameSocket socket) {
@@ -139,35 +134,33 @@ absl::Status ExpertServer::Serve(uint64_t id, Link& link, const Frame& frame) {
   }
   BALLAST_RETURN_IF_ERROR(
       link.socket.Send(internal::EncodeChunkReply({request.tag, absl::OkStatus(), weights.size()})));
-  auto* send = new ChunkSend{this, id, link.replica->pin};
+  sends_.push_front({.server = this, .link = id, .pin = link.replica->pin});
+  const auto send = sends_.begin();
+  send->self = send;
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-  param.user_data = send;
+  param.user_data = &*send;
   param.cb.send = [](void* ucx, ucs_status_t status, void* user) {
-    const std::unique_ptr<ChunkSend> done(static_cast<ChunkSend*>(user));
-    done->server->OnSent(done->link, status);
+    ChunkSend& done = *static_cast<ChunkSend*>(user);
+    done.server->OnSent(done, status);
     ucp_request_free(ucx);
   };
   ++link.in_flight;
-  ++sends_in_flight_;
   const std::span<const std::byte> chunk = weights.subspan(request.offset, request.length);
   // The last chunk's own pin is enough.
   if (request.offset + request.length == weights.size()) link.replica.reset();
   const ucs_status_ptr_t ucx =
       ucp_tag_send_nbx(link.endpoint->handle(), chunk.data(), chunk.size(), request.tag, &param);
-  if (!UCS_PTR_IS_PTR(ucx)) {
-    delete send;
-    OnSent(id, UCS_PTR_STATUS(ucx));
-  }
+  if (!UCS_PTR_IS_PTR(ucx)) OnSent(*send, UCS_PTR_STATUS(ucx));
   return absl::OkStatus();
 }
 
-void ExpertServer::OnSent(uint64_t id, ucs_status_t status) {
-  --sends_in_flight_;
-  const auto it = links_.find(id);
-  if (it == links_.end()) return;
-  --it->second.in_flight;
-  if (status != UCS_OK) it->second.broken = true;
+void ExpertServer::OnSent(ChunkSend& send, ucs_status_t status) {
+  if (const auto link = links_.find(send.link); link != links_.end()) {
+    --link->second.in_flight;
+    if (status != UCS_OK) link->second.broken = true;
+  }
+  sends_.erase(send.self);
 }
 
 void ExpertServer::DropBroken() {
@@ -175,9 +168,14 @@ void ExpertServer::DropBroken() {
   while (true) {
     const auto it = std::find_if(links_.begin(), links_.end(), [](const auto& entry) { return entry.second.broken; });
     if (it == links_.end()) return;
+    const uint64_t id = it->first;
     poller_.Remove(it->second.socket.fd());
     // Out of the map first: the callbacks of what is under way look for it there.
-    const auto node = links_.extract(it);
+    links_.extract(it);
+    // A send that was cut off may stay with the library, but nobody wants what it reads.
+    for (ChunkSend& send : sends_) {
+      if (send.link == id) send.pin.reset();
+    }
   }
 }
 

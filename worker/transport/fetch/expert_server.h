@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -58,7 +59,13 @@ class ExpertServer {
     std::optional<PinnedReplica> replica;
     absl::Time last_request;
   };
-  struct ChunkSend;
+  // A chunk under way: keeps its replica pinned while its link lives.
+  struct ChunkSend {
+    ExpertServer* server = nullptr;
+    uint64_t link = 0;
+    std::shared_ptr<const void> pin;
+    std::list<ChunkSend>::iterator self;
+  };
 
   ExpertServer(std::unique_ptr<UcxWorker> worker, MeshListener& listener, PinReplica pin_replica);
   void Loop();
@@ -66,7 +73,7 @@ class ExpertServer {
   void ReadFrames(uint64_t id, Link& link);
   absl::Status OnFrame(uint64_t id, Link& link, const Frame& frame);
   absl::Status Serve(uint64_t id, Link& link, const Frame& frame);
-  void OnSent(uint64_t id, ucs_status_t status);
+  void OnSent(ChunkSend& send, ucs_status_t status);
   void DropBroken();
   // Breaks links that hold a pin without asking for more; returns when to look again.
   absl::Time ReleaseIdlePins();
@@ -82,7 +89,7 @@ class ExpertServer {
   // The thread's own.
   Poller poller_;
   uint64_t next_id_;
-  int64_t sends_in_flight_ = 0;
+  std::list<ChunkSend> sends_;
   std::unique_ptr<UcxWorker> worker_;
   std::unordered_map<uint64_t, Link> links_;
 
