@@ -14,8 +14,12 @@ constexpr int kTileRows = 2, kTileOutputs = 2, kSingleRowOutputs = 4;
 constexpr int kTileRows = 1, kTileOutputs = 4, kSingleRowOutputs = 4;
 #endif
 
-// out[m * out_stride + n] for m < M and n < valid; weights' row n is at weights[n].
-template <int M, int N>
+// Rows of weights shorter than this end before the hardware's prefetcher has understood them.
+constexpr int kPrefetchBelow = 512;
+
+// out[m * out_stride + n] for m < M and n < valid; weights' row n is at weights[n]. Ahead: asks for the weights that
+// the next tile reads, which follow these.
+template <int M, int N, bool Ahead = false>
 BALLAST_INLINE void Tile(const float* x, size_t x_stride, const uint16_t* const (&weights)[N], int k, int valid,
                          float* out, size_t out_stride) {
   F16 sum[M][N];
@@ -24,10 +28,16 @@ BALLAST_INLINE void Tile(const float* x, size_t x_stride, const uint16_t* const 
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sum[m][n] = Splat16(0);
   }
+  const uint16_t* next = weights[0] + N * k;
   const auto block = [&](const uint16_t* const(&w)[N], int from, int w_from) __attribute__((always_inline)) {
     F16 even[N], odd[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) LoadBf16Pairs(w[n] + w_from, even[n], odd[n]);
+    if constexpr (Ahead) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) __builtin_prefetch(next + n * kPackBlock);
+      next += N * kPackBlock;
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const F16 x_even = Load(x + m * x_stride + from);
@@ -73,7 +83,7 @@ BALLAST_INLINE void Tile(const float* x, size_t x_stride, const uint16_t* const 
 }
 
 // N outputs for every row.
-template <int M, int N>
+template <int M, int N, bool Ahead = false>
 BALLAST_INLINE void Outputs(const float* packed, int num_rows, int k, const uint16_t* weights, int valid, float* out,
                             size_t out_stride) {
   const size_t x_stride = PackedWidth(k);
@@ -82,7 +92,7 @@ BALLAST_INLINE void Outputs(const float* packed, int num_rows, int k, const uint
   for (int n = 0; n < N; ++n) at[n] = weights + static_cast<size_t>(n < valid ? n : valid - 1) * k;
   int r = 0;
   for (; r + M <= num_rows; r += M) {
-    Tile<M, N>(packed + r * x_stride, x_stride, at, k, valid, out + r * out_stride, out_stride);
+    Tile<M, N, Ahead>(packed + r * x_stride, x_stride, at, k, valid, out + r * out_stride, out_stride);
   }
   if constexpr (M > 2 && N % 2 == 0) {
     if (r + 2 <= num_rows) {
@@ -95,12 +105,12 @@ BALLAST_INLINE void Outputs(const float* packed, int num_rows, int k, const uint
   }
 }
 
-template <int M, int N>
+template <int M, int N, bool Ahead = false>
 BALLAST_INLINE void AllOutputs(const float* packed, int num_rows, int k, const uint16_t* weights, int outputs,
                                float* out, size_t out_stride) {
   for (int n = 0; n < outputs; n += N) {
-    Outputs<M, N>(packed, num_rows, k, weights + static_cast<size_t>(n) * k, outputs - n < N ? outputs - n : N, out + n,
-                  out_stride);
+    Outputs<M, N, Ahead>(packed, num_rows, k, weights + static_cast<size_t>(n) * k, outputs - n < N ? outputs - n : N,
+                         out + n, out_stride);
   }
 }
 
@@ -126,8 +136,13 @@ void Matmul(const float* packed, int num_rows, int k, const uint16_t* weights, i
   const int tiled = kTileOutputs % 4 == 0 ? num_rows : num_rows / kTileRows * kTileRows;
   if (num_rows > 1) AllOutputs<kTileRows, kTileOutputs>(packed, tiled, k, weights, outputs, out, out_stride);
   for (int r = num_rows > 1 ? tiled : 0; r < num_rows; ++r) {
-    AllOutputs<1, kSingleRowOutputs>(packed + r * PackedWidth(k), 1, k, weights, outputs, out + r * out_stride,
-                                     out_stride);
+    // A single row reads each weight once, so it waits for them.
+    const float* row = packed + r * PackedWidth(k);
+    if (k < kPrefetchBelow) {
+      AllOutputs<1, kSingleRowOutputs, true>(row, 1, k, weights, outputs, out + r * out_stride, out_stride);
+    } else {
+      AllOutputs<1, kSingleRowOutputs>(row, 1, k, weights, outputs, out + r * out_stride, out_stride);
+    }
   }
 }
 
