@@ -1,0 +1,339 @@
+// Steps of a group of worker processes over UCX against one process with every expert, on the same cores: decode steps
+// of `tokens` rows in all, each row a sequence of its own over real text.
+//
+// The two take turns; each figure is the median of the rounds, in time and in processor time over all processes. Prints
+// a table on stderr and JSON, in the form of google-benchmark's, on stdout.
+//
+//   step_bench [--model=DIR] [--workers=4] [--tokens=256] [--rounds=5] [--steps=200] [--combine=fast|exact]
+//   [--threads=N]
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "kernels/tokens.h"
+#include "proto/base/check.h"
+#include "proto/base/clock.h"
+#include "worker/decoder/decoder.h"
+#include "worker/decoder/local_moe.h"
+#include "worker/experts/expert_store.h"
+#include "worker/model/checkpoint.h"
+#include "worker/model/safetensors.h"
+#include "worker/step/step_engine.h"
+#include "worker/transport/process_mesh.h"
+
+namespace ballast {
+namespace {
+
+struct Settings {
+  std::string model = "testdata/olmoe-9m";
+  int workers = 4;
+  int tokens = 256;
+  int rounds = 5;
+  int steps = 200;
+  CombineMode combine = CombineMode::kExact;
+  // Of the single process; a worker of the group has one.
+  int threads = static_cast<int>(std::thread::hardware_concurrency());
+};
+
+// What a process tells the parent, in shared memory, before it says that it is done.
+struct Report {
+  double seconds_a_step;
+  double cpu_a_step;
+  // Means over the steps, in seconds.
+  double route, dispatch, experts, combine, step;
+  double balancedness;
+};
+
+// What this process has used of the processors.
+double CpuSeconds() {
+  timespec t;
+  BALLAST_CHECK(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) == 0);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
+template <typename T>
+T Value(absl::StatusOr<T> value) {
+  BALLAST_CHECK(value.ok()) << value.status();
+  return *std::move(value);
+}
+
+// The same rows step after step: nothing is committed, so contexts keep their length.
+class FixedRows final : public StepSource, public StepEvents {
+ public:
+  FixedRows(KvCache& cache, Decoder& decoder, MoeLayer& prefill, const std::string& model, int first, int rows)
+      : vocab_(decoder.config().vocab_size) {
+    const auto reference = Value(SafetensorsFile::Open(model + "/reference.safetensors"));
+    std::span<const int32_t> ids;
+    int length = 0;
+    for (const TensorView& tensor : reference->tensors()) {
+      if (tensor.name != "input_ids") continue;
+      ids = tensor.as<int32_t>();
+      length = static_cast<int>(tensor.shape[1]);
+    }
+    BALLAST_CHECK(length > 0) << "no input_ids";
+    const int texts = static_cast<int>(ids.size()) / length;
+    std::vector<float> logits(vocab_);
+    for (int i = 0; i < rows; ++i) {
+      // Positions from the middle of the text to its end.
+      const int number = first + i;
+      const auto text = ids.subspan(static_cast<size_t>(number % texts) * length, length);
+      const int context = length / 2 + number / texts * 7 % (length / 2 - 1);
+      kv_.push_back(std::make_unique<KvSequence>(cache));
+      BALLAST_CHECK(kv_.back()->Reserve(context + 1).ok());
+      const StepSequence whole{kv_.back().get(), 0, context, 0};
+      const absl::Status status = decoder.Forward(
+          {.token_ids = text.first(context), .sequences = {&whole, 1}, .logit_rows = {}}, prefill, logits.data());
+      BALLAST_CHECK(status.ok()) << status;
+      kv_.back()->Commit(context);
+      tokens_.push_back(text[context]);
+      sequences_.push_back({kv_.back().get(), i, 1, context});
+      logit_rows_.push_back(i);
+      labels_.push_back({0, TokenPhase::kDecode});
+    }
+  }
+
+  // Lets `steps` steps run, and times the last nine tenths of them.
+  void Start(int steps) {
+    warm_ = steps / 10;
+    ended_ = 0;
+    report_ = Report{};
+    left_.store(steps);
+  }
+  bool done() const { return left_.load() == 0; }
+  Report report() const { return report_; }
+
+  bool HasWork() override { return left_.load() > 0; }
+  StepRows Next(int capacity) override {
+    BALLAST_CHECK(static_cast<int>(tokens_.size()) <= capacity);
+    return {.input = {.token_ids = tokens_, .sequences = sequences_, .logit_rows = logit_rows_},
+            .labels = labels_,
+            .more_work = left_.load() > 1};
+  }
+  void Commit(const StepResult& result) override {
+    for (size_t i = 0; i < tokens_.size(); ++i) {
+      sampled_ += ArgMax({result.logits + i * vocab_, static_cast<size_t>(vocab_)});
+    }
+  }
+  void Discard(const absl::Status& reason) override { BALLAST_CHECK(false) << reason; }
+  void NoView(const absl::Status& reason) override {}
+  void StepEnded(const StepRecord& record) override {
+    if (record.rows == 0 || left_.load() == 0) return;
+    ++ended_;
+    const absl::Time now = Clock::Real().Now();
+    if (ended_ == warm_) {
+      start_ = now;
+      cpu_start_ = CpuSeconds();
+    }
+    if (ended_ > warm_) {
+      report_.route += absl::ToDoubleSeconds(record.moe->route);
+      report_.dispatch += absl::ToDoubleSeconds(record.moe->dispatch);
+      report_.experts += absl::ToDoubleSeconds(record.moe->experts);
+      report_.combine += absl::ToDoubleSeconds(record.moe->combine);
+      report_.step += absl::ToDoubleSeconds(record.duration);
+      report_.balancedness += record.moe->balancedness;
+    }
+    if (left_.load() == 1) {
+      const double steps = ended_ - warm_;
+      report_.seconds_a_step = absl::ToDoubleSeconds(now - start_) / steps;
+      report_.cpu_a_step = (CpuSeconds() - cpu_start_) / steps;
+      for (double* sum : {&report_.route, &report_.dispatch, &report_.experts, &report_.combine, &report_.step,
+                          &report_.balancedness}) {
+        *sum /= steps;
+      }
+    }
+    left_.fetch_sub(1);
+  }
+
+ private:
+  const int vocab_;
+  std::vector<std::unique_ptr<KvSequence>> kv_;
+  std::vector<int32_t> tokens_;
+  std::vector<StepSequence> sequences_;
+  std::vector<int32_t> logit_rows_;
+  std::vector<RowLabel> labels_;
+  int64_t sampled_ = 0;
+  std::atomic<int> left_{0};
+  int warm_ = 0;
+  int ended_ = 0;
+  absl::Time start_;
+  double cpu_start_ = 0;
+  Report report_;
+};
+
+// Gives out the one mesh that the processes made.
+class GivenTransport final : public TransportFactory {
+ public:
+  explicit GivenTransport(std::unique_ptr<Transport> transport) : transport_(std::move(transport)) {}
+  absl::StatusOr<std::unique_ptr<Transport>> Connect(const GroupView&, absl::Time, std::vector<int>&) override {
+    return std::move(transport_);
+  }
+  void Cancel(ViewId) override {}
+
+ private:
+  std::unique_ptr<Transport> transport_;
+};
+
+// Every worker the same number of experts of each layer, in order.
+Placement Contiguous(const ModelConfig& config, int workers) {
+  Placement p{.epoch = Epoch(1),
+              .shares_version = SharesVersion(1),
+              .num_layers = config.num_moe_layers(),
+              .num_experts = config.num_experts};
+  for (int w = 0; w < workers; ++w) p.workers.push_back(absl::StrCat("w", w));
+  std::vector<int32_t> next_slot(workers, 0);
+  for (int32_t layer = 0; layer < p.num_layers; ++layer) {
+    for (int32_t e = 0; e < p.num_experts; ++e) {
+      const int32_t w = e * workers / p.num_experts;
+      p.replicas.push_back({.expert = {layer, e}, .worker = w, .slot = next_slot[w]++});
+    }
+  }
+  p.Sort();
+  return p;
+}
+
+int RunWorker(const Settings& settings, int workers, std::unique_ptr<Transport> transport, const ParentLine& parent,
+              Report* report) {
+  const int rank = transport == nullptr ? 0 : transport->rank();
+  const auto checkpoint = Value(Checkpoint::Open(settings.model));
+  ThreadPool pool(workers == 1 ? settings.threads : 1);
+  const auto decoder = Value(Decoder::Create(*checkpoint, pool, {.max_rows = settings.tokens}));
+  const auto cache = Value(KvCache::Create(decoder->kv_shape(), settings.tokens * 5));
+  const CheckpointExperts experts(*checkpoint);
+  const Placement placement = Contiguous(checkpoint->config(), workers);
+  const auto store = Value(ExpertStore::Create(
+      experts, {.worker = placement.workers[rank],
+                .capacity = {.slots = experts.num_layers() * experts.num_experts() + 2, .staging_slots = 2}}));
+  LoadCounters counters(experts.num_layers(), experts.num_experts(), checkpoint->config().experts_per_token);
+  counters.InternTask("bench");
+  std::unique_ptr<LocalMoe> local = Value(LocalMoe::Create(*checkpoint, *decoder, pool));
+  const int rows = settings.tokens / workers;
+  FixedRows source(*cache, *decoder, *local, settings.model, rank * rows, rows);
+  local.reset();
+  GivenTransport transports(std::move(transport));
+  const auto engine = Value(StepEngine::Create(
+      {.moe = {.combine = settings.combine, .capacity = settings.tokens}, .step_timeout = absl::Seconds(60)},
+      {.decoder = decoder.get(),
+       .experts = store.get(),
+       .pool = &pool,
+       .transports = &transports,
+       .source = &source,
+       .events = &source,
+       .counters = &counters}));
+  GroupView view{.view = ViewId(1), .rank = rank};
+  for (const std::string& worker : placement.workers) view.members.push_back({.worker = worker});
+  BALLAST_CHECK(engine->InstallView(view, placement).ok());
+  while (engine->last_step() == StepId()) std::this_thread::yield();
+  parent.Say('r');
+  while (parent.Hear() == 'g') {
+    source.Start(settings.steps);
+    engine->NotifyWork();
+    while (!source.done()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    report[rank] = source.report();
+    parent.Say('d');
+  }
+  return 0;
+}
+
+void Expect(const ProcessMesh& mesh, int ranks, char word) {
+  for (int rank = 0; rank < ranks; ++rank) BALLAST_CHECK(mesh.Hear(rank) == word) << "rank " << rank;
+}
+
+// Rank 0's report, with the processor time of all.
+Report RunOnce(const ProcessMesh& mesh, int ranks, const Report* shared) {
+  for (int rank = 0; rank < ranks; ++rank) mesh.Say(rank, 'g');
+  Expect(mesh, ranks, 'd');
+  Report report = shared[0];
+  for (int rank = 1; rank < ranks; ++rank) report.cpu_a_step += shared[rank].cpu_a_step;
+  return report;
+}
+
+Report Median(std::vector<Report> reports) {
+  std::sort(reports.begin(), reports.end(),
+            [](const Report& a, const Report& b) { return a.seconds_a_step < b.seconds_a_step; });
+  return reports[reports.size() / 2];
+}
+
+int Main(int argc, char** argv) {
+  Settings settings;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    const std::string name = arg.substr(0, arg.find('='));
+    const std::string value = arg.find('=') == std::string::npos ? "" : arg.substr(arg.find('=') + 1);
+    int* number = name == "--workers"   ? &settings.workers
+                  : name == "--tokens"  ? &settings.tokens
+                  : name == "--rounds"  ? &settings.rounds
+                  : name == "--steps"   ? &settings.steps
+                  : name == "--threads" ? &settings.threads
+                                        : nullptr;
+    if (number != nullptr && absl::SimpleAtoi(value, number) && *number > 0) continue;
+    if (name == "--model") {
+      settings.model = value;
+    } else if (name == "--combine" && (value == "fast" || value == "exact")) {
+      settings.combine = value == "fast" ? CombineMode::kFast : CombineMode::kExact;
+    } else {
+      std::fprintf(stderr, "step_bench: cannot use %s\n", arg.c_str());
+      return 2;
+    }
+  }
+  auto* const reports = static_cast<Report*>(mmap(nullptr, (settings.workers + 1) * sizeof(Report),
+                                                  PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  BALLAST_CHECK(reports != MAP_FAILED);
+  ProcessMesh single(1, {}, [&](std::unique_ptr<Transport>, const ParentLine& parent) {
+    return RunWorker(settings, 1, nullptr, parent, &reports[0]);
+  });
+  ProcessMesh group(settings.workers, {}, [&](std::unique_ptr<Transport> transport, const ParentLine& parent) {
+    return RunWorker(settings, settings.workers, std::move(transport), parent, &reports[1]);
+  });
+  Expect(single, 1, 'r');
+  Expect(group, settings.workers, 'r');
+  std::vector<Report> of_single, of_group;
+  for (int round = 0; round < settings.rounds; ++round) {
+    of_single.push_back(RunOnce(single, 1, &reports[0]));
+    of_group.push_back(RunOnce(group, settings.workers, &reports[1]));
+  }
+  const Report one = Median(of_single);
+  const Report many = Median(of_group);
+  const double ratio = one.seconds_a_step / many.seconds_a_step;
+  const double cpu_ratio = one.cpu_a_step / many.cpu_a_step;
+  const char* combine = settings.combine == CombineMode::kFast ? "fast" : "exact";
+  std::fprintf(stderr, "%-22s %10s %10s %10s %10s %10s %10s %10s %8s\n", "ms a step (rank 0)", "step", "cpu, all",
+               "route", "dispatch", "experts", "combine", "tokens/s", "level");
+  const auto row = [&](const std::string& name, const Report& r) {
+    std::fprintf(stderr, "%-22s %10.3f %10.3f %10.3f %10.3f %10.3f %10.3f %10.0f %8.3f\n", name.c_str(),
+                 r.seconds_a_step * 1e3, r.cpu_a_step * 1e3, r.route * 1e3, r.dispatch * 1e3, r.experts * 1e3,
+                 r.combine * 1e3, settings.tokens / r.seconds_a_step, r.balancedness);
+  };
+  row(absl::StrCat("1 worker, ", settings.threads, " threads"), one);
+  row(absl::StrCat(settings.workers, " workers, ", combine), many);
+  std::fprintf(stderr, "ratio %.3f in time, %.3f in processor time\n", ratio, cpu_ratio);
+  std::printf("{\"benchmarks\": [\n");
+  std::printf(
+      "{\"name\": \"step/%s/tokens:%d/workers:1\", \"real_time\": %.3f, \"time_unit\": \"us\", "
+      "\"items_per_second\": %.1f},\n",
+      combine, settings.tokens, one.seconds_a_step * 1e6, settings.tokens / one.seconds_a_step);
+  std::printf(
+      "{\"name\": \"step/%s/tokens:%d/workers:%d\", \"real_time\": %.3f, \"time_unit\": \"us\", "
+      "\"items_per_second\": %.1f, \"ratio_to_one_worker\": %.3f, \"cpu_ratio\": %.3f}\n]}\n",
+      combine, settings.tokens, settings.workers, many.seconds_a_step * 1e6, settings.tokens / many.seconds_a_step,
+      ratio, cpu_ratio);
+  for (int rank = 0; rank < settings.workers; ++rank) group.Say(rank, 'q');
+  single.Say(0, 'q');
+  return 0;
+}
+
+}  // namespace
+}  // namespace ballast
+
+int main(int argc, char** argv) { return ballast::Main(argc, argv); }
