@@ -2,6 +2,7 @@
 // side of a ratio sees the same noise):
 //   Batch64/HxI  flops of 64 rows through an expert, against the same three products alone in oneDNN (f32, packed
 //                weights): counters gflops, library_gflops and ratio
+//   Layer/HxI/E/R  R rows through each of E experts, as a step does: counter gflops
 //   Batch1/HxI/E weight bytes a second of one row through each of E experts, against a plain read of as many bytes,
 //   that
 //                is of the cache level that the weights sit in: counters gbytes, read_gbytes and ratio
@@ -126,6 +127,23 @@ void Batch64(benchmark::State& state) {
       });
 }
 
+void Layer(benchmark::State& state) {
+  const int hidden = static_cast<int>(state.range(0)), intermediate = static_cast<int>(state.range(1));
+  const int experts = static_cast<int>(state.range(2)), rows = static_cast<int>(state.range(3));
+  const size_t elements = ExpertWeightBytes(hidden, intermediate) / 2;
+  const std::vector<uint16_t> weights = RandomBf16(elements * experts, 1, 0.1f);
+  const std::vector<float> x = RandomFloats(static_cast<size_t>(rows) * hidden, 2);
+  std::vector<const float*> pointers;
+  for (int r = 0; r < rows; ++r) pointers.push_back(x.data() + static_cast<size_t>(r) * hidden);
+  std::vector<float> out(x.size() * experts);
+  std::vector<ExpertTask> tasks;
+  for (int e = 0; e < experts; ++e) tasks.push_back({&weights[e * elements], pointers, &out[e * x.size()]});
+  ThreadPool pool(1);
+  for (auto _ : state) RunExperts(tasks, hidden, intermediate, Activation::kSwiGlu, pool);
+  state.counters["gflops"] =
+      benchmark::Counter(6e-9 * experts * rows * hidden * intermediate, benchmark::Counter::kIsIterationInvariantRate);
+}
+
 // Reads `bytes`, a multiple of 512, at full width.
 #if defined(__x86_64__)
 __attribute__((target("avx512f"))) void ReadWide(const std::byte* at, size_t bytes) {
@@ -185,6 +203,11 @@ BENCHMARK(Batch1)
     ->Args({2048, 768, 1})
     ->Iterations(1)
     ->Unit(benchmark::kMillisecond);
+
+BENCHMARK(Layer)
+    ->ArgsProduct({{192}, {64}, {32}, {1, 2, 3, 4, 5, 6, 8, 16, 32}})
+    ->ArgsProduct({{256}, {64}, {64}, {1, 2, 4, 8, 32}})
+    ->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace ballast

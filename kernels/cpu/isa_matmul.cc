@@ -94,14 +94,20 @@ BALLAST_INLINE void Outputs(const float* packed, int num_rows, int k, const uint
   for (; r + M <= num_rows; r += M) {
     Tile<M, N, Ahead>(packed + r * x_stride, x_stride, at, k, valid, out + r * out_stride, out_stride);
   }
-  if constexpr (M > 2 && N % 2 == 0) {
-    if (r + 2 <= num_rows) {
-      Tile<2, N>(packed + r * x_stride, x_stride, at, k, valid, out + r * out_stride, out_stride);
-      r += 2;
+  // The rows left over, together: each tile widens the weights anew.
+  if constexpr (N % 4 == 0) {
+    const int left = num_rows - r;
+    const float* x = packed + r * x_stride;
+    float* y = out + r * out_stride;
+    if constexpr (M > 3) {
+      if (left == 3) Tile<3, N, Ahead>(x, x_stride, at, k, valid, y, out_stride);
     }
-  }
-  if constexpr (M > 1 && N % 4 == 0) {
-    if (r < num_rows) Tile<1, N>(packed + r * x_stride, x_stride, at, k, valid, out + r * out_stride, out_stride);
+    if constexpr (M > 2) {
+      if (left == 2) Tile<2, N, Ahead>(x, x_stride, at, k, valid, y, out_stride);
+    }
+    if constexpr (M > 1) {
+      if (left == 1) Tile<1, N, Ahead>(x, x_stride, at, k, valid, y, out_stride);
+    }
   }
 }
 
@@ -134,9 +140,13 @@ void Matmul(const float* packed, int num_rows, int k, const uint16_t* weights, i
             size_t out_stride) {
   // A tile smaller than four sums has no row left over for a single one: those rows go by themselves.
   const int tiled = kTileOutputs % 4 == 0 ? num_rows : num_rows / kTileRows * kTileRows;
-  if (num_rows > 1) AllOutputs<kTileRows, kTileOutputs>(packed, tiled, k, weights, outputs, out, out_stride);
+  // Up to one tile's rows read each weight once, and so wait for them.
+  if (num_rows > 1 && num_rows <= kTileRows && k < kPrefetchBelow) {
+    AllOutputs<kTileRows, kTileOutputs, true>(packed, tiled, k, weights, outputs, out, out_stride);
+  } else if (num_rows > 1) {
+    AllOutputs<kTileRows, kTileOutputs>(packed, tiled, k, weights, outputs, out, out_stride);
+  }
   for (int r = num_rows > 1 ? tiled : 0; r < num_rows; ++r) {
-    // A single row reads each weight once, so it waits for them.
     const float* row = packed + r * PackedWidth(k);
     if (k < kPrefetchBelow) {
       AllOutputs<1, kSingleRowOutputs, true>(row, 1, k, weights, outputs, out + r * out_stride, out_stride);
