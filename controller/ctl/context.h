@@ -23,10 +23,13 @@ struct CtlContext {
   std::function<absl::Status()> run;
   // Results; errors go to stderr by main.
   std::ostream& out = std::cout;
+  // Remarks that are no results.
+  std::ostream& err = std::cerr;
 };
 
 // One function a file of verbs: adds its subcommands to `app`. `context` outlives the parsing and the run.
 void AddClusterVerbs(CLI::App& app, CtlContext& context);
+void AddOfflineVerbs(CLI::App& app, CtlContext& context);
 
 }  // namespace ballast
 

@@ -27,6 +27,13 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.require_subcommand(1);
   app.fallthrough();
+  app.footer(
+      "A first plan, from an engine's own load dump to its own placement file:\n"
+      "  ballastctl plan --policy eplb --load dump.json --gpus 32 --slots-per-gpu 9 --out plan.json\n"
+      "  ballastctl score --plan plan.json --load other.json\n"
+      "  ballastctl export --plan plan.json --format sglang --out placement.json\n"
+      "`ballastctl VERB --help` has examples of each verb.");
+  ballast::AddOfflineVerbs(app, context);
   ballast::AddClusterVerbs(app, context);
   if (const auto exit = ballast::ParseFlags(app, argc, argv)) return *exit;
   const absl::Status status = context.run();

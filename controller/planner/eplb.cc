@@ -140,6 +140,7 @@ absl::StatusOr<std::vector<DispatchTable>> EplbPolicy::Place(const PlanRequest& 
     MakeDistinct(tokens, packs);
     if (!current.empty()) packs = Relabel(packs, current[l], block);
     layers.push_back(ToTable(packs, blend.experts));
+    if (split_ == Split::kEqual) layers.back().weight.assign(layers.back().weight.size(), 1);
   }
   return layers;
 }

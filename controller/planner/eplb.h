@@ -43,13 +43,16 @@ std::vector<int32_t> RebalanceExperts(std::span<const float> weights, int32_t re
 // (nodes first where hierarchical), so that less moves. Speeds of workers are not considered.
 class EplbPolicy final : public PlannerPolicy {
  public:
+  // How an expert's tokens are split over its replicas: with shares solved for the load, or equally as published.
+  enum class Split { kSolved, kEqual };
   // `groups`: the model's expert groups (group-limited routing); 1 for none, then the global form.
-  explicit EplbPolicy(int32_t groups = 1) : groups_(groups) {}
+  explicit EplbPolicy(int32_t groups = 1, Split split = Split::kSolved) : groups_(groups), split_(split) {}
   std::string_view name() const override { return "eplb"; }
   absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const override;
 
  private:
-  int32_t groups_;
+  const int32_t groups_;
+  const Split split_;
 };
 
 }  // namespace ballast

@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 
+#include "controller/planner/copies.h"
 #include "controller/planner/eplb.h"
 #include "controller/planner/gate.h"
 #include "gmock/gmock.h"
@@ -155,8 +156,8 @@ TEST(WithSolvedShares, LevelsWhatThePlacementAllows) {
   const Placement solved = WithSolvedShares(p, UniformTopology(2, 1, 4), std::span(&s, 1));
   EXPECT_EQ(solved.replicas[0].weight, 9u);
   EXPECT_EQ(solved.replicas[4].weight, 5u);
-  EXPECT_NEAR(solved.replicas[1].weight, 65536 / 3, 1);
-  EXPECT_NEAR(solved.replicas[2].weight, 65536 * 2 / 3, 1);
+  EXPECT_NEAR(solved.replicas[1].weight, 1048576 / 3, 1);
+  EXPECT_NEAR(solved.replicas[2].weight, 1048576 * 2 / 3, 1);
 }
 
 TEST(Blend, WeighsScenariosNotTheirSizes) {
@@ -173,6 +174,21 @@ TEST(UniformTopology, SpreadsWorkersOverNodes) {
   std::vector<int32_t> nodes;
   for (const TopologyWorker& w : UniformTopology(7, 3, 1).workers) nodes.push_back(w.node);
   EXPECT_THAT(nodes, ElementsAre(0, 0, 0, 1, 1, 2, 2));
+}
+
+TEST(CountCopies, ByHand) {
+  // Experts 0, 1 on worker 0, 2 on 1, 3 on 2; workers 0 and 1 on node 0.
+  DispatchTable table{{0, 1, 2, 3, 4}, {0, 0, 1, 2}, {1, 1, 1, 1}};
+  Topology topology = UniformTopology(3, 1, 4);
+  topology.workers[2].node = 1;
+  // Two tokens at home on worker 0, one on worker 1, one on worker 2.
+  const int32_t experts[] = {0, 1, 2, 3, 0, 1, 3, 9};
+  const int64_t samples[] = {0, 3, 1, 2};
+  const CopyCount count = CountCopies(table, topology, 2, experts, samples);
+  EXPECT_EQ(count.tokens, 4);
+  EXPECT_EQ(count.copies, 0 + 2 + 1 + 0);
+  EXPECT_EQ(count.cross_node, 1);
+  EXPECT_DOUBLE_EQ(count.per_token(), .75);
 }
 
 TEST(Gate, Table) {

@@ -163,7 +163,7 @@ int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> fl
 }
 
 void FlowToWeights(std::span<const int64_t> flow, DispatchTable& table) {
-  constexpr int64_t kScale = 1 << 16;
+  constexpr int64_t kScale = 1 << 20;
   for (int32_t e = 0; e < table.num_experts(); ++e) {
     const int32_t first = table.begin[e];
     const int32_t last = table.begin[e + 1];

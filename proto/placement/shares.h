@@ -51,7 +51,7 @@ class ShareSolver {
   std::vector<int32_t> order_;  // scratch of FillLevel
 };
 
-// The shares of a solution as replica weights, expert by expert: proportional to `flow`, summing to about 2^16, at
+// The shares of a solution as replica weights, expert by expert: proportional to `flow`, summing to about 2^20, at
 // least 1; all 1 where an expert has one replica or no load.
 void FlowToWeights(std::span<const int64_t> flow, DispatchTable& table);
 

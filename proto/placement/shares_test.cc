@@ -132,7 +132,7 @@ TEST(FlowToWeights, AreProportionalAndAtLeastOne) {
   DispatchTable table = Table({{0, 1}, {0}, {0, 1, 2}, {1, 2}});
   const int64_t flow[] = {0, 7, 5, 1, 1, 2, 0, 0};
   FlowToWeights(flow, table);
-  EXPECT_THAT(table.weight, ElementsAre(1, 65536, 1, 16384, 16384, 32768, 1, 1));
+  EXPECT_THAT(table.weight, ElementsAre(1, 1048576, 1, 262144, 262144, 524288, 1, 1));
 }
 
 TEST(SplitFlow, SumsBothWaysAndPrefersTheSourceItself) {

@@ -1,0 +1,58 @@
+#include "controller/ctl/files.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/json.h"
+#include "proto/base/status_macros.h"
+
+namespace ballast {
+
+absl::StatusOr<std::vector<NamedLoads>> ReadLoads(std::string_view name, std::span<const std::string> files) {
+  std::vector<NamedLoads> loads;
+  for (const std::string& path : files) {
+    if (loads.empty()) loads.push_back({std::string(name), {}});
+    BALLAST_ASSIGN_OR_RETURN(LoadFile file, ReadLoad(path));
+    loads[0].files.push_back(std::move(file));
+  }
+  return loads;
+}
+
+absl::StatusOr<std::vector<NamedLoads>> ReadScenarios(std::span<const std::string> scenarios) {
+  std::vector<NamedLoads> loads;
+  for (const std::string& scenario : scenarios) {
+    const size_t equals = scenario.find('=');
+    if (equals == 0 || equals == std::string::npos) {
+      return absl::InvalidArgumentError(absl::StrCat("--scenario ", Quote(scenario), ": must be NAME=FILE"));
+    }
+    const std::string name = scenario.substr(0, equals);
+    BALLAST_ASSIGN_OR_RETURN(LoadFile file, ReadLoad(scenario.substr(equals + 1)));
+    auto found = std::find_if(loads.begin(), loads.end(), [&](const NamedLoads& l) { return l.name == name; });
+    if (found == loads.end()) found = loads.insert(loads.end(), NamedLoads{name, {}});
+    found->files.push_back(std::move(file));
+  }
+  return loads;
+}
+
+absl::Status WriteFile(const std::string& path, std::string_view bytes) {
+  const std::string partial = path + ".partial";
+  {
+    std::ofstream out(partial, std::ios::binary | std::ios::trunc);
+    out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    out.close();
+    if (!out) {
+      std::remove(partial.c_str());
+      return absl::UnavailableError(absl::StrCat(path, ": cannot be written"));
+    }
+  }
+  std::error_code error;
+  std::filesystem::rename(partial, path, error);
+  if (!error) return absl::OkStatus();
+  std::remove(partial.c_str());
+  return absl::UnavailableError(absl::StrCat(path, ": cannot be written: ", error.message()));
+}
+
+}  // namespace ballast

@@ -1,0 +1,16 @@
+#include "controller/ctl/offline_verbs.h"
+
+#include "absl/strings/str_format.h"
+
+namespace ballast {
+
+void AddOfflineVerbs(CLI::App& app, CtlContext& context) {
+  AddPlanVerb(app, context);
+  AddScoreVerb(app, context);
+  AddDiffVerb(app, context);
+  AddExportVerb(app, context);
+}
+
+std::string Ratio(double value) { return absl::StrFormat("%.4f", value); }
+
+}  // namespace ballast

@@ -1,0 +1,185 @@
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <sstream>
+
+#include "CLI/CLI.hpp"
+#include "controller/ctl/context.h"
+#include "controller/formats/plan_file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+
+namespace ballast {
+namespace {
+
+using ::testing::HasSubstr;
+
+class OfflineVerbsTest : public ::testing::Test {
+ protected:
+  OfflineVerbsTest() : folder_(::testing::TempDir() + "offline_verbs_test") {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+    Write("load.json", R"({"logical_count": [[0, 0, 0, 0], [40, 10, 10, 20], [5, 5, 60, 10]]})");
+    Write("other.json", R"({"logical_count": [[0, 0, 0, 0], [10, 40, 10, 20], [60, 5, 5, 10]]})");
+  }
+
+  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  void Write(const std::string& name, const std::string& text) const { std::ofstream(Path(name)) << text; }
+
+  // `line` without the program's name; @NAME is a file of the test's folder.
+  int Run(const std::string& line) {
+    std::vector<std::string> words;
+    std::istringstream in(line);
+    for (std::string word; in >> word;) {
+      const size_t at = word.find('@');
+      words.push_back(at == std::string::npos ? word : word.substr(0, at) + Path(word.substr(at + 1)));
+    }
+    std::reverse(words.begin(), words.end());  // as CLI11 wants them
+    out_.str("");
+    err_.str("");
+    CLI::App app;
+    CtlContext context{.out = out_, .err = err_};
+    const std::map<std::string, OutputFormat> formats = {{"json", OutputFormat::kJson}, {"yaml", OutputFormat::kYaml}};
+    app.add_option("--output", context.output)->transform(CLI::CheckedTransformer(formats));
+    app.require_subcommand(1);
+    app.fallthrough();
+    AddOfflineVerbs(app, context);
+    try {
+      app.parse(words);
+    } catch (const CLI::ParseError& e) {
+      return app.exit(e, out_, err_) == 0 ? 0 : 2;
+    }
+    const absl::Status status = context.run();
+    if (!status.ok()) err_ << status.message();
+    return status.ok() ? 0 : 1;
+  }
+
+  nlohmann::json Json(const std::string& line) {
+    EXPECT_EQ(Run(line + " --output json"), 0) << err_.str();
+    return nlohmann::json::parse(out_.str(), nullptr, false);
+  }
+
+  const std::string folder_;
+  std::ostringstream out_;
+  std::ostringstream err_;
+};
+
+TEST_F(OfflineVerbsTest, PlansScoresAndExports) {
+  ASSERT_EQ(Run("plan --policy eplb --load @load.json --gpus 2 --slots-per-gpu 3 --out @plan.json"), 0) << err_.str();
+  EXPECT_THAT(out_.str(), HasSubstr("eplb: 12 replicas of 4 experts in 2 layers on 2 GPUs, 4 more than one each"));
+  EXPECT_EQ(err_.str(), "");
+  const auto score = Json("score --plan @plan.json --load @load.json --by-layer");
+  for (const char* key :
+       {"balancedness", "balancedness_equal_split", "worst_layer", "jain", "maxvio", "copies_per_token",
+        "cross_node_copies_per_token", "replicas", "replica_bytes", "upper_bound", "layers"}) {
+    EXPECT_TRUE(score.contains(key)) << key;
+  }
+  EXPECT_EQ(score["balancedness"], 1.0);
+  EXPECT_EQ(score["replicas"], 4);
+  EXPECT_EQ(score["layers"][1]["row"], 2);
+  EXPECT_TRUE(score["copies_per_token"].is_null());
+  EXPECT_LT(Json("score --plan @plan.json --load @other.json")["balancedness"], 1.0);
+
+  ASSERT_EQ(Run("export --plan @plan.json --format sglang"), 0) << err_.str();
+  const auto map = nlohmann::json::parse(out_.str())["physical_to_logical_map"];
+  EXPECT_EQ(map.size(), 3u);
+  EXPECT_EQ(map[0], nlohmann::json({0, 1, 2, 3, 0, 1}));
+  ASSERT_EQ(Run("export --plan @plan.json --format sglang --out @sglang.json"), 0) << err_.str();
+  EXPECT_TRUE(std::filesystem::exists(Path("sglang.json")));
+}
+
+TEST_F(OfflineVerbsTest, SharesAreRefusedOrEqualized) {
+  Write("skew.json", R"({"logical_count": [[60, 25, 10, 5]]})");
+  ASSERT_EQ(Run("plan --load @skew.json --gpus 2 --slots-per-gpu 3 --out @plan.json"), 0) << err_.str();
+  EXPECT_THAT(out_.str(), HasSubstr("cost-aware: 6 replicas"));
+  EXPECT_GT(Json("score --plan @plan.json --load @skew.json")["balancedness"], .9999);
+  EXPECT_EQ(Run("export --plan @plan.json --format sglang"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("replicas of different shares"));
+  EXPECT_EQ(out_.str(), "");
+  EXPECT_EQ(Run("export --plan @plan.json --format sglang --equalize"), 0);
+  EXPECT_THAT(err_.str(), HasSubstr("equalized: scenario load: balancedness"));
+}
+
+TEST_F(OfflineVerbsTest, ScoresTasksAndRoutes) {
+  Write("routes.csv", "layer,sample,token,e0,e1\n0,0,0,0,1\n0,1,0,2,3\n");
+  ASSERT_EQ(Run("plan --load @routes.csv --gpus 2 --slots-per-gpu 2 --out @plan.json"), 0) << err_.str();
+  EXPECT_GE(Json("score --plan @plan.json --load @routes.csv")["copies_per_token"], 0.0);
+  Write("counts.csv", "dataset,iteration,layer,e0,e1,e2,e3\nwiki,0,0,9,1,1,1\nwmt,0,0,1,1,1,9\n");
+  const auto score = Json("score --plan @plan.json --load @counts.csv");
+  EXPECT_TRUE(score["tasks"].contains("wiki"));
+  EXPECT_LT(score["tasks"]["wmt"]["balancedness"], score["balancedness"]);
+}
+
+TEST_F(OfflineVerbsTest, ScenariosAndDiff) {
+  ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @a.json --expert-bytes 1000"), 0);
+  const auto plan = Json(
+      "plan --scenario x=@other.json --scenario y=@other.json --current @a.json --gpus 2 "
+      "--slots-per-gpu 3 --expert-bytes 1000 --out @b.json");
+  EXPECT_EQ(plan["scenarios"].size(), 2u);
+  EXPECT_GT(plan["moves"], 0);
+  EXPECT_EQ(plan["bytes"], plan["moves"].get<int>() * 1000);
+  const auto diff = Json("diff --from @a.json --to @b.json --moves");
+  EXPECT_EQ(diff["moves"], plan["moves"]);
+  EXPECT_EQ(diff["waves"], plan["waves"]);
+  EXPECT_GT(diff["predicted_gain"], 0.0);
+  EXPECT_EQ(diff["by_wave"][0]["list"].size(), diff["by_wave"][0]["moves"]);
+  EXPECT_EQ(Json("diff --from @a.json --to @a.json")["moves"], 0);
+  ASSERT_EQ(Run("diff --from @a.json --to @b.json"), 0);
+  EXPECT_THAT(out_.str(), HasSubstr("SCENARIO"));
+}
+
+TEST_F(OfflineVerbsTest, YamlSaysTheSame) {
+  ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @plan.json --output yaml"), 0);
+  EXPECT_THAT(out_.str(), HasSubstr("cost-aware"));
+}
+
+TEST_F(OfflineVerbsTest, TopologyFiles) {
+  Write("t.json", R"({"format": "ballast.topology/v1", "workers": [
+      {"name": "a", "node": 0, "slots": 10}, {"name": "b", "node": 0, "slots": 10}]})");
+  ASSERT_EQ(Run("plan --load @load.json --topology @t.json --out @plan.json"), 0) << err_.str();
+  EXPECT_EQ(ReadPlan(Path("plan.json"))->placement.workers, (std::vector<std::string>{"a", "b"}));
+}
+
+TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
+  Write("bad.json", R"({"logical_count": [[1, -2]]})");
+  const struct {
+    const char* line;
+    int status;
+    const char* message;
+  } cases[] = {
+      {"plan --load @bad.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "row 0 expert 1: -2; must be 0 to 1e18"},
+      {"plan --load @none.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "none.json: cannot be opened"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 1 --out @x.json", 1, "2 workers of 1 slots a layer"},
+      {"plan --load @load.json --gpus 2 --nodes 3 --slots-per-gpu 2 --out @x.json", 1, "--nodes 3: there are 2 GPUs"},
+      {"plan --load @load.json --slots-per-gpu 2 --out @x.json", 1, "--gpus or --topology"},
+      {"plan --load @load.json --gpus 2 --out @x.json", 1, "--slots-per-gpu must be given"},
+      {"plan --gpus 2 --slots-per-gpu 2 --out @x.json", 1, "give either --load FILE... or --scenario NAME=FILE..."},
+      {"plan --scenario @load.json --gpus 2 --slots-per-gpu 2 --out @x.json", 1, "must be NAME=FILE"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 2 --policy best --out @x.json", 1,
+       "\"best\": there are cost-aware and eplb"},
+      {"plan --load @load.json --gpus 0 --slots-per-gpu 2 --out @x.json", 2, "--gpus"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 2", 2, "--out is required"},
+      {"score --plan @load.json --load @load.json", 1, "plan.format"},
+      {"export --plan @load.json --format fancy", 2, "--format"},
+  };
+  for (const auto& c : cases) {
+    EXPECT_EQ(Run(c.line), c.status) << c.line;
+    EXPECT_THAT(err_.str(), HasSubstr(c.message)) << c.line;
+    EXPECT_EQ(out_.str(), "") << c.line;
+    EXPECT_FALSE(std::filesystem::exists(Path("x.json"))) << c.line;
+  }
+  EXPECT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @no/such/folder.json"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("cannot be written"));
+}
+
+TEST_F(OfflineVerbsTest, HelpTeaches) {
+  for (const char* verb : {"plan", "score", "diff", "export"}) {
+    EXPECT_EQ(Run(std::string(verb) + " --help"), 0);
+    EXPECT_THAT(out_.str(), HasSubstr("Example")) << verb;
+  }
+}
+
+}  // namespace
+}  // namespace ballast

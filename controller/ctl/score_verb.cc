@@ -1,0 +1,150 @@
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "controller/ctl/files.h"
+#include "controller/ctl/offline_verbs.h"
+#include "controller/ctl/output.h"
+#include "controller/formats/plan_file.h"
+#include "controller/planner/copies.h"
+#include "controller/planner/score.h"
+#include "proto/base/status_macros.h"
+
+namespace ballast {
+namespace {
+
+struct Options {
+  std::string plan;
+  std::vector<std::string> load;
+  bool by_layer = false;
+};
+
+nlohmann::ordered_json ToJson(const LoadScore& s) {
+  return {{"balancedness", s.balancedness},
+          {"balancedness_equal_split", s.balancedness_equal_split},
+          {"balancedness_solved_shares", s.balancedness_solved},
+          {"worst_layer", {{"layer", s.worst_layer}, {"balancedness", s.worst}}},
+          {"jain", s.jain},
+          {"maxvio", s.maxvio}};
+}
+
+// The parts of the loads by name, summed: the tasks.
+std::vector<NamedLoads> ByPart(const NamedLoads& loads) {
+  std::vector<NamedLoads> out;
+  for (const LoadFile& file : loads.files) {
+    for (const LoadPart& part : file.parts) {
+      auto found = std::find_if(out.begin(), out.end(), [&](const NamedLoads& l) { return l.name == part.name; });
+      if (found == out.end()) found = out.insert(out.end(), NamedLoads{part.name, {}});
+      found->files.push_back({file.format, {part}, {}});
+    }
+  }
+  return out;
+}
+
+absl::Status Run(const Options& o, CtlContext& context) {
+  BALLAST_ASSIGN_OR_RETURN(const PlanFile plan, ReadPlan(o.plan));
+  BALLAST_ASSIGN_OR_RETURN(const std::vector<NamedLoads> loads, ReadLoads("load", o.load));
+  const auto onto = [&](const NamedLoads& named) {
+    return OntoLayers(named, plan.rows, plan.row_of_layer, plan.placement.num_experts);
+  };
+  BALLAST_ASSIGN_OR_RETURN(const Scenario scenario, onto(loads[0]));
+  const LoadScore score = ScoreLoad(plan.placement, scenario, plan.topology);
+  CopyCount copies;
+  const std::vector<DispatchTable> layers = Onto(plan.placement, plan.topology);
+  for (const LoadFile& file : loads[0].files) {
+    for (size_t l = 0; l < plan.row_of_layer.size(); ++l) {
+      const auto row = static_cast<size_t>(plan.row_of_layer[l]);
+      if (row >= file.routes.experts.size()) continue;
+      copies +=
+          CountCopies(layers[l], plan.topology, file.routes.top_k, file.routes.experts[row], file.routes.samples[row]);
+    }
+  }
+  const auto replicas = static_cast<int64_t>(plan.placement.replicas.size());
+  const int64_t extra = replicas - static_cast<int64_t>(plan.placement.num_layers) * plan.placement.num_experts;
+  nlohmann::ordered_json json = ToJson(score);
+  const nlohmann::ordered_json unknown;
+  json["copies_per_token"] = copies.tokens == 0 ? unknown : nlohmann::ordered_json(copies.per_token());
+  json["cross_node_copies_per_token"] =
+      copies.tokens == 0 ? unknown : nlohmann::ordered_json(copies.cross_node_per_token());
+  json["replicas"] = extra;
+  json["replica_bytes"] = extra * plan.expert_bytes;
+  json["upper_bound"] = score.upper_bound;
+  const std::vector<NamedLoads> tasks = ByPart(loads[0]);
+  std::vector<std::pair<std::string, LoadScore>> task_scores;
+  if (tasks.size() > 1) {
+    for (const NamedLoads& task : tasks) {
+      BALLAST_ASSIGN_OR_RETURN(const Scenario part, onto(task));
+      task_scores.emplace_back(task.name, ScoreLoad(plan.placement, part, plan.topology));
+      json["tasks"][task.name] = ToJson(task_scores.back().second);
+    }
+  }
+  if (o.by_layer) {
+    json["layers"] = nlohmann::ordered_json::array();
+    for (size_t l = 0; l < score.layers.size(); ++l) {
+      const LayerScore& s = score.layers[l];
+      json["layers"].push_back({{"layer", l},
+                                {"row", plan.row_of_layer[l]},
+                                {"balancedness", s.balancedness},
+                                {"balancedness_equal_split", s.balancedness_equal_split},
+                                {"balancedness_solved_shares", s.balancedness_solved},
+                                {"upper_bound", s.upper_bound},
+                                {"jain", s.jain},
+                                {"maxvio", s.maxvio}});
+    }
+  }
+  if (context.output != OutputFormat::kTable) {
+    PrintDocument(context.output, json, context.out);
+    return absl::OkStatus();
+  }
+  Table table({"LOAD", "BALANCEDNESS", "EQUAL SPLIT", "SOLVED SHARES", "UPPER BOUND", "JAIN", "MAXVIO", "WORST LAYER"});
+  const auto add = [&](const std::string& name, const LoadScore& s) {
+    table.AddRow({name, Ratio(s.balancedness), Ratio(s.balancedness_equal_split), Ratio(s.balancedness_solved),
+                  Ratio(s.upper_bound), Ratio(s.jain), Ratio(s.maxvio),
+                  absl::StrFormat("%s (layer %d)", Ratio(s.worst), s.worst_layer)});
+  };
+  add("all", score);
+  for (const auto& [name, s] : task_scores) add(name, s);
+  table.Print(context.out);
+  context.out << absl::StrFormat("\n%d replicas beyond one an expert, %s\n", extra,
+                                 HumanBytes(extra * plan.expert_bytes));
+  if (copies.tokens > 0) {
+    context.out << absl::StrFormat("%.3f copies a token and layer, %.3f of them to another node\n", copies.per_token(),
+                                   copies.cross_node_per_token());
+  }
+  if (o.by_layer) {
+    context.out << "\n";
+    Table rows({"LAYER", "BALANCEDNESS", "EQUAL SPLIT", "SOLVED SHARES", "UPPER BOUND"});
+    for (size_t l = 0; l < score.layers.size(); ++l) {
+      const LayerScore& s = score.layers[l];
+      rows.AddRow({absl::StrCat(l), Ratio(s.balancedness), Ratio(s.balancedness_equal_split),
+                   Ratio(s.balancedness_solved), Ratio(s.upper_bound)});
+    }
+    rows.Print(context.out);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddScoreVerb(CLI::App& app, CtlContext& context) {
+  auto o = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("score", "How level a plan is under a load, and how level any could be");
+  verb->footer(
+      "Balancedness is the mean over the layers of (mean load of a GPU) / (load of the busiest): 1 is level.\n"
+      "  balancedness                 with the plan's own shares\n"
+      "  balancedness_equal_split     every expert's tokens split equally over its replicas\n"
+      "  balancedness_solved_shares   shares chosen anew for this load\n"
+      "  upper_bound                  no placement of as many replicas can be above it, proven\n"
+      "Copies a token need a load of routes: GPUs that a token's vector is sent to in a layer, itself left out; "
+      "samples\n"
+      "are at home on the GPUs in turn.\n"
+      "Examples:\n"
+      "  ballastctl score --plan plan.json --load other.json\n"
+      "  ballastctl score --plan plan.json --load routes.csv.gz --by-layer --output json");
+  verb->add_option("--plan", o->plan, "The plan file")->type_name("FILE")->required();
+  verb->add_option("--load", o->load, "Load files; together they are one load")->type_name("FILE")->required();
+  verb->add_flag("--by-layer", o->by_layer, "Every layer too");
+  verb->callback([o, &context] { context.run = [o, &context] { return Run(*o, context); }; });
+}
+
+}  // namespace ballast

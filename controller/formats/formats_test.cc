@@ -1,0 +1,291 @@
+#include <zlib.h>
+
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <numeric>
+
+#include "controller/formats/engine_file.h"
+#include "controller/formats/load_file.h"
+#include "controller/formats/plan_file.h"
+#include "controller/planner/eplb.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "proto/base/test_data.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::string Gzip(const std::string& text) {
+  z_stream stream{};
+  deflateInit2(&stream, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
+  std::string out(deflateBound(&stream, text.size()) + 64, '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
+  stream.avail_in = static_cast<uInt>(text.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  deflate(&stream, Z_FINISH);
+  out.resize(stream.total_out);
+  deflateEnd(&stream);
+  return out;
+}
+
+const char kRoutes[] = "layer,sample,token,e0,e1\n1,0,0,2,0\n1,0,1,0,1\n2,7,0,1,2\r\n";
+
+TEST(ParseLoad, RecognisesFormatsByContent) {
+  const struct {
+    std::string text;
+    const char* format;
+    std::vector<double> tokens;  // of the first part
+  } cases[] = {
+      {R"({"logical_count": [[0, 0], [3, 4.5]]})", "sglang", {0, 0, 3, 4.5}},
+      {R"( {"logical_count": [[[1, 2]], [[10, 20]]]})", "sglang", {11, 22}},
+      {kRoutes, "routes", {0, 0, 0, 2, 1, 1, 0, 1, 1}},
+      {"dataset,iteration,layer,e0,e1\na,0,1,5,6\na,1,1,1,1\nb,0,0,2,3\n", "counts", {0, 0, 6, 7}},
+      {R"({"m": {"expert_counts": {"x": [[1, 2]], "y": [[3, 4]]}}})", "model-counts", {1, 2}},
+      {R"({"format": "ballast.load/v1", "parts": [{"name": "t", "tokens": [[7]]}]})", "ballast", {7}},
+  };
+  for (const auto& c : cases) {
+    for (const std::string& bytes : {c.text, Gzip(c.text)}) {
+      const auto file = ParseLoad(bytes, "f");
+      ASSERT_TRUE(file.ok()) << file.status();
+      EXPECT_EQ(file->format, c.format);
+      EXPECT_EQ(file->parts[0].load.tokens, c.tokens);
+    }
+  }
+}
+
+TEST(ParseLoad, KeepsRoutes) {
+  const auto file = ParseLoad(kRoutes, "f");
+  ASSERT_TRUE(file.ok());
+  EXPECT_EQ(file->routes.top_k, 2);
+  EXPECT_THAT(file->routes.experts, ElementsAre(ElementsAre(), ElementsAre(2, 0, 0, 1), ElementsAre(1, 2)));
+  EXPECT_THAT(file->routes.samples[2], ElementsAre(7));
+}
+
+TEST(ParseLoad, SelectsParts) {
+  const char text[] = R"({"a": {"expert_counts": {"x": [[1, 2]]}}, "b": {"expert_counts": {"x": [[3]], "y": [[4]]}}})";
+  EXPECT_THAT(ParseLoad(text, "f").status().ToString(),
+              HasSubstr("f: part \"b/x\" has 1 layers of 1 experts, \"a/x\" has 1 of 2; choose with FILE#PART from "
+                        "a/x, b/x, b/y"));
+  const auto b = ParseLoad(text, "f", "b");
+  ASSERT_TRUE(b.ok()) << b.status();
+  EXPECT_EQ(b->parts.size(), 2u);
+  EXPECT_EQ(ParseLoad(text, "f", "b/y")->parts[0].load.tokens[0], 4);
+  EXPECT_THAT(ParseLoad(text, "f", "c").status().ToString(), HasSubstr("f: no part \"c\"; there are a/x, b/x, b/y"));
+}
+
+TEST(ParseLoad, NamesFileRowAndLimit) {
+  const struct {
+    const char* text;
+    const char* message;
+  } cases[] = {
+      {"", "f: is empty"},
+      {"\x1f\x8b", "f: gzip data is damaged or cut after 0 bytes"},
+      {"{\"logical_count\": [[1,", "f: "},
+      {"hello", "neither JSON nor csv with the header"},
+      {"{}", "not a load that is known"},
+      {"[]", "not a load that is known"},
+      {R"({"physical_to_logical_map": [[0]]})", "this is a placement, not a load"},
+      {R"({"logical_count": []})", "must be [layers][experts] or [steps][layers][experts]"},
+      {R"({"logical_count": [[1, 2], [3]]})", "logical_count row 1: 1 experts; rows before it have 2"},
+      {R"({"logical_count": [[[1]], [[1], [2]]]})", "logical_count step 1: 2 layers; others have 1"},
+      {R"({"logical_count": [[1, -2]]})", "logical_count row 0 expert 1: -2; must be 0 to 1e18"},
+      {R"({"logical_count": [[1, "x"]]})", "row 0 expert 1: \"x\" is no number"},
+      {R"({"logical_count": [[1, 1e19]]})", "1e+19; must be 0 to 1e18"},
+      {R"({"format": "ballast.load/v2"})", "a load is \"ballast.load/v1\""},
+      {R"({"format": "ballast.load/v1", "part": 1})", "unknown key \"part\""},
+      {R"({"format": "ballast.load/v1", "parts": [{"name": "a", "tokens": [[1]]}, {"name": "a", "tokens": [[1]]}]})",
+       "two parts have the same name"},
+      {"layer,sample,token,e0,e1\n", "f: line 1: no tokens"},
+      {"layer,sample,token,e0,e1\n0,0,0,1\n", "f: line 2: 4 fields; the header has 5"},
+      {"layer,sample,token,e0,e1\n0,0,0,1,1\n", "f: line 2: expert 1 twice for one token"},
+      {"layer,sample,token,e0,e1\n0,0,0,1,x\n", "f: line 2: expert \"x\"; must be a whole number, 0 to 65535"},
+      {"layer,sample,token,e0,e1\n4096,0,0,1,2\n", "layer \"4096\"; must be a whole number, 0 to 4095"},
+      {"dataset,iteration,layer,e0\na,0,0,nan\n", "line 2: expert 0: \"nan\"; must be a number, 0 to 1e18"},
+      {"dataset,iteration,layer,e0\na,0,0,-1\n", "line 2: expert 0: \"-1\"; must be"},
+      {"dataset,iteration,layer,e1\na,0,0,1\n", "not a load that is known"},
+  };
+  for (const auto& c : cases) EXPECT_THAT(ParseLoad(c.text, "f").status().ToString(), HasSubstr(c.message)) << c.text;
+}
+
+TEST(ReadLoad, NamesMissingFiles) {
+  EXPECT_THAT(ReadLoad("/nonexistent/x.json").status().ToString(), HasSubstr("/nonexistent/x.json: cannot be opened"));
+}
+
+NamedLoads Named(std::string name, const char* text) { return {std::move(name), {*ParseLoad(text, "f")}}; }
+
+TEST(MakeLoadSet, LeavesOutDenseRowsAndSumsFiles) {
+  NamedLoads two = Named("a", R"({"logical_count": [[0, 0], [1, 0], [0, 0]]})");
+  two.files.push_back(*ParseLoad(R"({"logical_count": [[0, 0], [2, 5], [0, 0]]})", "g"));
+  const NamedLoads loads[] = {two, Named("b", R"({"logical_count": [[0, 0], [0, 0], [0, 9]]})")};
+  const auto set = MakeLoadSet(loads);
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ(set->rows, 3);
+  EXPECT_THAT(set->row_of_layer, ElementsAre(1, 2));
+  EXPECT_THAT(set->scenarios[0].load.tokens, ElementsAre(3, 5, 0, 0));
+  EXPECT_THAT(set->scenarios[1].load.tokens, ElementsAre(0, 0, 0, 9));
+}
+
+TEST(MakeLoadSet, AllZeroKeepsEveryRow) {
+  const NamedLoads loads[] = {Named("a", R"({"logical_count": [[0, 0], [0, 0]]})")};
+  EXPECT_THAT(MakeLoadSet(loads)->row_of_layer, ElementsAre(0, 1));
+}
+
+TEST(MakeLoadSet, ShapesMustFit) {
+  const NamedLoads loads[] = {Named("a", R"({"logical_count": [[1, 2]]})"), Named("b", R"({"logical_count": [[1]]})")};
+  EXPECT_THAT(MakeLoadSet(loads).status().ToString(), HasSubstr("has 1 layers of 1 experts; 1 of 2 are expected"));
+  // Routes show only what was used.
+  const NamedLoads routes[] = {Named("a", kRoutes), Named("b", "layer,sample,token,e0\n4,0,0,9\n")};
+  const auto set = MakeLoadSet(routes);
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ(set->scenarios[0].load.experts, 10);
+  EXPECT_THAT(set->row_of_layer, ElementsAre(1, 2, 4));
+}
+
+PlanFile SmallPlan() {
+  const NamedLoads loads[] = {Named("day", R"({"logical_count": [[0, 0, 0], [8, 4, 0], [1, 1, 1]]})")};
+  LoadSet set = *MakeLoadSet(loads);
+  PlanRequest request;
+  request.scenarios = set.scenarios;
+  request.topology = UniformTopology(2, 1, 4);
+  PlanFile plan;
+  plan.placement = MakePlan(EplbPolicy(), request)->placement;
+  plan.policy = "eplb";
+  plan.topology = request.topology;
+  plan.expert_bytes = 1000;
+  plan.rows = set.rows;
+  plan.row_of_layer = set.row_of_layer;
+  plan.scenarios = set.scenarios;
+  return plan;
+}
+
+TEST(PlanFile, ReadsWhatItWrites) {
+  const PlanFile plan = SmallPlan();
+  const auto again = ParsePlan(FormatPlan(plan), "p");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->placement, plan.placement);
+  EXPECT_EQ(again->expert_bytes, 1000);
+  EXPECT_EQ(again->rows, 3);
+  EXPECT_THAT(again->row_of_layer, ElementsAre(1, 2));
+  EXPECT_EQ(again->scenarios[0].load, plan.scenarios[0].load);
+  EXPECT_EQ(FormatPlan(*again), FormatPlan(plan));
+}
+
+TEST(PlanFile, NamesWhatIsWrong) {
+  using Json = nlohmann::json;
+  const Json good = Json::parse(FormatPlan(SmallPlan()));
+  const struct {
+    std::function<void(Json&)> spoil;
+    const char* message;
+  } cases[] = {
+      {[](Json& j) { j["format"] = "x"; }, "p: plan.format: \"x\"; must be \"ballast.plan/v1\""},
+      {[](Json& j) { j.erase("layers"); }, "plan.layers: is missing"},
+      {[](Json& j) { j["layers"] = 0; }, "plan.layers: 0; must be a whole number, 1 to 4096"},
+      {[](Json& j) { j["layers"] = 1.5; }, "plan.layers: 1.5; must be a whole number"},
+      {[](Json& j) { j["load_rows"] = 1; }, "plan.load_rows: 1"},
+      {[](Json& j) {
+         j["row_of_layer"] = {2, 1};
+       },
+       "plan.row_of_layer: 1; must be a whole number, 3 to 2"},
+      {[](Json& j) { j["row_of_layer"] = {1}; }, "plan.row_of_layer: 1 rows; layers is 2"},
+      {[](Json& j) { j["topology"]["workers"][1]["name"] = "w0"; }, "worker 'w0': named twice"},
+      {[](Json& j) { j["topology"]["workers"][1]["slot"] = 1; }, "plan.topology.workers[1]: unknown key \"slot\""},
+      {[](Json& j) { j["placement"].erase(1); }, "plan.placement: 1 layers; layers is 2"},
+      {[](Json& j) {
+         j["placement"][0][0] = {0, 0};
+       },
+       "must be [expert, worker, slot, weight]"},
+      {[](Json& j) { j["placement"][0][0][1] = 7; }, "there are 2 workers"},
+      {[](Json& j) { j["scenarios"][0]["tokens"][0][0] = -1; }, "-1; must be 0 to 1e18"},
+      {[](Json& j) { j["scenarios"][0]["tokens"].erase(1); }, "plan.scenarios: 1 layers of 3 experts; the plan has 2"},
+      {[](Json& j) { j["extra"] = 1; }, "plan: unknown key \"extra\""},
+      {[](Json& j) { j = 3; }, "plan: must be an object"},
+  };
+  for (const auto& c : cases) {
+    Json json = good;
+    c.spoil(json);
+    EXPECT_THAT(ParsePlan(json.dump(), "p").status().ToString(), HasSubstr(c.message));
+  }
+  EXPECT_THAT(ParsePlan("{", "p").status().ToString(), HasSubstr("p: "));
+}
+
+TEST(ParseTopology, ReadsAndChecks) {
+  const auto topology = ParseTopology(
+      R"({"format": "ballast.topology/v1", "cross_node_bytes_per_second": 1e9,
+          "workers": [{"name": "a", "node": 0, "slots": 9, "speed": 3}, {"name": "b", "node": 1, "slots": 4, "staging_slots": 1}]})",
+      "t");
+  ASSERT_TRUE(topology.ok()) << topology.status();
+  EXPECT_EQ(topology->workers[0].speed, 3u);
+  EXPECT_EQ(topology->workers[1].capacity.staging_slots, 1);
+  EXPECT_EQ(topology->cross_node_bytes_per_second, 1e9);
+  EXPECT_THAT(ParseTopology(R"({"format": "ballast.topology/v1", "workers": []})", "t").status().ToString(),
+              HasSubstr("t: topology: 0 workers"));
+}
+
+TEST(ExportSglang, WritesEveryRow) {
+  PlanFile plan = SmallPlan();
+  for (Replica& r : plan.placement.replicas) r.weight = 1;
+  const auto text = ExportSglang(plan);
+  ASSERT_TRUE(text.ok()) << text.status();
+  const auto map = nlohmann::json::parse(*text)["physical_to_logical_map"];
+  ASSERT_EQ(map.size(), 3u);
+  EXPECT_EQ(map[0], nlohmann::json({0, 1, 2, 0}));
+  EXPECT_EQ(map[1].size(), 4u);
+  // Worker 0's slots first.
+  std::vector<int> first;
+  for (const Replica& r : plan.placement.replicas) {
+    if (r.expert.layer == 0 && r.worker == 0) first.push_back(r.expert.expert);
+  }
+  EXPECT_THAT(first, ::testing::UnorderedElementsAre(map[1][0], map[1][1]));
+}
+
+TEST(ExportSglang, RefusesWhatItCannotSay) {
+  PlanFile plan = SmallPlan();
+  EXPECT_THAT(ExportSglang(plan).status().ToString(), HasSubstr("has replicas of different shares"));
+  auto equal = Equalize(plan);
+  ASSERT_TRUE(equal.ok()) << equal.status();
+  EXPECT_TRUE(ExportSglang(equal->plan).ok());
+  ASSERT_EQ(equal->losses.size(), 1u);
+  EXPECT_EQ(equal->losses[0].scenario, "day");
+  EXPECT_LE(equal->losses[0].after, equal->losses[0].before);
+  // One replica less: slots are no longer equal.
+  for (size_t i = 1; i < plan.placement.replicas.size(); ++i) {
+    if (plan.placement.replicas[i].expert == plan.placement.replicas[i - 1].expert) {
+      plan.placement.replicas.erase(plan.placement.replicas.begin() + i);
+      break;
+    }
+  }
+  for (Replica& r : plan.placement.replicas) r.weight = 1;
+  EXPECT_THAT(ExportSglang(plan).status().ToString(), HasSubstr("and the engine wants as many everywhere"));
+  EXPECT_THAT(Equalize(plan).status().ToString(), HasSubstr("1 slots a layer on each of 2 workers when made equal"));
+}
+
+TEST(SharedLoads, AreAllRecognised) {
+  BALLAST_REQUIRE_SHARED(data, "data");
+  const struct {
+    const char* file;
+    const char* format;
+    int32_t layers, experts;
+  } cases[] = {
+      {"deepseek_r1_counts/prefill_in4096.json", "sglang", 61, 256},
+      {"deepseek_v2_lite_routes/routes_law.csv.gz", "routes", 27, 64},
+      {"switch128_qwen15_counts/switch128.csv", "counts", 12, 128},
+      {"switch128_qwen15_counts/qwen15_moe.csv", "counts", 12, 60},
+      {"olmoe_mixtral_counts/expert_counts.json#olmoe", "model-counts", 3, 64},
+  };
+  for (const auto& c : cases) {
+    const auto file = ReadLoad(data + "/" + c.file);
+    ASSERT_TRUE(file.ok()) << file.status();
+    EXPECT_EQ(file->format, c.format);
+    EXPECT_EQ(file->parts[0].load.layers, c.layers) << c.file;
+    EXPECT_EQ(file->parts[0].load.experts, c.experts) << c.file;
+  }
+}
+
+}  // namespace
+}  // namespace ballast

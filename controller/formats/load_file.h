@@ -1,0 +1,91 @@
+// Files of expert loads, recognised from their content:
+//
+//   ballast      {"format": "ballast.load/v1", ...}, see docs/schemas/load.v1.schema.json
+//   sglang       {"logical_count": [layers][experts] or [steps][layers][experts]}, SGLang's expert distribution
+//   recorder routes       csv with the header layer,sample,token,e0,e1,...: each token's experts counts       csv with
+//   the header dataset,iteration,layer,e0,...: tokens by expert model-counts {MODEL: {"expert_counts": {DOMAIN:
+//   [layers][experts]}}}
+//
+// Each of them may be gzipped. Parsing is pure and safe on any bytes; only Read* touch files.
+#ifndef BALLAST_CONTROLLER_FORMATS_LOAD_FILE_H_
+#define BALLAST_CONTROLLER_FORMATS_LOAD_FILE_H_
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "controller/planner/load.h"
+
+namespace ballast {
+
+// One named part of a file: a dataset, a task, a domain. `load` has a layer for every row of the file; rows of dense
+// layers are zero and keep their place.
+struct LoadPart {
+  std::string name;
+  LoadMatrix load;
+};
+
+// What tokens chose, where the file says it.
+struct RouteTrace {
+  int32_t top_k = 0;
+  // [rows]: [tokens][top_k] experts, in the order of the file. Rows may differ in tokens.
+  std::vector<std::vector<int32_t>> experts;
+  // [rows]: [tokens] the sample that the token belongs to.
+  std::vector<std::vector<int64_t>> samples;
+};
+
+struct LoadFile {
+  std::string format;
+  // At least one, of one shape, names distinct.
+  std::vector<LoadPart> parts;
+  RouteTrace routes;
+};
+
+// Limits on what is read.
+constexpr int64_t kMaxLoadRows = 4096;
+constexpr int64_t kMaxLoadExperts = 65536;
+constexpr int64_t kMaxLoadCells = int64_t{1} << 26;
+constexpr int64_t kMaxLoadBytes = int64_t{1} << 31;
+
+// `name` is used in errors, and names the parts of files that do not name them. `select`, if not empty, keeps the part
+// of that name, or those whose names begin with it and '/'. InvalidArgument names the file, the row (line, or place in
+// the array) and the limit.
+absl::StatusOr<LoadFile> ParseLoad(std::string_view bytes, std::string_view name, std::string_view select = "");
+
+// Reads PATH, or PATH#SELECT.
+absl::StatusOr<LoadFile> ReadLoad(const std::string& path);
+
+// A whole file, decompressed if it is gzipped. NotFound, or InvalidArgument above kMaxLoadBytes.
+absl::StatusOr<std::string> ReadBytes(const std::string& path);
+absl::StatusOr<std::string> Gunzip(std::string_view bytes, std::string_view name);
+
+// Loads ready to plan with: all of one shape, without the rows that are zero in every one of them (dense layers).
+struct LoadSet {
+  std::vector<Scenario> scenarios;
+  // Rows of the files, and which of them each layer of the scenarios is. All rows where all are zero.
+  int32_t rows = 0;
+  std::vector<int32_t> row_of_layer;
+};
+
+// One scenario a list of files: their parts, summed. Names by scenario; files of one shape, except that routes, which
+// show only what was used, grow to the largest. InvalidArgument names the files that differ.
+struct NamedLoads {
+  std::string name;
+  std::vector<LoadFile> files;
+};
+absl::StatusOr<LoadSet> MakeLoadSet(std::span<const NamedLoads> loads);
+
+// The same onto layers that are known: row_of_layer[l] of the files becomes layer l. InvalidArgument where the shapes
+// do not fit.
+absl::StatusOr<Scenario> OntoLayers(const NamedLoads& loads, int32_t rows, std::span<const int32_t> row_of_layer,
+                                    int32_t experts);
+
+// Ballast's own format.
+std::string FormatLoad(std::span<const LoadPart> parts);
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_FORMATS_LOAD_FILE_H_
