@@ -226,20 +226,21 @@ class MeshListener::Joiner {
         listener_.Refuse(id, Refusal::kWrongMember, objection);
         continue;
       }
-      Link& link = links_[hello.dialer_rank];
+      const int rank = hello.dialer_rank;
+      Link& link = links_[rank];
       if (link.state == State::kLinked) {
-        listener_.Refuse(id, Refusal::kWrongMember, absl::StrCat("rank ", hello.dialer_rank, " is linked already"));
+        listener_.Refuse(id, Refusal::kWrongMember, absl::StrCat("rank ", rank, " is linked already"));
         continue;
       }
       // A peer that comes again has given up its former link.
-      Close(hello.dialer_rank);
+      Close(rank);
       listener_.poller_.Remove(connection.socket.fd());
       link.socket.emplace(std::move(connection.socket));
       listener_.connections_.erase(id);
       link.state = State::kSwapping;
       link.trouble = "does not answer";
       link.socket->set_max_payload(kMaxMeshPayload);
-      poller_.Add(link.socket->fd(), kFirstRank + hello.dialer_rank, /*readable=*/true, /*writable=*/true);
+      poller_.Add(link.socket->fd(), kFirstRank + rank, /*readable=*/true, /*writable=*/true);
       // A failure shows as an event.
       static_cast<void>(link.socket->Send(EncodeFrame(static_cast<uint8_t>(LinkFrame::kMeshAccept), payload_)));
     }
