@@ -29,17 +29,13 @@ void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::spa
     balancedness_sum_ += balancedness;
     ++balanced_steps_;
   }
-  const auto cells_of = [&](const RowLabel& label) -> std::vector<Cell>& {
-    std::vector<Cell>& cells = tasks_[label.task].cells[static_cast<int>(label.phase)];
-    if (cells.empty()) cells.resize(static_cast<size_t>(num_layers_) * num_experts_);
-    return cells;
-  };
   for (size_t row = 0; row < rows.size(); ++row) {
     const RowLabel& label = rows[row];
     BALLAST_CHECK(label.task >= 0 && static_cast<size_t>(label.task) < tasks_.size()) << "task=" << label.task;
     if (!failed.empty() && failed[row]) continue;
     ++tasks_[label.task].phase_tokens[static_cast<int>(label.phase)];
-    std::vector<Cell>& cells = cells_of(label);
+    std::vector<Cell>& cells = tasks_[label.task].cells[static_cast<int>(label.phase)];
+    if (cells.empty()) cells.resize(static_cast<size_t>(num_layers_) * num_experts_);
     for (const RoutedLayer& layer : layers) {
       Cell* const of_layer = cells.data() + static_cast<size_t>(layer.layer) * num_experts_;
       for (size_t pair = row * top_k_; pair < (row + 1) * top_k_; ++pair) {
