@@ -37,6 +37,16 @@ const dnnl::engine& Engine() {
   return *engine;
 }
 
+// The instruction sets that the library's f32 products tell apart; those beyond AVX-512 serve other types.
+const char* InstructionSet() {
+  const unsigned isa = dnnl_get_effective_cpu_isa();
+  const auto has = [&](unsigned set) { return (isa & set) == set; };
+  return has(dnnl_cpu_isa_avx512_core) ? "avx512"
+         : has(dnnl_cpu_isa_avx2)      ? "avx2"
+         : has(dnnl_cpu_isa_avx)       ? "avx"
+                                       : "sse";
+}
+
 // What one thread needs to run a product: descriptors whose data pointers are set at each call.
 struct Context {
   std::atomic_flag busy;
@@ -100,7 +110,7 @@ absl::StatusOr<std::unique_ptr<TiledMatmul>> TiledMatmul::Create(std::span<const
     }
     const dnnl_version_t* version = dnnl_version();
     impl->fingerprint = absl::StrCat("onednn-", version->major, ".", version->minor, ".", version->patch, "-t",
-                                     kTileRows, "-", impl->fingerprint);
+                                     kTileRows, "-", InstructionSet(), "-", impl->fingerprint);
     dnnl::stream stream(Engine());
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const int width = std::min(impl->width, outputs - chunk * impl->width);
