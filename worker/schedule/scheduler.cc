@@ -264,6 +264,20 @@ std::vector<SequenceUpdate> Scheduler::EndStep(std::span<const PieceResult> resu
   return updates;
 }
 
+bool Scheduler::more_after_step() const {
+  if (waiting_count_ > 0) return true;
+  size_t ending = 0;
+  for (const StepPiece& piece : offered_.pieces) {
+    const auto sequence =
+        std::find_if(running_.begin(), running_.end(), [&](const Sequence& s) { return s.spec.id == piece.id; });
+    if (sequence == running_.end()) continue;
+    // A score ends with its last position; an answer with the token sampled for the last one that was set aside.
+    const int last = sequence->reserved_positions - (sequence->spec.kind == SequenceKind::kGenerate ? 1 : 0);
+    if (piece.start_position + piece.num_rows >= last) ++ending;
+  }
+  return running_.size() > ending;
+}
+
 int Scheduler::reserved_positions(SequenceId id) const {
   for (const Sequence& sequence : running_) {
     if (sequence.spec.id == id) return sequence.reserved_positions;

@@ -147,6 +147,9 @@ class Scheduler {
   // The step planned last has ended; `results` in the order of its pieces. REQUIRES: a plan with pieces is open.
   std::vector<SequenceUpdate> EndStep(std::span<const PieceResult> results);
 
+  // Whether requests will be left after the step planned last, unless one meets a stop token or fails.
+  bool more_after_step() const;
+
   // KV positions set aside for a started request; 0 when it is unknown or waits.
   int reserved_positions(SequenceId id) const;
   bool has_work() const { return !running_.empty() || waiting_count_ > 0; }

@@ -234,6 +234,22 @@ TEST(SchedulerTest, Score_WantsEveryRowsLogits) {
   EXPECT_EQ(updates[1].token, 7);
 }
 
+TEST(SchedulerTest, MoreAfterStep) {
+  Scheduler scheduler(Limits());
+  EXPECT_FALSE(scheduler.more_after_step());
+  ASSERT_EQ(scheduler.Submit(Generate(1, 10, 2), kNow), absl::OkStatus());
+  for (const bool more : {true, true, false}) {  // half the prompt, its end, the last token
+    scheduler.NextStep(8);
+    EXPECT_EQ(scheduler.more_after_step(), more);
+    End(scheduler, scheduler.NextStep(8));
+  }
+  ASSERT_EQ(scheduler.Submit(Score(2, 3), kNow), absl::OkStatus());
+  scheduler.NextStep(8);
+  EXPECT_FALSE(scheduler.more_after_step());
+  ASSERT_EQ(scheduler.Submit(Score(3, 3), kNow), absl::OkStatus());
+  EXPECT_TRUE(scheduler.more_after_step());
+}
+
 TEST(SchedulerTest, DiscardedStep_IsOfferedAgainAsItWas) {
   Scheduler scheduler(Limits());
   ASSERT_EQ(scheduler.Submit(Generate(1, 2, 9), kNow), absl::OkStatus());

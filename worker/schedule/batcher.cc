@@ -1,0 +1,225 @@
+#include "worker/schedule/batcher.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/tokens.h"
+#include "proto/base/check.h"
+#include "proto/base/status_macros.h"
+#include "xxhash.h"
+
+namespace ballast {
+
+absl::StatusOr<std::unique_ptr<Batcher>> Batcher::Create(SchedulerLimits limits, int vocab_size, KvCache& cache,
+                                                         LoadCounters& counters, Clock& clock) {
+  limits.kv_blocks = cache.num_blocks();
+  limits.block_positions = kKvBlockPositions;
+  BALLAST_RETURN_IF_ERROR(Validate(limits));
+  return std::unique_ptr<Batcher>(new Batcher(limits, vocab_size, cache, counters, clock));
+}
+
+Batcher::Batcher(const SchedulerLimits& limits, int vocab_size, KvCache& cache, LoadCounters& counters, Clock& clock)
+    : limits_(limits), vocab_size_(vocab_size), cache_(cache), counters_(counters), clock_(clock), scheduler_(limits) {}
+
+absl::StatusOr<SequenceId> Batcher::Submit(BatchedRequest request) {
+  const int32_t task = counters_.InternTask(request.spec.task);
+  const absl::Time now = clock_.Now();
+  SequenceId id;
+  {
+    MutexLock lock(mu_);
+    BALLAST_RETURN_IF_ERROR(closed_);
+    id = SequenceId(last_id_ + 1);
+    request.spec.id = id;
+    BALLAST_RETURN_IF_ERROR(scheduler_.Submit(request.spec, now));
+    last_id_ = id.value();
+    Entry& entry = entries_[id];
+    entry.request = std::move(request);
+    entry.task = task;
+  }
+  if (notify_) notify_();
+  return id;
+}
+
+void Batcher::Cancel(SequenceId id) {
+  {
+    MutexLock lock(mu_);
+    if (entries_.find(id) == entries_.end()) return;
+    // The open step may hold the request: the step thread drops it.
+    cancelled_.push_back(id);
+  }
+  if (notify_) notify_();
+}
+
+void Batcher::CloseAdmission(const absl::Status& reason) {
+  MutexLock lock(mu_);
+  closed_ = reason;
+}
+
+bool Batcher::AwaitIdle(absl::Time deadline) {
+  MutexLock lock(mu_);
+  while (!entries_.empty()) {
+    if (!clock_.WaitUntil(idle_, mu_, deadline)) return entries_.empty();
+  }
+  return true;
+}
+
+BatcherStats Batcher::stats() const {
+  MutexLock lock(mu_);
+  const int total = limits_.kv_blocks;
+  return {.running = scheduler_.running(),
+          .waiting = scheduler_.waiting(),
+          .kv_used_ratio = static_cast<double>(total - scheduler_.free_blocks()) / total};
+}
+
+void Batcher::DropCancelled() {
+  for (const SequenceId id : cancelled_) {
+    scheduler_.Cancel(id);
+    entries_.erase(id);
+  }
+  cancelled_.clear();
+  if (entries_.empty()) idle_.NotifyAll();
+}
+
+bool Batcher::HasWork() {
+  const absl::Time now = clock_.Now();
+  std::vector<SequenceUpdate> expired;
+  {
+    MutexLock lock(mu_);
+    DropCancelled();
+    expired = scheduler_.Expire(now);
+  }
+  Deliver(expired);
+  MutexLock lock(mu_);
+  return scheduler_.has_work();
+}
+
+StepRows Batcher::Next(int capacity) {
+  MutexLock lock(mu_);
+  DropCancelled();
+  plan_ = scheduler_.NextStep(capacity);
+  sequences_.clear();
+  labels_.clear();
+  piece_entries_.clear();
+  for (const StepPiece& piece : plan_.pieces) {
+    Entry& entry = entries_.at(piece.id);
+    if (entry.kv == nullptr) {
+      entry.kv = std::make_unique<KvSequence>(cache_);
+      const absl::Status reserved = entry.kv->Reserve(scheduler_.reserved_positions(piece.id));
+      BALLAST_CHECK(reserved.ok()) << "blocks that the scheduler had set aside: " << reserved;
+    }
+    piece_entries_.push_back(&entry);
+    sequences_.push_back({.kv = entry.kv.get(),
+                          .first_row = piece.first_row,
+                          .num_rows = piece.num_rows,
+                          .start_position = piece.start_position});
+    labels_.insert(labels_.end(), piece.num_rows,
+                   {.task = entry.task, .phase = piece.decode ? TokenPhase::kDecode : TokenPhase::kPrefill});
+  }
+  return {.input = {.token_ids = plan_.token_ids, .sequences = sequences_, .logit_rows = plan_.logit_rows},
+          .labels = labels_,
+          .more_work = scheduler_.more_after_step()};
+}
+
+void Batcher::Score(const StepPiece& piece, const Entry& entry, const float* logits) {
+  const std::vector<int32_t>& tokens = entry.request.spec.tokens;
+  logprobs_.clear();
+  argmax_.clear();
+  digests_.clear();
+  for (int i = 0; i < piece.num_logits; ++i) {
+    const std::span<const float> row(logits + static_cast<size_t>(piece.first_logit + i) * vocab_size_, vocab_size_);
+    argmax_.push_back(ArgMax(row));
+    const size_t next = static_cast<size_t>(piece.start_position) + i + 1;
+    if (next < tokens.size()) logprobs_.push_back(static_cast<float>(LogProbability(row, tokens[next])));
+    if (entry.request.digests) digests_.push_back(XXH3_64bits(row.data(), row.size_bytes()));
+  }
+  entry.request.sink->OnScores(
+      {.first_position = piece.start_position, .logprobs = logprobs_, .argmax = argmax_, .digests = digests_});
+}
+
+void Batcher::Commit(const StepResult& result) {
+  last_rows_ = {};
+  for (const StepPiece& piece : plan_.pieces) (piece.decode ? last_rows_.decode : last_rows_.prefill) += piece.num_rows;
+  if (plan_.empty()) return;
+  results_.assign(plan_.pieces.size(), PieceResult{});
+  logprobs_.clear();
+  // Pieces and failures are both in row order.
+  auto failure = result.failures.begin();
+  std::vector<float> token_logprobs(plan_.pieces.size());
+  for (size_t i = 0; i < plan_.pieces.size(); ++i) {
+    const StepPiece& piece = plan_.pieces[i];
+    const Entry& entry = *piece_entries_[i];
+    const int end = piece.first_row + piece.num_rows;
+    if (failure != result.failures.end() && failure->row < end) {
+      results_[i].status = failure->ToStatus();
+      while (failure != result.failures.end() && failure->row < end) ++failure;
+      continue;
+    }
+    entry.kv->Commit(piece.num_rows);
+    if (piece.num_logits == 0) continue;
+    if (entry.request.spec.kind == SequenceKind::kScore) {
+      Score(piece, entry, result.logits);
+      continue;
+    }
+    const std::span<const float> row(result.logits + static_cast<size_t>(piece.first_logit) * vocab_size_, vocab_size_);
+    results_[i].token = sampler_.Sample(row, entry.request.sampling, piece.start_position + piece.num_rows);
+    if (entry.request.logprobs) token_logprobs[i] = static_cast<float>(LogProbability(row, results_[i].token));
+  }
+
+  std::vector<SequenceUpdate> updates;
+  {
+    MutexLock lock(mu_);
+    updates = scheduler_.EndStep(results_);
+  }
+  // In the order of the pieces, as the updates are.
+  size_t i = 0;
+  for (const SequenceUpdate& update : updates) {
+    while (plan_.pieces[i].id != update.id) ++i;
+    if (update.token.has_value()) piece_entries_[i]->request.sink->OnToken(*update.token, token_logprobs[i]);
+  }
+  plan_ = StepPlan{};
+  Deliver(updates);
+}
+
+void Batcher::Deliver(const std::vector<SequenceUpdate>& updates) {
+  for (const SequenceUpdate& update : updates) {
+    if (update.finish == FinishKind::kNone) continue;
+    std::shared_ptr<RequestSink> sink;
+    {
+      MutexLock lock(mu_);
+      const auto entry = entries_.find(update.id);
+      BALLAST_CHECK(entry != entries_.end()) << "request " << update.id;
+      sink = std::move(entry->second.request.sink);
+      entries_.erase(entry);
+      if (entries_.empty()) idle_.NotifyAll();
+    }
+    sink->OnEnd(update.status, update.finish);
+  }
+}
+
+void Batcher::Discard(const absl::Status& reason) {
+  if (plan_.empty()) return;
+  const bool rows_are_bad = absl::IsInvalidArgument(reason) || absl::IsFailedPrecondition(reason);
+  std::vector<SequenceUpdate> updates;
+  if (rows_are_bad) {
+    results_.assign(
+        plan_.pieces.size(),
+        PieceResult{.status = absl::InternalError(absl::StrCat("the step was refused: ", reason.message()))});
+    MutexLock lock(mu_);
+    updates = scheduler_.EndStep(results_);
+  }
+  plan_ = StepPlan{};
+  Deliver(updates);
+}
+
+void Batcher::NoView(const absl::Status& reason) {
+  std::vector<SequenceUpdate> updates;
+  {
+    MutexLock lock(mu_);
+    DropCancelled();
+    updates = scheduler_.FailAll(reason);
+  }
+  Deliver(updates);
+}
+
+}  // namespace ballast

@@ -1,0 +1,148 @@
+// The requests of this worker between the services, which bring them, and the step engine, which runs them.
+#ifndef BALLAST_WORKER_SCHEDULE_BATCHER_H_
+#define BALLAST_WORKER_SCHEDULE_BATCHER_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "proto/base/clock.h"
+#include "proto/base/mutex.h"
+#include "worker/decoder/kv_cache.h"
+#include "worker/decoder/sampling.h"
+#include "worker/moe/load_counters.h"
+#include "worker/schedule/scheduler.h"
+#include "worker/step/step_engine.h"
+
+namespace ballast {
+
+// What a scored request learns of consecutive positions.
+struct ScoredRows {
+  int first_position = 0;
+  // ln p of the token that follows each position; the request's last position has none.
+  std::span<const float> logprobs;
+  std::span<const int32_t> argmax;
+  // XXH3-64 of each position's float32 logits in vocabulary order, little-endian; empty unless asked for.
+  std::span<const uint64_t> digests;
+};
+
+// Where a request's results go. Called on the step thread, in order; must not block. Nothing follows OnEnd, and nothing
+// begins after Batcher::Cancel has returned and the step that was open then has ended.
+class RequestSink {
+ public:
+  virtual ~RequestSink() = default;
+  // `logprob` means something when the request asked for it.
+  virtual void OnToken(int32_t token, float logprob) {}
+  virtual void OnScores(const ScoredRows& rows) {}
+  // `finish` is kStop or kLength when `status` is OK.
+  virtual void OnEnd(const absl::Status& status, FinishKind finish) = 0;
+};
+
+struct BatchedRequest {
+  // `spec.id` is given by the batcher.
+  SequenceSpec spec;
+  SamplingOptions sampling;
+  // kGenerate: each token's log-probability is wanted.
+  bool logprobs = false;
+  // kScore: digests of the logits are wanted.
+  bool digests = false;
+  std::shared_ptr<RequestSink> sink;
+};
+
+struct BatcherStats {
+  int running = 0;
+  int waiting = 0;
+  double kv_used_ratio = 0;
+};
+
+struct BatchedRows {
+  int prefill = 0;
+  int decode = 0;
+};
+
+// Thread-safe where a method says so; the StepSource methods are the step thread's. Outlives the engine that it feeds.
+class Batcher final : public StepSource {
+ public:
+  // `cache` and `counters` must outlive it; limits.kv_blocks and block_positions are set from the cache.
+  // InvalidArgument as Validate.
+  static absl::StatusOr<std::unique_ptr<Batcher>> Create(SchedulerLimits limits, int vocab_size, KvCache& cache,
+                                                         LoadCounters& counters, Clock& clock);
+
+  // Called, from any thread that submits or cancels, when there is something for the step thread: NotifyWork. Set it
+  // before the first Submit.
+  void set_notify(std::function<void()> notify) { notify_ = std::move(notify); }
+
+  // Any thread. Errors as Scheduler::Submit, and Unavailable once admission is closed; the sink hears nothing then.
+  absl::StatusOr<SequenceId> Submit(BatchedRequest request) BALLAST_EXCLUDES(mu_);
+  // Any thread. The request ends without a word before the next step; its sink is let go then.
+  void Cancel(SequenceId id) BALLAST_EXCLUDES(mu_);
+  // Any thread. From now on requests are refused with `reason`; those that were taken go on.
+  void CloseAdmission(const absl::Status& reason) BALLAST_EXCLUDES(mu_);
+  // Any thread. Blocks until no request is left or `deadline` comes; whether none is left.
+  bool AwaitIdle(absl::Time deadline) BALLAST_EXCLUDES(mu_);
+  // Any thread.
+  BatcherStats stats() const BALLAST_EXCLUDES(mu_);
+  const SchedulerLimits& limits() const { return limits_; }
+
+  // Step thread. Rows of the step that was committed last.
+  const BatchedRows& last_rows() const { return last_rows_; }
+
+  bool HasWork() override BALLAST_EXCLUDES(mu_);
+  StepRows Next(int capacity) override BALLAST_EXCLUDES(mu_);
+  void Commit(const StepResult& result) override BALLAST_EXCLUDES(mu_);
+  void Discard(const absl::Status& reason) override BALLAST_EXCLUDES(mu_);
+  void NoView(const absl::Status& reason) override BALLAST_EXCLUDES(mu_);
+
+ private:
+  struct Entry {
+    BatchedRequest request;
+    int32_t task = 0;
+    // Made and destroyed by the step thread.
+    std::unique_ptr<KvSequence> kv;
+  };
+
+  Batcher(const SchedulerLimits& limits, int vocab_size, KvCache& cache, LoadCounters& counters, Clock& clock);
+
+  void DropCancelled() BALLAST_REQUIRES(mu_);
+  // Ends what `updates` end, outside of the lock; `updates` of requests that go on are ignored here.
+  void Deliver(const std::vector<SequenceUpdate>& updates) BALLAST_EXCLUDES(mu_);
+  void Score(const StepPiece& piece, const Entry& entry, const float* logits);
+
+  const SchedulerLimits limits_;
+  const int vocab_size_;
+  KvCache& cache_;
+  LoadCounters& counters_;
+  Clock& clock_;
+  std::function<void()> notify_;
+
+  mutable Mutex mu_;
+  CondVar idle_;
+  Scheduler scheduler_ BALLAST_GUARDED_BY(mu_);
+  // std::map: the step thread keeps pointers to entries while a step is open, and only it erases.
+  std::map<SequenceId, Entry> entries_ BALLAST_GUARDED_BY(mu_);
+  std::vector<SequenceId> cancelled_ BALLAST_GUARDED_BY(mu_);
+  absl::Status closed_ BALLAST_GUARDED_BY(mu_);
+  uint64_t last_id_ BALLAST_GUARDED_BY(mu_) = 0;
+
+  // The step thread's alone: the open step, and memory kept between steps.
+  StepPlan plan_;
+  BatchedRows last_rows_;
+  std::vector<Entry*> piece_entries_;
+  std::vector<StepSequence> sequences_;
+  std::vector<RowLabel> labels_;
+  std::vector<PieceResult> results_;
+  std::vector<float> logprobs_;
+  std::vector<int32_t> argmax_;
+  std::vector<uint64_t> digests_;
+  Sampler sampler_;
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_WORKER_SCHEDULE_BATCHER_H_

@@ -1,0 +1,210 @@
+#include "worker/schedule/batcher.h"
+
+#include <cmath>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr int kVocab = 10;
+
+struct Outcome : RequestSink {
+  void OnToken(int32_t token, float logprob) override {
+    tokens.push_back(token);
+    logprobs.push_back(logprob);
+  }
+  void OnScores(const ScoredRows& rows) override {
+    EXPECT_EQ(rows.first_position, static_cast<int>(argmax.size()));
+    argmax.insert(argmax.end(), rows.argmax.begin(), rows.argmax.end());
+    logprobs.insert(logprobs.end(), rows.logprobs.begin(), rows.logprobs.end());
+    digests.insert(digests.end(), rows.digests.begin(), rows.digests.end());
+  }
+  void OnEnd(const absl::Status& end_status, FinishKind end_finish) override {
+    EXPECT_FALSE(ended);
+    ended = true;
+    status = end_status;
+    finish = end_finish;
+  }
+  std::vector<int32_t> tokens, argmax;
+  std::vector<float> logprobs;
+  std::vector<uint64_t> digests;
+  bool ended = false;
+  absl::Status status;
+  FinishKind finish = FinishKind::kNone;
+};
+
+// Plays the step engine with a model whose next token is always the last one plus 1.
+class BatcherTest : public ::testing::Test {
+ protected:
+  BatcherTest() {
+    cache_ = *KvCache::Create({.num_layers = 1, .attention = {.num_heads = 1, .num_kv_heads = 1, .head_dim = 16}}, 8);
+    batcher_ =
+        *Batcher::Create({.max_rows = 8, .max_logit_rows = 8, .max_running = 4, .max_waiting = 4, .max_positions = 64},
+                         kVocab, *cache_, counters_, clock_);
+    batcher_->set_notify([this] { ++notified_; });
+  }
+
+  std::shared_ptr<Outcome> Submit(SequenceKind kind, std::vector<int32_t> tokens, int max_tokens = 0,
+                                  SequenceId* id = nullptr) {
+    auto sink = std::make_shared<Outcome>();
+    BatchedRequest request{.spec = {.kind = kind, .tokens = std::move(tokens), .max_tokens = max_tokens},
+                           .logprobs = true,
+                           .digests = true,
+                           .sink = sink};
+    const auto submitted = batcher_->Submit(std::move(request));
+    EXPECT_EQ(submitted.status(), absl::OkStatus());
+    if (id != nullptr && submitted.ok()) *id = *submitted;
+    return sink;
+  }
+
+  // The open step's rows with their logits, and its end.
+  void RunStep(std::vector<RowFailure> failures = {}) {
+    ASSERT_TRUE(batcher_->HasWork());
+    const StepRows rows = batcher_->Next(8);
+    std::vector<float> logits(rows.input.logit_rows.size() * kVocab);
+    for (size_t i = 0; i < rows.input.logit_rows.size(); ++i) {
+      logits[i * kVocab + (rows.input.token_ids[rows.input.logit_rows[i]] + 1) % kVocab] = 5;
+    }
+    batcher_->Commit({.logits = logits.data(), .failures = failures});
+  }
+
+  SimulatedClock clock_;
+  LoadCounters counters_{1, 2, 1};
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<Batcher> batcher_;
+  int notified_ = 0;
+};
+
+TEST_F(BatcherTest, Generates) {
+  const auto outcome = Submit(SequenceKind::kGenerate, {1, 2, 3}, 3);
+  EXPECT_EQ(notified_, 1);
+  while (batcher_->HasWork()) RunStep();
+  EXPECT_THAT(outcome->tokens, ElementsAre(4, 5, 6));
+  EXPECT_TRUE(outcome->ended);
+  EXPECT_EQ(outcome->status, absl::OkStatus());
+  EXPECT_EQ(outcome->finish, FinishKind::kLength);
+  const double expected = 5 - std::log(std::exp(5.0) + kVocab - 1);
+  for (const float logprob : outcome->logprobs) EXPECT_NEAR(logprob, expected, 1e-5);
+  EXPECT_EQ(cache_->used_blocks(), 0);
+  EXPECT_TRUE(batcher_->AwaitIdle(absl::InfinitePast()));
+}
+
+TEST_F(BatcherTest, ScoresInChunks) {
+  const auto outcome = Submit(SequenceKind::kScore, {1, 2, 3, 4, 5, 6, 7, 8, 9, 0});
+  RunStep();
+  EXPECT_EQ(outcome->argmax.size(), 8u);
+  RunStep();
+  EXPECT_THAT(outcome->argmax, ElementsAre(2, 3, 4, 5, 6, 7, 8, 9, 0, 1));
+  EXPECT_EQ(outcome->logprobs.size(), 9u);
+  EXPECT_EQ(outcome->digests.size(), 10u);
+  EXPECT_NE(outcome->digests[0], outcome->digests[1]);
+  EXPECT_EQ(outcome->finish, FinishKind::kStop);
+}
+
+TEST_F(BatcherTest, LabelsAndHints) {
+  Submit(SequenceKind::kGenerate, {1, 2}, 2);
+  ASSERT_TRUE(batcher_->HasWork());
+  StepRows rows = batcher_->Next(8);
+  ASSERT_EQ(rows.labels.size(), 2u);
+  EXPECT_EQ(rows.labels[1].phase, TokenPhase::kPrefill);
+  EXPECT_TRUE(rows.more_work);
+  batcher_->Discard(absl::UnavailableError("lost"));
+  RunStep();
+  EXPECT_EQ(batcher_->last_rows().prefill, 2);
+  rows = batcher_->Next(8);
+  ASSERT_EQ(rows.labels.size(), 1u);
+  EXPECT_EQ(rows.labels[0].phase, TokenPhase::kDecode);
+  EXPECT_EQ(rows.input.sequences[0].start_position, 2);
+  EXPECT_EQ(rows.input.sequences[0].kv->committed(), 2);
+  EXPECT_FALSE(rows.more_work);
+}
+
+TEST_F(BatcherTest, DiscardedStepIsRunAgain) {
+  const auto outcome = Submit(SequenceKind::kGenerate, {1, 2}, 2);
+  ASSERT_TRUE(batcher_->HasWork());
+  const StepRows rows = batcher_->Next(8);
+  const std::vector<int32_t> first(rows.input.token_ids.begin(), rows.input.token_ids.end());
+  batcher_->Discard(absl::UnavailableError("lost"));
+  EXPECT_FALSE(outcome->ended);
+  const StepRows again = batcher_->Next(8);
+  EXPECT_THAT(first, ::testing::ElementsAreArray(again.input.token_ids));
+  batcher_->Discard(absl::UnavailableError("lost"));
+  while (batcher_->HasWork()) RunStep();
+  EXPECT_THAT(outcome->tokens, ElementsAre(3, 4));
+}
+
+TEST_F(BatcherTest, RowsThatCannotRunEndTheirRequests) {
+  const auto outcome = Submit(SequenceKind::kGenerate, {1, 2}, 2);
+  ASSERT_TRUE(batcher_->HasWork());
+  batcher_->Next(8);
+  batcher_->Discard(absl::InvalidArgumentError("token 99"));
+  EXPECT_EQ(outcome->status.code(), absl::StatusCode::kInternal);
+  EXPECT_FALSE(batcher_->HasWork());
+  EXPECT_EQ(cache_->used_blocks(), 0);
+}
+
+TEST_F(BatcherTest, FailedRowsEndTheirRequestAlone) {
+  const auto lost = Submit(SequenceKind::kGenerate, {1, 2}, 2);
+  const auto fine = Submit(SequenceKind::kGenerate, {4, 5}, 2);
+  RunStep({{.row = 0, .expert = {0, 1}, .workers = {"w3"}}, {.row = 1, .expert = {0, 1}, .workers = {"w3"}}});
+  EXPECT_EQ(lost->status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(lost->status.message()), HasSubstr("w3"));
+  EXPECT_THAT(lost->tokens, IsEmpty());
+  EXPECT_THAT(fine->tokens, ElementsAre(6));
+  while (batcher_->HasWork()) RunStep();
+  EXPECT_THAT(fine->tokens, ElementsAre(6, 7));
+}
+
+TEST_F(BatcherTest, Cancel_TakesEffectBeforeTheNextStep) {
+  SequenceId id;
+  const auto outcome = Submit(SequenceKind::kGenerate, {1, 2}, 20, &id);
+  RunStep();
+  EXPECT_GT(cache_->used_blocks(), 0);
+  ASSERT_TRUE(batcher_->HasWork());
+  batcher_->Next(8);
+  batcher_->Cancel(id);
+  // The open step ends as if nothing had happened.
+  std::vector<float> logits(kVocab);
+  batcher_->Commit({.logits = logits.data()});
+  EXPECT_FALSE(batcher_->HasWork());
+  EXPECT_FALSE(outcome->ended);
+  EXPECT_EQ(cache_->used_blocks(), 0);
+  batcher_->Cancel(id);
+}
+
+TEST_F(BatcherTest, DeadlineAndNoView) {
+  auto sink = std::make_shared<Outcome>();
+  ASSERT_TRUE(batcher_
+                  ->Submit({.spec = {.tokens = {1}, .max_tokens = 5, .deadline = clock_.Now() + absl::Seconds(1)},
+                            .sink = sink})
+                  .ok());
+  const auto other = Submit(SequenceKind::kGenerate, {1}, 5);
+  RunStep();
+  clock_.Advance(absl::Seconds(2));
+  EXPECT_TRUE(batcher_->HasWork());
+  EXPECT_EQ(sink->status.code(), absl::StatusCode::kDeadlineExceeded);
+  batcher_->NoView(absl::UnavailableError("lost rank 1"));
+  EXPECT_EQ(other->status, absl::UnavailableError("lost rank 1"));
+  EXPECT_FALSE(batcher_->HasWork());
+}
+
+TEST_F(BatcherTest, ClosedAdmissionAndFullQueue) {
+  for (int i = 0; i < 4; ++i) Submit(SequenceKind::kGenerate, {1}, 5);
+  EXPECT_EQ(batcher_->Submit({.spec = {.tokens = {1}, .max_tokens = 5}}).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(batcher_->stats().waiting, 4);
+  batcher_->CloseAdmission(absl::UnavailableError("leaving"));
+  EXPECT_EQ(batcher_->Submit({.spec = {.tokens = {1}, .max_tokens = 5}}).status(), absl::UnavailableError("leaving"));
+  EXPECT_FALSE(batcher_->AwaitIdle(absl::InfinitePast()));
+  while (batcher_->HasWork()) RunStep();
+  EXPECT_TRUE(batcher_->AwaitIdle(absl::InfinitePast()));
+}
+
+}  // namespace
+}  // namespace ballast
