@@ -1,0 +1,133 @@
+#include "worker/telemetry/report_queue.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <tuple>
+
+#include "proto/base/check.h"
+
+namespace ballast {
+namespace {
+
+void SetTime(absl::Time time, google::protobuf::Timestamp& out) {
+  const int64_t nanos = absl::ToUnixNanos(time);
+  out.set_seconds(nanos / 1'000'000'000);
+  out.set_nanos(static_cast<int32_t>(nanos % 1'000'000'000));
+}
+
+}  // namespace
+
+bool IsEmpty(const LoadWindow& window) {
+  return window.counts.empty() && window.balanced_steps == 0 &&
+         std::all_of(window.tasks.begin(), window.tasks.end(),
+                     [](const TaskCount& task) { return task.prefill_tokens == 0 && task.decode_tokens == 0; });
+}
+
+v1::LoadReport MakeReport(const LoadWindow& window, absl::Time start, absl::Time end) {
+  v1::LoadReport report;
+  SetTime(start, *report.mutable_start());
+  SetTime(end, *report.mutable_end());
+  std::vector<bool> used(window.tasks.size());
+  for (size_t i = 0; i < window.tasks.size(); ++i) {
+    used[i] = window.tasks[i].prefill_tokens > 0 || window.tasks[i].decode_tokens > 0;
+  }
+  for (const LoadCount& count : window.counts) used[count.task] = true;
+  std::vector<int32_t> index(window.tasks.size(), -1);
+  for (size_t i = 0; i < window.tasks.size(); ++i) {
+    if (!used[i]) continue;
+    index[i] = report.task_tokens_size();
+    v1::TaskTokens& task = *report.add_task_tokens();
+    task.set_task(window.tasks[i].task);
+    task.set_prefill_tokens(window.tasks[i].prefill_tokens);
+    task.set_decode_tokens(window.tasks[i].decode_tokens);
+  }
+  for (const LoadCount& count : window.counts) {
+    v1::LoadCount& entry = *report.add_counts();
+    entry.set_layer(count.expert.layer);
+    entry.set_expert(count.expert.expert);
+    entry.set_phase(count.phase == TokenPhase::kDecode ? v1::PHASE_DECODE : v1::PHASE_PREFILL);
+    entry.set_task(index[count.task]);
+    entry.set_tokens(count.tokens);
+    entry.set_gate_mass(count.gate_mass);
+  }
+  report.set_step_balancedness_sum(window.step_balancedness_sum);
+  report.set_steps(window.balanced_steps);
+  report.set_epoch(window.epoch.value());
+  return report;
+}
+
+void MergeReport(const v1::LoadReport& from, v1::LoadReport& to) {
+  BALLAST_CHECK(from.first_sequence() == to.sequence() + 1)
+      << "reports " << to.sequence() << " and " << from.first_sequence() << " are not adjacent";
+  to.set_sequence(from.sequence());
+  *to.mutable_end() = from.end();
+  to.set_step_balancedness_sum(to.step_balancedness_sum() + from.step_balancedness_sum());
+  to.set_steps(to.steps() + from.steps());
+  to.set_epoch(std::max(to.epoch(), from.epoch()));
+
+  std::map<std::string, int32_t> task_index;
+  for (int i = 0; i < to.task_tokens_size(); ++i) task_index[to.task_tokens(i).task()] = i;
+  std::vector<int32_t> index_of(from.task_tokens_size());
+  for (int i = 0; i < from.task_tokens_size(); ++i) {
+    const v1::TaskTokens& task = from.task_tokens(i);
+    const auto [place, is_new] = task_index.emplace(task.task(), to.task_tokens_size());
+    v1::TaskTokens& sum = is_new ? *to.add_task_tokens() : *to.mutable_task_tokens(place->second);
+    sum.set_task(task.task());
+    sum.set_prefill_tokens(sum.prefill_tokens() + task.prefill_tokens());
+    sum.set_decode_tokens(sum.decode_tokens() + task.decode_tokens());
+    index_of[i] = place->second;
+  }
+  std::map<std::tuple<int, int, int, int>, v1::LoadCount*> cells;
+  for (v1::LoadCount& count : *to.mutable_counts()) {
+    cells[{count.task(), count.phase(), count.layer(), count.expert()}] = &count;
+  }
+  for (const v1::LoadCount& count : from.counts()) {
+    const int32_t task = index_of[count.task()];
+    v1::LoadCount*& cell = cells[{task, count.phase(), count.layer(), count.expert()}];
+    if (cell == nullptr) {
+      cell = to.add_counts();
+      *cell = count;
+      cell->set_task(task);
+    } else {
+      cell->set_tokens(cell->tokens() + count.tokens());
+      cell->set_gate_mass(cell->gate_mass() + count.gate_mass());
+    }
+  }
+}
+
+ReportQueue::ReportQueue(const Options& options) : options_(options) {
+  BALLAST_CHECK(options.max_sent >= 1 && options.max_waiting >= 2)
+      << "max_sent " << options.max_sent << ", max_waiting " << options.max_waiting;
+}
+
+void ReportQueue::Add(v1::LoadReport report) {
+  report.set_sequence(++last_sequence_);
+  report.set_first_sequence(last_sequence_);
+  waiting_.push_back(std::move(report));
+  if (waiting_.size() <= static_cast<size_t>(options_.max_waiting)) return;
+  // The pair that covers the shortest span, the oldest of equals: so the windows stay about equally fine.
+  size_t best = 0;
+  const auto span = [this](size_t i) { return waiting_[i + 1].sequence() - waiting_[i].first_sequence(); };
+  for (size_t i = 1; i + 1 < waiting_.size(); ++i) {
+    if (span(i) < span(best)) best = i;
+  }
+  MergeReport(waiting_[best + 1], waiting_[best]);
+  waiting_.erase(waiting_.begin() + static_cast<ptrdiff_t>(best) + 1);
+}
+
+std::vector<v1::LoadReport> ReportQueue::TakeUnsent() {
+  std::vector<v1::LoadReport> out;
+  while (!waiting_.empty() && sent_.size() < static_cast<size_t>(options_.max_sent)) {
+    sent_.push_back(std::move(waiting_.front()));
+    waiting_.pop_front();
+    out.push_back(sent_.back());
+  }
+  return out;
+}
+
+void ReportQueue::Stored(uint64_t sequence) {
+  while (!sent_.empty() && sent_.front().sequence() <= sequence) sent_.pop_front();
+}
+
+}  // namespace ballast

@@ -1,0 +1,124 @@
+#include "worker/telemetry/report_queue.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::IsEmpty;
+
+// "1 2-4": the sequences that reports cover.
+std::string Show(const std::vector<v1::LoadReport>& reports) {
+  std::string out;
+  for (const v1::LoadReport& report : reports) {
+    if (!out.empty()) out += " ";
+    if (report.first_sequence() != report.sequence()) out += std::to_string(report.first_sequence()) + "-";
+    out += std::to_string(report.sequence());
+  }
+  return out;
+}
+
+LoadWindow Window(std::string task, int32_t expert, int64_t tokens) {
+  return {
+      .tasks = {{"unused", 0, 0}, {std::move(task), 2 * tokens, tokens}},
+      .counts = {{.expert = {1, expert}, .task = 1, .phase = TokenPhase::kDecode, .tokens = tokens, .gate_mass = 0.5}},
+      .step_balancedness_sum = 0.75,
+      .balanced_steps = 1,
+      .epoch = Epoch(3)};
+}
+
+v1::LoadReport Report(std::string task, int32_t expert, int64_t tokens) {
+  return MakeReport(Window(std::move(task), expert, tokens), absl::FromUnixSeconds(10), absl::FromUnixSeconds(11));
+}
+
+TEST(MakeReportTest, SparseAndRenumbersTasks) {
+  const v1::LoadReport report = Report("chat", 7, 4);
+  ASSERT_EQ(report.task_tokens_size(), 1);
+  EXPECT_EQ(report.task_tokens(0).task(), "chat");
+  EXPECT_EQ(report.task_tokens(0).prefill_tokens(), 8);
+  EXPECT_EQ(report.task_tokens(0).decode_tokens(), 4);
+  ASSERT_EQ(report.counts_size(), 1);
+  EXPECT_EQ(report.counts(0).task(), 0);
+  EXPECT_EQ(report.counts(0).layer(), 1);
+  EXPECT_EQ(report.counts(0).expert(), 7);
+  EXPECT_EQ(report.counts(0).phase(), v1::PHASE_DECODE);
+  EXPECT_EQ(report.counts(0).tokens(), 4);
+  EXPECT_EQ(report.epoch(), 3u);
+  EXPECT_EQ(report.start().seconds(), 10);
+  EXPECT_EQ(report.end().seconds(), 11);
+}
+
+TEST(MakeReportTest, EmptyWindow) {
+  EXPECT_TRUE(IsEmpty(LoadWindow{.tasks = {{"chat", 0, 0}}}));
+  EXPECT_FALSE(IsEmpty(Window("chat", 1, 1)));
+}
+
+TEST(MergeReportTest, AddsUpByTaskPhaseAndExpert) {
+  v1::LoadReport to = Report("chat", 7, 4);
+  to.set_first_sequence(1);
+  to.set_sequence(1);
+  v1::LoadReport from = Report("code", 7, 5);
+  from.set_first_sequence(2);
+  from.set_sequence(3);
+  MergeReport(from, to);
+  from = Report("chat", 7, 6);
+  from.set_first_sequence(4);
+  from.set_sequence(4);
+  MergeReport(from, to);
+  EXPECT_EQ(Show({to}), "1-4");
+  ASSERT_EQ(to.task_tokens_size(), 2);
+  EXPECT_EQ(to.task_tokens(0).decode_tokens(), 10);
+  EXPECT_EQ(to.task_tokens(1).decode_tokens(), 5);
+  ASSERT_EQ(to.counts_size(), 2);
+  EXPECT_EQ(to.counts(0).tokens(), 10);
+  EXPECT_EQ(to.counts(0).gate_mass(), 1.0);
+  EXPECT_EQ(to.counts(1).tokens(), 5);
+  EXPECT_EQ(to.counts(1).task(), 1);
+  EXPECT_EQ(to.steps(), 3);
+}
+
+TEST(ReportQueueTest, SendsOnceAndRepeatsWhatIsNotStored) {
+  ReportQueue queue({.max_sent = 4, .max_waiting = 2});
+  queue.Add(Report("a", 0, 1));
+  queue.Add(Report("a", 0, 1));
+  EXPECT_EQ(Show(queue.TakeUnsent()), "1 2");
+  EXPECT_THAT(queue.TakeUnsent(), IsEmpty());
+  queue.Stored(1);
+  queue.Add(Report("a", 0, 1));
+  EXPECT_EQ(Show(queue.Sent()), "2");
+  EXPECT_EQ(Show(queue.TakeUnsent()), "3");
+  queue.Stored(3);
+  EXPECT_EQ(queue.size(), 0u);
+}
+
+TEST(ReportQueueTest, MergesOnlyWhatWasNeverSent_LosesNothing) {
+  ReportQueue queue({.max_sent = 2, .max_waiting = 3});
+  int64_t total = 0;
+  for (int i = 1; i <= 20; ++i) {
+    queue.Add(Report("a", i % 3, i));
+    total += i;
+    if (i <= 3) queue.TakeUnsent();
+    EXPECT_LE(queue.size(), 5u);
+  }
+  EXPECT_EQ(Show(queue.Sent()), "1 2");
+  std::vector<v1::LoadReport> all = queue.Sent();
+  queue.Stored(2);
+  while (queue.size() > 0) {
+    const auto next = queue.TakeUnsent();
+    all.insert(all.end(), next.begin(), next.end());
+    queue.Stored(all.back().sequence());
+  }
+  uint64_t covered = 0;
+  int64_t tokens = 0;
+  for (const v1::LoadReport& report : all) {
+    EXPECT_EQ(report.first_sequence(), covered + 1);
+    covered = report.sequence();
+    for (const v1::LoadCount& count : report.counts()) tokens += count.tokens();
+  }
+  EXPECT_EQ(covered, 20u);
+  EXPECT_EQ(tokens, total);
+}
+
+}  // namespace
+}  // namespace ballast

@@ -1,0 +1,147 @@
+#include "worker/telemetry/worker_metrics.h"
+
+#include <vector>
+
+#include "worker/moe/load_counters.h"
+
+namespace ballast {
+namespace {
+
+std::vector<double> Seconds(double from, double factor, int count) {
+  std::vector<double> out;
+  for (double bound = from; count > 0; --count, bound *= factor) out.push_back(bound);
+  return out;
+}
+
+}  // namespace
+
+std::span<const MetricDef> WorkerMetricDefs() {
+  static const auto& defs = *new std::vector<MetricDef>{
+      {"ballast_worker_tokens_total",
+       MetricType::kCounter,
+       "tokens",
+       {"worker", "phase"},
+       "Tokens of this worker's requests that entered the model."},
+      {"ballast_requests_total", MetricType::kCounter, "1", {"task", "code"}, "Requests ended, by gRPC status code."},
+      {"ballast_requests_running", MetricType::kGauge, "1", {"worker"}, "Requests that hold KV cache."},
+      {"ballast_requests_waiting", MetricType::kGauge, "1", {"worker"}, "Requests in the queue."},
+      {"ballast_time_to_first_token_seconds",
+       MetricType::kHistogram,
+       "seconds",
+       {},
+       "From a request's arrival to its first token.",
+       Seconds(0.001, 2, 15)},
+      {"ballast_time_per_output_token_seconds",
+       MetricType::kHistogram,
+       "seconds",
+       {},
+       "Mean time between a request's tokens after the first.",
+       Seconds(0.0005, 2, 13)},
+      {"ballast_kv_cache_used_ratio", MetricType::kGauge, "ratio", {"worker"}, "Part of the KV blocks set aside."},
+      {"ballast_step_duration_seconds",
+       MetricType::kHistogram,
+       "seconds",
+       {},
+       "One group step, as this worker saw it.",
+       Seconds(0.0002, 2, 15)},
+      {"ballast_layer_duration_seconds",
+       MetricType::kHistogram,
+       "seconds",
+       {"stage"},
+       "One MoE layer's stage, the mean over a step's layers; dispatch and combine include waiting for peers.",
+       Seconds(0.00001, 2, 16)},
+      {"ballast_step_balancedness_ratio",
+       MetricType::kHistogram,
+       "ratio",
+       {"model", "group", "phase"},
+       "Mean over max of tokens by worker in one step, averaged over layers; only the view's leader counts it.",
+       {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1}},
+      {"ballast_dispatch_copies_total",
+       MetricType::kCounter,
+       "tokens",
+       {"link"},
+       "Rows sent to a worker for its experts: to itself, inside the node, to another node."},
+      {"ballast_replica_bytes", MetricType::kGauge, "bytes", {"worker"}, "Expert weights of the placement in force."},
+      {"ballast_move_bytes_total",
+       MetricType::kCounter,
+       "bytes",
+       {"worker", "source"},
+       "Expert weights brought in by rollouts, by where they came from."},
+  };
+  return defs;
+}
+
+std::string CodeLabel(absl::StatusCode code) { return absl::StatusCodeToString(code); }
+
+WorkerMetrics::WorkerMetrics(Names names)
+    : names_(std::move(names)),
+      metrics_(WorkerMetricDefs()),
+      prefill_tokens_(metrics_.Counter("ballast_worker_tokens_total", {names_.worker, "prefill"})),
+      decode_tokens_(metrics_.Counter("ballast_worker_tokens_total", {names_.worker, "decode"})),
+      copies_self_(metrics_.Counter("ballast_dispatch_copies_total", {"self"})),
+      copies_node_(metrics_.Counter("ballast_dispatch_copies_total", {"node"})),
+      copies_far_(metrics_.Counter("ballast_dispatch_copies_total", {"far"})),
+      moved_from_peers_(metrics_.Counter("ballast_move_bytes_total", {names_.worker, "peer"})),
+      moved_from_checkpoint_(metrics_.Counter("ballast_move_bytes_total", {names_.worker, "checkpoint"})),
+      step_(metrics_.Histogram("ballast_step_duration_seconds")),
+      route_(metrics_.Histogram("ballast_layer_duration_seconds", {"route"})),
+      dispatch_(metrics_.Histogram("ballast_layer_duration_seconds", {"dispatch"})),
+      experts_(metrics_.Histogram("ballast_layer_duration_seconds", {"experts"})),
+      combine_(metrics_.Histogram("ballast_layer_duration_seconds", {"combine"})),
+      balancedness_prefill_(
+          metrics_.Histogram("ballast_step_balancedness_ratio", {names_.model, names_.group, "prefill"})),
+      balancedness_decode_(
+          metrics_.Histogram("ballast_step_balancedness_ratio", {names_.model, names_.group, "decode"})),
+      first_token_(metrics_.Histogram("ballast_time_to_first_token_seconds")),
+      output_token_(metrics_.Histogram("ballast_time_per_output_token_seconds")),
+      running_(metrics_.Gauge("ballast_requests_running", {names_.worker})),
+      waiting_(metrics_.Gauge("ballast_requests_waiting", {names_.worker})),
+      kv_used_(metrics_.Gauge("ballast_kv_cache_used_ratio", {names_.worker})),
+      replica_bytes_(metrics_.Gauge("ballast_replica_bytes", {names_.worker})) {}
+
+void WorkerMetrics::StepEnded(int prefill_rows, int decode_rows, absl::Duration duration, int layers,
+                              const MoeStepStats& stats) {
+  if (prefill_rows > 0) prefill_tokens_.Add(prefill_rows);
+  if (decode_rows > 0) decode_tokens_.Add(decode_rows);
+  step_.Observe(absl::ToDoubleSeconds(duration));
+  route_.Observe(absl::ToDoubleSeconds(stats.route) / layers);
+  dispatch_.Observe(absl::ToDoubleSeconds(stats.dispatch) / layers);
+  experts_.Observe(absl::ToDoubleSeconds(stats.experts) / layers);
+  combine_.Observe(absl::ToDoubleSeconds(stats.combine) / layers);
+  if (stats.balancedness >= 0) {
+    (stats.any_prefill ? balancedness_prefill_ : balancedness_decode_).Observe(stats.balancedness);
+  }
+  copies_self_.Add(static_cast<double>(stats.copies_self));
+  copies_node_.Add(static_cast<double>(stats.copies_node));
+  copies_far_.Add(static_cast<double>(stats.copies_far));
+}
+
+void WorkerMetrics::RequestEnded(const std::string& task, absl::StatusCode code) {
+  MutexLock lock(mu_);
+  const bool own = tasks_.find(task) != tasks_.end() || tasks_.size() < kMaxTasks;
+  if (own) tasks_.insert(task);
+  const std::string label = own ? task : std::string(LoadCounters::kOtherTasks);
+  const auto [place, is_new] = requests_.try_emplace({label, code});
+  if (is_new) place->second = metrics_.Counter("ballast_requests_total", {label, CodeLabel(code)});
+  place->second.Add();
+}
+
+void WorkerMetrics::TokenTimes(absl::Duration first_token, absl::Duration per_output_token) {
+  if (first_token >= absl::ZeroDuration()) first_token_.Observe(absl::ToDoubleSeconds(first_token));
+  if (per_output_token >= absl::ZeroDuration()) output_token_.Observe(absl::ToDoubleSeconds(per_output_token));
+}
+
+void WorkerMetrics::Requests(int running, int waiting, double kv_used_ratio) {
+  running_.Set(running);
+  waiting_.Set(waiting);
+  kv_used_.Set(kv_used_ratio);
+}
+
+void WorkerMetrics::ReplicaBytes(double bytes) { replica_bytes_.Set(bytes); }
+
+void WorkerMetrics::MoveBytes(double from_peers, double from_checkpoint) {
+  moved_from_peers_.Add(from_peers);
+  moved_from_checkpoint_.Add(from_checkpoint);
+}
+
+}  // namespace ballast

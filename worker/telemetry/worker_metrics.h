@@ -1,0 +1,67 @@
+// What a worker shows Prometheus.
+#ifndef BALLAST_WORKER_TELEMETRY_WORKER_METRICS_H_
+#define BALLAST_WORKER_TELEMETRY_WORKER_METRICS_H_
+
+#include <map>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "proto/base/metrics.h"
+#include "proto/base/mutex.h"
+#include "worker/moe/moe_executor.h"
+
+namespace ballast {
+
+// The rows of dashboards/metrics.md under "Worker".
+std::span<const MetricDef> WorkerMetricDefs();
+
+// "OK", "UNAVAILABLE": a gRPC status code as a label's value.
+std::string CodeLabel(absl::StatusCode code);
+
+// Thread-safe.
+class WorkerMetrics {
+ public:
+  struct Names {
+    std::string worker;
+    std::string model;
+    std::string group;
+  };
+  // Labels that clients choose get series of their own up to this many; further ones are counted as "_other".
+  static constexpr size_t kMaxTasks = 64;
+
+  explicit WorkerMetrics(Names names);
+
+  Metrics& registry() { return metrics_; }
+
+  // A committed step. `rows` by phase are this worker's; `layers` is the model's number of MoE layers.
+  void StepEnded(int prefill_rows, int decode_rows, absl::Duration duration, int layers, const MoeStepStats& stats);
+  void RequestEnded(const std::string& task, absl::StatusCode code) BALLAST_EXCLUDES(mu_);
+  // Negative: there was none.
+  void TokenTimes(absl::Duration first_token, absl::Duration per_output_token);
+  void Requests(int running, int waiting, double kv_used_ratio);
+  void ReplicaBytes(double bytes);
+  void MoveBytes(double from_peers, double from_checkpoint);
+
+ private:
+  const Names names_;
+  Metrics metrics_;
+  CounterHandle prefill_tokens_, decode_tokens_;
+  CounterHandle copies_self_, copies_node_, copies_far_;
+  CounterHandle moved_from_peers_, moved_from_checkpoint_;
+  HistogramHandle step_, route_, dispatch_, experts_, combine_;
+  HistogramHandle balancedness_prefill_, balancedness_decode_;
+  HistogramHandle first_token_, output_token_;
+  GaugeHandle running_, waiting_, kv_used_, replica_bytes_;
+
+  Mutex mu_;
+  std::map<std::pair<std::string, absl::StatusCode>, CounterHandle> requests_ BALLAST_GUARDED_BY(mu_);
+  std::set<std::string> tasks_ BALLAST_GUARDED_BY(mu_);
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_WORKER_TELEMETRY_WORKER_METRICS_H_
