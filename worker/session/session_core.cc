@@ -34,12 +34,13 @@ SessionActions SessionCore::Keep(Kept kind, v1::ConnectRequest message) {
 }
 
 absl::Duration SessionCore::NextBackoff() {
+  const absl::Duration most = std::min(options_.max_backoff, lease_ / 8);
   absl::Duration wait = options_.min_backoff;
-  for (int i = 0; i < failed_attempts_ && wait < options_.max_backoff; ++i) wait *= 2;
+  for (int i = 0; i < failed_attempts_ && wait < most; ++i) wait *= 2;
   ++failed_attempts_;
   // Up to a quarter longer, by name, so that a group's workers do not all come back in the same moment.
   const size_t spread = std::hash<std::string>()(absl::StrCat(hello_.worker(), "/", failed_attempts_)) % 256;
-  return std::min(wait, options_.max_backoff) * (1 + static_cast<double>(spread) / 1024);
+  return std::min(wait, most) * (1 + static_cast<double>(spread) / 1024);
 }
 
 void SessionCore::Retry(absl::Time now, absl::Duration after) {

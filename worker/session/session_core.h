@@ -29,9 +29,10 @@
 namespace ballast {
 
 struct SessionOptions {
-  // Waits between attempts: doubled from the first to the second while the controller cannot be reached.
+  // Waits between attempts: doubled from the first to the second while the controller cannot be reached. Never more than
+  // an eighth of the lease, once it is known: a controller that restarts counts it anew and must be found in time.
   absl::Duration min_backoff = absl::Milliseconds(100);
-  absl::Duration max_backoff = absl::Seconds(2);
+  absl::Duration max_backoff = absl::Seconds(1);
   // After FAILED_PRECONDITION: an operator must act first.
   absl::Duration refused_backoff = absl::Seconds(10);
   // An attempt without Welcome ends after this.
@@ -164,7 +165,8 @@ class SessionCore {
   absl::Time next_tick_ = absl::InfinitePast();
 
   absl::Duration heartbeat_interval_;
-  absl::Duration lease_;
+  // Infinite until the first Welcome.
+  absl::Duration lease_ = absl::InfiniteDuration();
   uint64_t heartbeats_ = 0;
   absl::Time greeting_deadline_ = absl::InfiniteFuture();
   absl::Time last_acknowledged_;
