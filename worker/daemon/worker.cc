@@ -1,0 +1,707 @@
+#include "worker/daemon/worker.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <deque>
+#include <fstream>
+#include <iterator>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "ballast/v1/worker_session.grpc.pb.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/grpcpp.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/fingerprint.h"
+#include "proto/base/check.h"
+#include "proto/base/clock.h"
+#include "proto/base/flags.h"
+#include "proto/base/log.h"
+#include "proto/base/mutex.h"
+#include "proto/base/status_macros.h"
+#include "worker/daemon/mesh_factory.h"
+#include "worker/daemon/peer_experts.h"
+#include "worker/decoder/decoder.h"
+#include "worker/decoder/kv_cache.h"
+#include "worker/experts/expert_source.h"
+#include "worker/experts/expert_store.h"
+#include "worker/migrate/move_agent.h"
+#include "worker/model/checkpoint.h"
+#include "worker/model/tokenizer.h"
+#include "worker/schedule/batcher.h"
+#include "worker/service/inference_service.h"
+#include "worker/session/session_client.h"
+#include "worker/step/step_engine.h"
+#include "worker/telemetry/report_queue.h"
+#include "worker/telemetry/worker_metrics.h"
+#include "worker/transport/mesh_listener.h"
+
+namespace ballast {
+namespace {
+
+// The health service's name for "takes requests"; "" says that the process lives.
+constexpr char kReadiness[] = "ballast.v1.Inference";
+
+int64_t AvailableMemory() {
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  for (int64_t kib = 0; file >> key >> kib; std::getline(file, unit)) {
+    if (key == "MemAvailable:") return kib * 1024;
+  }
+  return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+}
+
+absl::StatusOr<std::string> ReadSecret(const std::string& path) {
+  if (path.empty()) return std::string();
+  std::ifstream file(path, std::ios::binary);
+  std::string secret((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file) return absl::NotFoundError(absl::StrCat("--group-secret-file ", path, " cannot be read"));
+  while (!secret.empty() && (secret.back() == '\n' || secret.back() == '\r')) secret.pop_back();
+  if (secret.empty()) return absl::InvalidArgumentError(absl::StrCat("--group-secret-file ", path, " is empty"));
+  return secret;
+}
+
+// host:port as others reach it.
+std::string Advertised(const WorkerConfig& config, const std::string& bound_host, int port) {
+  return JoinHostPort(config.advertise_host.empty() ? bound_host : config.advertise_host, port);
+}
+
+v1::GroupRole RoleOf(const std::string& role) {
+  if (role == "prefill") return v1::GROUP_ROLE_PREFILL;
+  return role == "decode" ? v1::GROUP_ROLE_DECODE : v1::GROUP_ROLE_MIXED;
+}
+
+GroupView ToGroupView(const v1::View& view, const std::string& own_name) {
+  GroupView out{.view = ViewId(view.view())};
+  for (const v1::Member& member : view.members()) {
+    if (member.worker() == own_name) out.rank = static_cast<int32_t>(out.members.size());
+    out.members.push_back({.worker = member.worker(),
+                           .incarnation = Incarnation(member.incarnation()),
+                           .data_address = member.data_address(),
+                           .node = member.node()});
+  }
+  return out;
+}
+
+// Experts that no member of the view has a replica of.
+int CountMissing(const Placement& placement, const v1::View& view) {
+  std::vector<bool> live(placement.workers.size());
+  for (size_t i = 0; i < live.size(); ++i) {
+    live[i] = std::any_of(view.members().begin(), view.members().end(),
+                          [&](const v1::Member& member) { return member.worker() == placement.workers[i]; });
+  }
+  std::vector<bool> held(static_cast<size_t>(placement.num_layers) * placement.num_experts);
+  for (const Replica& replica : placement.replicas) {
+    if (live[replica.worker]) {
+      held[static_cast<size_t>(replica.expert.layer) * placement.num_experts + replica.expert.expert] = true;
+    }
+  }
+  return static_cast<int>(std::count(held.begin(), held.end(), false));
+}
+
+}  // namespace
+
+// Threads: the session thread (Do), the step thread (StepEvents), the move agent's (MoveListener), gRPC's, and the
+// control thread, which does whatever blocks or must keep its order: loading, views, commits, reports.
+class Worker::Impl final : public SessionHandler, public StepEvents, public MoveListener {
+ public:
+  Impl(const WorkerConfig& config, std::function<void(const absl::Status&)> give_up)
+      : config_(config), give_up_(std::move(give_up)) {}
+  ~Impl() override { Stop(); }
+
+  absl::Status Start();
+  const WorkerAddresses& addresses() const { return addresses_; }
+  bool Drain(const std::string& reason);
+
+  // SessionHandler
+  void Do(SessionAction action) override;
+  WorkerStats Stats() override;
+
+  // StepEvents
+  void ViewInstalled(ViewId view, const absl::Status& status, std::span<const int> unreachable) override;
+  void PeerLost(ViewId view, std::span<const int> ranks, const absl::Status& reason) override;
+  void VersionInForce(ViewId view, PlacementVersion version, StepId first_step) override;
+  void StepEnded(const StepRecord& record) override;
+
+  // MoveListener
+  void OnMoveProgress(const v1::MoveProgress& progress) override;
+  void OnWavePrepared(const v1::WavePrepared& prepared) override;
+  void OnWaveFailed(Epoch epoch, const std::string& error) override;
+
+ private:
+  absl::Status OpenModel();
+  absl::Status StartDataPort();
+  absl::Status MakeEngine() BALLAST_EXCLUDES(engine_mu_);
+  absl::Status StartServer();
+  void StartSession();
+  void Stop();
+
+  void ControlLoop() BALLAST_EXCLUDES(control_mu_);
+  void Enqueue(std::function<void()> task) BALLAST_EXCLUDES(control_mu_);
+  void Post(std::function<SessionActions(SessionCore&)> event) BALLAST_EXCLUDES(control_mu_);
+  // Control thread.
+  void Load(const Placement& placement);
+  void Join(const JoinView& join);
+  void Leave(const std::string& reason);
+  void Prepare(PrepareMoves prepare);
+  void Commit(Epoch epoch);
+  void StartReporting(absl::Duration interval);
+  void Report();
+
+  absl::Status Serving() BALLAST_EXCLUDES(engine_mu_);
+  void UpdateReadiness() BALLAST_EXCLUDES(state_mu_);
+  int HeldReplicas() const;
+
+  const WorkerConfig config_;
+  const std::function<void(const absl::Status&)> give_up_;
+  Clock& clock_ = Clock::Real();
+  WorkerAddresses addresses_;
+
+  std::unique_ptr<WorkerMetrics> metrics_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<KvCache> kv_cache_;
+  std::unique_ptr<LoadCounters> counters_;
+  std::unique_ptr<CheckpointExperts> source_;
+  std::unique_ptr<ExpertStore> store_;
+  std::unique_ptr<Batcher> batcher_;
+
+  std::shared_ptr<UcxContext> ucx_;
+  std::unique_ptr<MeshListener> listener_;
+  std::unique_ptr<UcxMeshFactory> meshes_;
+  std::unique_ptr<PeerExperts> peer_experts_;
+
+  Mutex engine_mu_;
+  // Replaced when this incarnation was declared dead; null in between.
+  std::unique_ptr<StepEngine> engine_ BALLAST_GUARDED_BY(engine_mu_);
+
+  std::unique_ptr<MoveAgent> mover_;
+  std::unique_ptr<InferenceService> service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::WorkerSession::Stub> stub_;
+
+  Mutex state_mu_;
+  // The view asked for last, its placement, and whether it is installed and whole.
+  v1::View view_ BALLAST_GUARDED_BY(state_mu_);
+  int missing_ BALLAST_GUARDED_BY(state_mu_) = 0;
+  bool installed_ BALLAST_GUARDED_BY(state_mu_) = false;
+  bool draining_ BALLAST_GUARDED_BY(state_mu_) = false;
+  bool ready_ BALLAST_GUARDED_BY(state_mu_) = false;
+
+  Mutex control_mu_;
+  CondVar control_changed_;
+  std::deque<std::function<void()>> tasks_ BALLAST_GUARDED_BY(control_mu_);
+  bool stopping_ BALLAST_GUARDED_BY(control_mu_) = false;
+  std::shared_ptr<SessionClient> client_ BALLAST_GUARDED_BY(control_mu_);
+
+  // The control thread's.
+  ReportQueue reports_{ReportQueue::Options{}};
+  absl::Duration report_interval_ = absl::InfiniteDuration();
+  absl::Time next_report_ = absl::InfiniteFuture();
+  absl::Time window_start_;
+
+  std::thread control_thread_;
+};
+
+absl::Status Worker::Impl::OpenModel() {
+  BALLAST_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(config_.model));
+  BALLAST_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Load(config_.model));
+  if (!tokenizer_->handles_text()) {
+    Log(Severity::kWarning, "requests need token ids: the tokenizer handles no text",
+        {{"why", tokenizer_->why_ids_only()}});
+  }
+  const ModelConfig& model = checkpoint_->config();
+  pool_ = std::make_unique<ThreadPool>(config_.compute_threads);
+  BALLAST_ASSIGN_OR_RETURN(decoder_, Decoder::Create(*checkpoint_, *pool_, {.max_rows = config_.capacity}));
+  const KvCache::Shape shape = decoder_->kv_shape();
+  BALLAST_ASSIGN_OR_RETURN(const auto one_block, KvCache::Create(shape, 1));
+  const MemoryNeeds needs{.experts = model.num_moe_layers() * model.num_experts,
+                          .expert_bytes = static_cast<int64_t>(checkpoint_->expert_bytes()),
+                          .kv_block_bytes = static_cast<int64_t>(one_block->block_bytes()),
+                          .kv_blocks_per_request = KvCache::BlocksFor(model.max_positions),
+                          .available_bytes = AvailableMemory()};
+  const int kv_blocks = config_.kv_blocks > 0 ? config_.kv_blocks : DefaultKvBlocks(needs, config_.max_running);
+  BALLAST_ASSIGN_OR_RETURN(kv_cache_, KvCache::Create(shape, kv_blocks));
+  counters_ = std::make_unique<LoadCounters>(model.num_moe_layers(), model.num_experts, model.experts_per_token);
+  source_ = std::make_unique<CheckpointExperts>(*checkpoint_);
+  const int slots = config_.slots > 0 ? config_.slots : DefaultSlots(needs, config_.staging_slots);
+  BALLAST_ASSIGN_OR_RETURN(
+      store_, ExpertStore::Create(*source_, {.worker = config_.name,
+                                             .capacity = {.slots = slots, .staging_slots = config_.staging_slots}}));
+  BALLAST_ASSIGN_OR_RETURN(batcher_, Batcher::Create({.max_rows = config_.capacity,
+                                                      .max_logit_rows = config_.capacity,
+                                                      .max_running = config_.max_running,
+                                                      .max_waiting = config_.max_waiting,
+                                                      .max_positions = model.max_positions},
+                                                     model.vocab_size, *kv_cache_, *counters_, clock_));
+  Log(Severity::kInfo, "model opened",
+      {{"model", config_.model_name},
+       {"architecture", ArchitectureName(model.architecture)},
+       {"experts", needs.experts},
+       {"slots", slots},
+       {"kv_blocks", kv_blocks},
+       {"kernels", KernelFingerprint()}});
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Impl::StartDataPort() {
+  BALLAST_ASSIGN_OR_RETURN(const HostPort data, ParseHostPort(config_.data_listen));
+  BALLAST_ASSIGN_OR_RETURN(std::string secret, ReadSecret(config_.group_secret_file));
+  BALLAST_ASSIGN_OR_RETURN(ucx_, UcxContext::Create());
+  const std::string host = data.host == "localhost" ? "127.0.0.1" : data.host;
+  BALLAST_ASSIGN_OR_RETURN(listener_, MeshListener::Start({.host = host,
+                                                           .port = data.port,
+                                                           .identity = {.group = config_.group,
+                                                                        .secret = std::move(secret),
+                                                                        .fingerprint = checkpoint_->fingerprint()}}));
+  addresses_.data = Advertised(config_, host, listener_->port());
+  meshes_ = std::make_unique<UcxMeshFactory>(ucx_, *listener_);
+  BALLAST_ASSIGN_OR_RETURN(peer_experts_, PeerExperts::Start(ucx_, *listener_, *store_));
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Impl::MakeEngine() {
+  BALLAST_ASSIGN_OR_RETURN(
+      auto engine,
+      StepEngine::Create({.moe = {.combine = config_.combine == "exact" ? CombineMode::kExact : CombineMode::kFast,
+                                  .capacity = config_.capacity},
+                          .step_timeout = absl::Seconds(config_.step_timeout_seconds),
+                          .view_patience = absl::Seconds(config_.view_patience_seconds)},
+                         {.decoder = decoder_.get(),
+                          .experts = store_.get(),
+                          .pool = pool_.get(),
+                          .transports = meshes_.get(),
+                          .source = batcher_.get(),
+                          .events = this,
+                          .counters = counters_.get()}));
+  MutexLock lock(engine_mu_);
+  engine_ = std::move(engine);
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Impl::StartServer() {
+  BALLAST_ASSIGN_OR_RETURN(const HostPort listen, ParseHostPort(config_.listen));
+  BALLAST_ASSIGN_OR_RETURN(const HostPort metrics, ParseHostPort(config_.metrics_listen));
+  BALLAST_ASSIGN_OR_RETURN(const int metrics_port, metrics_->registry().Serve(config_.metrics_listen));
+  addresses_.metrics = Advertised(config_, metrics.host, metrics_port);
+
+  const ModelConfig& model = checkpoint_->config();
+  service_ = std::make_unique<InferenceService>(*batcher_, InferenceServiceOptions{
+                                                               .rules = {.vocab_size = model.vocab_size,
+                                                                         .eos_token_ids = model.eos_token_ids,
+                                                                         .tokenizer = tokenizer_.get()},
+                                                               .serving = [this] { return Serving(); },
+                                                               .ended =
+                                                                   [this](const RequestRecord& record) {
+                                                                     metrics_->RequestEnded(record.task, record.code);
+                                                                     metrics_->TokenTimes(record.time_to_first_token,
+                                                                                          record.time_per_output_token);
+                                                                   },
+                                                           });
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  // Two daemons on one port are a mistake, not a load balancer.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  int port = 0;
+  builder.AddListeningPort(config_.listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(service_.get());
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr || port == 0) {
+    return absl::UnavailableError(absl::StrCat("--listen ", config_.listen, " cannot be bound"));
+  }
+  addresses_.serving = Advertised(config_, listen.host, port);
+  server_->GetHealthCheckService()->SetServingStatus(kReadiness, false);
+  return absl::OkStatus();
+}
+
+void Worker::Impl::StartSession() {
+  const ModelConfig& model = checkpoint_->config();
+  v1::Hello hello;
+  hello.set_worker(config_.name);
+  hello.set_group(config_.group);
+  hello.set_role(RoleOf(config_.role));
+  v1::ModelIdentity& identity = *hello.mutable_model();
+  identity.set_name(config_.model_name);
+  identity.set_fingerprint(checkpoint_->fingerprint());
+  identity.set_architecture(std::string(ArchitectureName(model.architecture)));
+  identity.set_num_moe_layers(model.num_moe_layers());
+  identity.set_num_experts(model.num_experts);
+  identity.set_experts_per_token(model.experts_per_token);
+  identity.set_hidden_size(model.hidden_size);
+  identity.set_expert_intermediate_size(model.expert_intermediate_size);
+  identity.set_expert_bytes(static_cast<int64_t>(checkpoint_->expert_bytes()));
+  hello.set_kernel_fingerprint(absl::StrCat(KernelFingerprint(), "/", decoder_->fingerprint()));
+  hello.set_combine(config_.combine == "exact" ? v1::COMBINE_MODE_EXACT : v1::COMBINE_MODE_FAST);
+  hello.set_slots(store_->capacity().slots);
+  hello.set_staging_slots(store_->capacity().staging_slots);
+  hello.set_data_address(addresses_.data);
+  hello.set_serving_address(addresses_.serving);
+  hello.set_node(config_.node);
+  std::random_device random;
+  hello.set_report_stream((uint64_t{random()} << 32) | random() | 1);
+  hello.set_version(Version());
+
+  grpc::ChannelArguments arguments;
+  // The session has its own backoff; the channel's must not be longer.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
+  stub_ = v1::WorkerSession::NewStub(
+      grpc::CreateCustomChannel(config_.controller, grpc::InsecureChannelCredentials(), arguments));
+  auto client = std::make_shared<SessionClient>(*stub_, std::move(hello), SessionOptions{}, *this, clock_);
+  MutexLock lock(control_mu_);
+  client_ = std::move(client);
+}
+
+absl::Status Worker::Impl::Start() {
+  metrics_ = std::make_unique<WorkerMetrics>(
+      WorkerMetrics::Names{.worker = config_.name, .model = config_.model_name, .group = config_.group});
+  BALLAST_RETURN_IF_ERROR(OpenModel());
+  BALLAST_RETURN_IF_ERROR(StartDataPort());
+  mover_ = std::make_unique<MoveAgent>(*store_, *peer_experts_, *this, clock_);
+  BALLAST_RETURN_IF_ERROR(MakeEngine());
+  batcher_->set_notify([this] {
+    MutexLock lock(engine_mu_);
+    if (engine_ != nullptr) engine_->NotifyWork();
+  });
+  BALLAST_RETURN_IF_ERROR(StartServer());
+  window_start_ = clock_.Now();
+  control_thread_ = std::thread([this] { ControlLoop(); });
+  StartSession();
+  return absl::OkStatus();
+}
+
+void Worker::Impl::Stop() {
+  // Outside in: commands, then requests, then steps.
+  std::shared_ptr<SessionClient> client;
+  {
+    MutexLock lock(control_mu_);
+    client = std::exchange(client_, nullptr);
+  }
+  client.reset();
+  if (control_thread_.joinable()) {
+    {
+      MutexLock lock(control_mu_);
+      stopping_ = true;
+      control_changed_.NotifyAll();
+    }
+    control_thread_.join();
+  }
+  mover_.reset();
+  std::unique_ptr<StepEngine> engine;
+  {
+    MutexLock lock(engine_mu_);
+    engine = std::move(engine_);
+  }
+  engine.reset();
+  if (batcher_ != nullptr) {
+    const absl::Status stopping = absl::UnavailableError("this worker is stopping");
+    batcher_->CloseAdmission(stopping);
+    // The step thread has ended: its part falls to this one.
+    batcher_->NoView(stopping);
+  }
+  if (server_ != nullptr) {
+    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    server_->Wait();
+  }
+  peer_experts_.reset();
+}
+
+bool Worker::Impl::Drain(const std::string& reason) {
+  Log(Severity::kInfo, "draining", {{"reason", reason}, {"timeout_seconds", config_.drain_timeout_seconds}});
+  batcher_->CloseAdmission(absl::UnavailableError("this worker is leaving; try another"));
+  {
+    MutexLock lock(state_mu_);
+    draining_ = true;
+  }
+  UpdateReadiness();
+  Post([reason](SessionCore& core) { return core.OnLeaving(reason); });
+  return batcher_->AwaitIdle(clock_.Now() + absl::Seconds(config_.drain_timeout_seconds));
+}
+
+absl::Status Worker::Impl::Serving() {
+  MutexLock lock(engine_mu_);
+  return engine_ == nullptr ? absl::UnavailableError("this worker is joining its group anew") : engine_->Serving();
+}
+
+void Worker::Impl::UpdateReadiness() {
+  bool ready = false;
+  {
+    MutexLock lock(state_mu_);
+    ready = installed_ && missing_ == 0 && !draining_;
+    if (ready == ready_) return;
+    ready_ = ready;
+    if (server_ != nullptr) server_->GetHealthCheckService()->SetServingStatus(kReadiness, ready);
+  }
+  Log(Severity::kInfo, ready ? "ready" : "not ready", {{"worker", config_.name}});
+}
+
+// --- The session's commands.
+
+void Worker::Impl::Do(SessionAction action) {
+  if (auto* load = std::get_if<LoadReplicas>(&action)) {
+    Enqueue([this, placement = std::move(load->placement)] { Load(placement); });
+  } else if (auto* join = std::get_if<JoinView>(&action)) {
+    Enqueue([this, join = std::move(*join)] { Join(join); });
+  } else if (auto* leave = std::get_if<LeaveView>(&action)) {
+    Enqueue([this, reason = std::move(leave->reason)] { Leave(reason); });
+  } else if (auto* prepare = std::get_if<PrepareMoves>(&action)) {
+    Enqueue([this, prepare = std::move(*prepare)]() mutable { Prepare(std::move(prepare)); });
+  } else if (auto* commit = std::get_if<CommitEpoch>(&action)) {
+    Enqueue([this, epoch = commit->epoch] { Commit(epoch); });
+  } else if (auto* abort = std::get_if<AbortEpoch>(&action)) {
+    Log(Severity::kInfo, "wave aborted", {{"epoch", abort->epoch}, {"reason", abort->reason}});
+    // In order after the preparation that it aborts.
+    Enqueue([this, epoch = abort->epoch] { mover_->Abort(epoch); });
+  } else if (auto* forget = std::get_if<ForgetReports>(&action)) {
+    Enqueue([this, sequence = forget->sequence] { reports_.Stored(sequence); });
+  } else if (auto* every = std::get_if<ReportEvery>(&action)) {
+    Enqueue([this, interval = every->interval] { StartReporting(interval); });
+  } else if (auto* give_up = std::get_if<GiveUp>(&action)) {
+    Log(Severity::kError, "the controller refuses this worker", {{"status", give_up->status}});
+    give_up_(give_up->status);
+  }
+}
+
+WorkerStats Worker::Impl::Stats() {
+  const BatcherStats stats = batcher_->stats();
+  metrics_->Requests(stats.running, stats.waiting, stats.kv_used_ratio);
+  MutexLock lock(engine_mu_);
+  return {.step = engine_ == nullptr ? 0 : engine_->last_step().value(),
+          .requests_running = stats.running,
+          .requests_waiting = stats.waiting,
+          .kv_cache_used_ratio = stats.kv_used_ratio};
+}
+
+void Worker::Impl::Enqueue(std::function<void()> task) {
+  MutexLock lock(control_mu_);
+  tasks_.push_back(std::move(task));
+  control_changed_.NotifyAll();
+}
+
+void Worker::Impl::Post(std::function<SessionActions(SessionCore&)> event) {
+  std::shared_ptr<SessionClient> client;
+  {
+    MutexLock lock(control_mu_);
+    client = client_;
+  }
+  if (client != nullptr) client->Post(std::move(event));
+}
+
+void Worker::Impl::ControlLoop() {
+  for (;;) {
+    std::function<void()> task;
+    {
+      MutexLock lock(control_mu_);
+      while (tasks_.empty() && !stopping_ && clock_.Now() < next_report_) {
+        clock_.WaitUntil(control_changed_, control_mu_, next_report_);
+      }
+      if (stopping_) return;
+      if (!tasks_.empty()) {
+        task = std::move(tasks_.front());
+        tasks_.pop_front();
+      }
+    }
+    if (task) {
+      task();
+    } else {
+      next_report_ = clock_.Now() + report_interval_;
+      Report();
+    }
+  }
+}
+
+void Worker::Impl::Load(const Placement& placement) {
+  const absl::Time start = clock_.Now();
+  const absl::Status status = store_->Load(placement);
+  Log(status.ok() ? Severity::kInfo : Severity::kError, "placement loaded",
+      {{"epoch", placement.epoch}, {"took", absl::FormatDuration(clock_.Now() - start)}, {"status", status}});
+  Post([epoch = placement.epoch, status](SessionCore& core) { return core.OnPlacementLoaded(epoch, status); });
+}
+
+void Worker::Impl::Join(const JoinView& join) {
+  {
+    MutexLock lock(state_mu_);
+    view_ = join.view;
+    missing_ = CountMissing(join.placement, join.view);
+    installed_ = false;
+  }
+  absl::Status status;
+  {
+    MutexLock lock(engine_mu_);
+    if (engine_ == nullptr) return;
+    status = engine_->InstallView(ToGroupView(join.view, config_.name), join.placement);
+  }
+  if (status.ok()) return;
+  Post([view = ViewId(join.view.view()), epoch = join.placement.epoch, status](SessionCore& core) {
+    return core.OnViewInstalled(view, epoch, status, {});
+  });
+}
+
+void Worker::Impl::Leave(const std::string& reason) {
+  Log(Severity::kWarning, "declared dead: joining anew", {{"reason", reason}});
+  mover_->AbortAll();
+  std::unique_ptr<StepEngine> engine;
+  {
+    MutexLock lock(engine_mu_);
+    engine = std::move(engine_);
+  }
+  // Ends the step thread, and with it this incarnation's part in its view.
+  engine.reset();
+  batcher_->NoView(absl::UnavailableError(absl::StrCat("this worker was declared dead: ", reason)));
+  {
+    MutexLock lock(state_mu_);
+    view_.Clear();
+    installed_ = false;
+  }
+  UpdateReadiness();
+  const absl::Status made = MakeEngine();
+  BALLAST_CHECK(made.ok()) << "an engine like the one before: " << made;
+}
+
+void Worker::Impl::Prepare(PrepareMoves prepare) {
+  MoveJob job{.placement = std::move(prepare.placement),
+              .moves = std::move(prepare.moves),
+              .deadline = prepare.deadline,
+              .max_bytes_per_second = prepare.max_bytes_per_second};
+  {
+    MutexLock lock(state_mu_);
+    for (const v1::Member& member : view_.members()) {
+      if (member.worker() != config_.name) job.peers[member.worker()] = member.data_address();
+    }
+  }
+  Log(Severity::kInfo, "preparing wave",
+      {{"plan", prepare.plan}, {"epoch", job.placement.epoch}, {"moves", job.moves.size()}});
+  mover_->Start(std::move(job));
+}
+
+void Worker::Impl::Commit(Epoch epoch) {
+  const auto prepared = store_->prepared();
+  if (!prepared.has_value() || prepared->epoch != epoch) {
+    // In force already: the leader's announcement was faster than the controller's word.
+    return;
+  }
+  MutexLock lock(engine_mu_);
+  if (engine_ == nullptr) return;
+  if (absl::Status status = engine_->CommitVersion(*prepared); !status.ok()) {
+    Log(Severity::kError, "a committed epoch cannot be announced", {{"epoch", epoch}, {"status", status}});
+  }
+}
+
+void Worker::Impl::StartReporting(absl::Duration interval) {
+  report_interval_ = interval;
+  next_report_ = clock_.Now() + interval;
+  // The session before may have lost these.
+  for (v1::LoadReport& report : reports_.Sent()) {
+    Post([report = std::move(report)](SessionCore& core) { return core.OnReport(report); });
+  }
+}
+
+void Worker::Impl::Report() {
+  const absl::Time now = clock_.Now();
+  const LoadWindow window = counters_->Take();
+  if (!IsEmpty(window)) reports_.Add(MakeReport(window, window_start_, now));
+  window_start_ = now;
+  for (v1::LoadReport& report : reports_.TakeUnsent()) {
+    Post([report = std::move(report)](SessionCore& core) { return core.OnReport(report); });
+  }
+}
+
+// --- The step thread's events.
+
+int Worker::Impl::HeldReplicas() const {
+  const std::vector<SlotInfo> slots = store_->slots();
+  return static_cast<int>(std::count_if(slots.begin(), slots.end(),
+                                        [](const SlotInfo& slot) { return slot.state == SlotState::kInForce; }));
+}
+
+void Worker::Impl::ViewInstalled(ViewId view, const absl::Status& status, std::span<const int> unreachable) {
+  const auto table = store_->in_force();
+  const Epoch epoch = status.ok() && table != nullptr ? table->version().epoch : Epoch();
+  {
+    MutexLock lock(state_mu_);
+    if (view.value() == view_.view()) installed_ = status.ok();
+  }
+  UpdateReadiness();
+  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(store_->expert_bytes()));
+  Log(status.ok() ? Severity::kInfo : Severity::kWarning, "view installed",
+      {{"view", view}, {"epoch", epoch}, {"status", status}});
+  Post([view, epoch, status, ranks = std::vector<int32_t>(unreachable.begin(), unreachable.end())](SessionCore& core) {
+    return core.OnViewInstalled(view, epoch, status, ranks);
+  });
+}
+
+void Worker::Impl::PeerLost(ViewId view, std::span<const int> ranks, const absl::Status& reason) {
+  {
+    MutexLock lock(state_mu_);
+    if (view.value() == view_.view()) installed_ = false;
+  }
+  UpdateReadiness();
+  Log(Severity::kWarning, "view lost", {{"view", view}, {"reason", reason}});
+  Post([view, ranks = std::vector<int32_t>(ranks.begin(), ranks.end()),
+        text = std::string(reason.message())](SessionCore& core) { return core.OnPeersLost(view, ranks, text); });
+}
+
+void Worker::Impl::VersionInForce(ViewId view, PlacementVersion version, StepId first_step) {
+  {
+    MutexLock lock(state_mu_);
+    const auto table = store_->in_force();
+    if (view.value() == view_.view() && table != nullptr) missing_ = CountMissing(table->placement(), view_);
+  }
+  UpdateReadiness();
+  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(store_->expert_bytes()));
+  Log(Severity::kInfo, "epoch in force",
+      {{"view", view}, {"epoch", version.epoch}, {"shares", version.shares}, {"step", first_step}});
+  Post([view, epoch = version.epoch, first_step](SessionCore& core) {
+    return core.OnEpochInForce(view, epoch, first_step);
+  });
+}
+
+void Worker::Impl::StepEnded(const StepRecord& record) {
+  const BatchedRows rows = batcher_->last_rows();
+  metrics_->StepEnded(record.rows == 0 ? 0 : rows.prefill, record.rows == 0 ? 0 : rows.decode, record.duration,
+                      checkpoint_->config().num_moe_layers(), *record.moe);
+}
+
+// --- The move agent's results.
+
+void Worker::Impl::OnMoveProgress(const v1::MoveProgress& progress) {
+  Post([progress](SessionCore& core) { return core.OnMoveProgress(progress); });
+}
+
+void Worker::Impl::OnWavePrepared(const v1::WavePrepared& prepared) {
+  metrics_->MoveBytes(static_cast<double>(prepared.bytes_from_peers()),
+                      static_cast<double>(prepared.bytes_from_checkpoint()));
+  Log(Severity::kInfo, "wave prepared",
+      {{"epoch", prepared.epoch()},
+       {"bytes_from_peers", prepared.bytes_from_peers()},
+       {"bytes_from_checkpoint", prepared.bytes_from_checkpoint()}});
+  Post([prepared](SessionCore& core) { return core.OnWavePrepared(prepared); });
+}
+
+void Worker::Impl::OnWaveFailed(Epoch epoch, const std::string& error) {
+  Log(Severity::kWarning, "wave failed", {{"epoch", epoch}, {"error", error}});
+  Post([epoch, error](SessionCore& core) { return core.OnWaveFailed(epoch, error); });
+}
+
+Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Worker::~Worker() = default;
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerConfig& config,
+                                                      std::function<void(const absl::Status&)> give_up) {
+  auto impl = std::make_unique<Impl>(config, std::move(give_up));
+  BALLAST_RETURN_IF_ERROR(impl->Start());
+  return std::unique_ptr<Worker>(new Worker(std::move(impl)));
+}
+
+const WorkerAddresses& Worker::addresses() const { return impl_->addresses(); }
+bool Worker::Drain(const std::string& reason) { return impl_->Drain(reason); }
+
+}  // namespace ballast
