@@ -6,6 +6,7 @@
 #define BALLAST_WORKER_TRANSPORT_CONFORMANCE_H_
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,9 +35,9 @@ inline absl::Time Soon() { return Clock::Real().Now() + absl::Seconds(20); }
 inline std::vector<std::byte> Pattern(int from, int to, Tag tag, size_t bytes) {
   std::vector<std::byte> out(bytes);
   uint64_t x = (tag * 31 + from) * 31 + to + 1;
-  for (std::byte& b : out) {
+  for (size_t i = 0; i < bytes; i += sizeof x) {
     x = x * 6364136223846793005u + 1442695040888963407u;
-    b = static_cast<std::byte>(x >> 56);
+    std::memcpy(out.data() + i, &x, std::min(sizeof x, bytes - i));
   }
   return out;
 }

@@ -3,7 +3,7 @@
 //
 // Environment: UCX_TLS, UCX_NET_DEVICES and every other variable of UCX hold. Without them UCX picks: shared memory on
 // one host, else TCP or what the machine has. What differs from UCX's
-// defaults (keep-alive probes, error handling of shared memory) stands in ucx.cc.
+// defaults (keep-alive probes, the rendezvous threshold, error handling of shared memory) stands in ucx.cc.
 #ifndef BALLAST_WORKER_TRANSPORT_UCX_H_
 #define BALLAST_WORKER_TRANSPORT_UCX_H_
 
