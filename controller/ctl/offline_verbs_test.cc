@@ -102,6 +102,15 @@ TEST_F(OfflineVerbsTest, SharesAreRefusedOrEqualized) {
   EXPECT_THAT(err_.str(), HasSubstr("equalized: scenario load: balancedness"));
 }
 
+TEST_F(OfflineVerbsTest, BudgetsOfReplicas) {
+  for (const char* policy : {"cost-aware", "craft"}) {
+    const auto plan =
+        Json(std::string("plan --load @load.json --gpus 2 --replicas-per-gpu 1 --out @plan.json --policy ") + policy);
+    EXPECT_EQ(plan["extra_replicas"], 2) << policy;
+    EXPECT_EQ(Json("score --plan @plan.json --load @load.json")["replicas"], 2) << policy;
+  }
+}
+
 TEST_F(OfflineVerbsTest, ScoresTasksAndRoutes) {
   Write("routes.csv", "layer,sample,token,e0,e1\n0,0,0,0,1\n0,1,0,2,3\n");
   ASSERT_EQ(Run("plan --load @routes.csv --gpus 2 --slots-per-gpu 2 --out @plan.json"), 0) << err_.str();
@@ -154,11 +163,13 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
       {"plan --load @load.json --gpus 2 --slots-per-gpu 1 --out @x.json", 1, "2 workers of 1 slots a layer"},
       {"plan --load @load.json --gpus 2 --nodes 3 --slots-per-gpu 2 --out @x.json", 1, "--nodes 3: there are 2 GPUs"},
       {"plan --load @load.json --slots-per-gpu 2 --out @x.json", 1, "--gpus or --topology"},
-      {"plan --load @load.json --gpus 2 --out @x.json", 1, "--slots-per-gpu must be given"},
+      {"plan --load @load.json --gpus 2 --out @x.json", 1, "give either --slots-per-gpu or --replicas-per-gpu"},
       {"plan --gpus 2 --slots-per-gpu 2 --out @x.json", 1, "give either --load FILE... or --scenario NAME=FILE..."},
       {"plan --scenario @load.json --gpus 2 --slots-per-gpu 2 --out @x.json", 1, "must be NAME=FILE"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2 --policy best --out @x.json", 1,
-       "\"best\": there are cost-aware and eplb"},
+       "\"best\": there are cost-aware, craft and eplb"},
+      {"plan --load @load.json --gpus 2 --replicas-per-gpu 2 --policy eplb --out @x.json", 1, "use --slots-per-gpu"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 2 --policy craft --out @x.json", 1, "needs --replicas-per-gpu"},
       {"plan --load @load.json --gpus 0 --slots-per-gpu 2 --out @x.json", 2, "--gpus"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2", 2, "--out is required"},
       {"score --plan @load.json --load @load.json", 1, "plan.format"},

@@ -88,7 +88,7 @@ std::string HumanBytes(int64_t bytes) {
 
 void PrintDocument(OutputFormat format, const nlohmann::ordered_json& document, std::ostream& out) {
   if (format == OutputFormat::kJson) {
-    out << document.dump(2) << "\n";
+    out << document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << "\n";
     return;
   }
   YAML::Emitter emitter;

@@ -1,4 +1,5 @@
 #include <memory>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -6,6 +7,7 @@
 #include "controller/ctl/offline_verbs.h"
 #include "controller/ctl/output.h"
 #include "controller/formats/plan_file.h"
+#include "controller/planner/budget.h"
 #include "controller/planner/eplb.h"
 #include "controller/planner/level.h"
 #include "controller/planner/planner.h"
@@ -22,6 +24,7 @@ struct Options {
   int32_t gpus = 0;
   int32_t nodes = 1;
   int32_t slots_per_gpu = 0;
+  std::optional<int32_t> replicas_per_gpu;
   std::string policy = "cost-aware";
   int32_t groups = 1;
   std::string current;
@@ -30,14 +33,21 @@ struct Options {
 };
 
 // The machines: a file, or --gpus equal ones.
-absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers) {
+absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers, int32_t experts) {
   if (!o.topology.empty()) return ReadTopology(o.topology);
   if (o.gpus < 1) return absl::InvalidArgumentError("--gpus or --topology must say what to plan for");
   if (o.nodes > o.gpus) {
     return absl::InvalidArgumentError(absl::StrCat("--nodes ", o.nodes, ": there are ", o.gpus, " GPUs"));
   }
-  if (o.slots_per_gpu < 1) return absl::InvalidArgumentError("--slots-per-gpu must be given, at least 1");
   constexpr int64_t kMostSlots = 1 << 24;
+  if (o.replicas_per_gpu) {
+    const int64_t slots = (static_cast<int64_t>(layers) * experts + o.gpus - 1) / o.gpus + *o.replicas_per_gpu;
+    if (slots > kMostSlots) {
+      return absl::InvalidArgumentError(absl::StrCat("--replicas-per-gpu ", *o.replicas_per_gpu, ": ", slots,
+                                                     " slots a GPU; the limit is ", kMostSlots));
+    }
+    return UniformTopology(o.gpus, o.nodes, static_cast<int32_t>(slots));
+  }
   if (static_cast<int64_t>(o.slots_per_gpu) * layers > kMostSlots) {
     return absl::InvalidArgumentError(absl::StrCat("--slots-per-gpu ", o.slots_per_gpu, " in ", layers,
                                                    " layers; the limit is ", kMostSlots, " slots a GPU"));
@@ -47,8 +57,17 @@ absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers) {
 
 absl::StatusOr<std::unique_ptr<PlannerPolicy>> MakePolicy(const Options& o) {
   if (o.policy == "cost-aware") return std::make_unique<CostAwarePolicy>();
-  if (o.policy == "eplb") return std::make_unique<EplbPolicy>(o.groups, EplbPolicy::Split::kEqual);
-  return absl::InvalidArgumentError(absl::StrCat("--policy ", Quote(o.policy), ": there are cost-aware and eplb"));
+  if (o.policy == "craft") {
+    if (o.replicas_per_gpu) return std::make_unique<CraftPolicy>();
+    return absl::InvalidArgumentError("--policy craft needs --replicas-per-gpu");
+  }
+  if (o.policy == "eplb") {
+    if (!o.replicas_per_gpu) return std::make_unique<EplbPolicy>(o.groups, EplbPolicy::Split::kEqual);
+    return absl::InvalidArgumentError(
+        "--policy eplb gives every layer as many replicas: use --slots-per-gpu in place of --replicas-per-gpu");
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--policy ", Quote(o.policy), ": there are cost-aware, craft and eplb"));
 }
 
 nlohmann::ordered_json ScoreJson(const LoadScore& score) {
@@ -102,6 +121,10 @@ absl::Status Run(const Options& o, CtlContext& context) {
   if (o.load.empty() == o.scenario.empty()) {
     return absl::InvalidArgumentError("give either --load FILE... or --scenario NAME=FILE...");
   }
+  const int given = (o.slots_per_gpu > 0 ? 1 : 0) + (o.replicas_per_gpu ? 1 : 0);
+  if (given == 2 || (given == 0 && o.topology.empty())) {
+    return absl::InvalidArgumentError("give either --slots-per-gpu or --replicas-per-gpu");
+  }
   BALLAST_ASSIGN_OR_RETURN(const std::vector<NamedLoads> loads,
                            o.load.empty() ? ReadScenarios(o.scenario) : ReadLoads("load", o.load));
   BALLAST_ASSIGN_OR_RETURN(LoadSet set, MakeLoadSet(loads));
@@ -109,7 +132,9 @@ absl::Status Run(const Options& o, CtlContext& context) {
   request.scenarios = std::move(set.scenarios);
   request.expert_bytes = o.expert_bytes;
   request.slots_per_layer = o.slots_per_gpu;
-  BALLAST_ASSIGN_OR_RETURN(request.topology, MakeTopology(o, static_cast<int32_t>(set.row_of_layer.size())));
+  request.replicas_per_worker = o.replicas_per_gpu;
+  BALLAST_ASSIGN_OR_RETURN(request.topology, MakeTopology(o, static_cast<int32_t>(set.row_of_layer.size()),
+                                                          request.scenarios[0].load.experts));
   if (!o.current.empty()) {
     BALLAST_ASSIGN_OR_RETURN(PlanFile current, ReadPlan(o.current));
     if (current.row_of_layer != set.row_of_layer || current.rows != set.rows) {
@@ -146,6 +171,8 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
       "  One placement for two loads:\n"
       "    ballastctl plan --scenario prefill=p.json --scenario decode=d.json --gpus 8 --slots-per-gpu 10 --out "
       "plan.json\n"
+      "  A quarter of an extra expert a GPU and layer, where it helps most:\n"
+      "    ballastctl plan --load dump.json --gpus 32 --replicas-per-gpu 15 --out plan.json\n"
       "  As the engines plan it, to export to one:\n"
       "    ballastctl plan --policy eplb --load dump.json --gpus 32 --slots-per-gpu 9 --out plan.json\n"
       "  What would change, from the plan in force:\n"
@@ -163,10 +190,16 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--slots-per-gpu", o->slots_per_gpu, "Slots of one layer on each GPU, the same in every layer")
       ->type_name("K")
       ->check(CLI::Range(1, 1 << 20));
+  verb->add_option(
+          "--replicas-per-gpu", o->replicas_per_gpu,
+          "In place of it: replicas beyond one an expert on each GPU, over all layers, which go to the layers\n"
+          "that need them")
+      ->type_name("R")
+      ->check(CLI::Range(0, 1 << 24));
   verb->add_option("--topology", o->topology, "A topology file in place of --gpus and --nodes")->type_name("FILE");
   verb->add_option("--policy", o->policy,
-                   "How to plan: cost-aware (ours: level by construction, with traffic shares)\n"
-                   "or eplb (as published, equal split)")
+                   "How to plan: cost-aware (ours: level by construction or search, with traffic\n"
+                   "shares), craft or eplb (as published, equal split)")
       ->capture_default_str();
   verb->add_option("--groups", o->groups, "Expert groups of the model (group-limited routing), for eplb")
       ->capture_default_str()

@@ -67,6 +67,13 @@ TEST(ParseLoad, KeepsRoutes) {
   EXPECT_THAT(file->routes.samples[2], ElementsAre(7));
 }
 
+TEST(ParseLoad, NamesBecomeUtf8) {
+  const auto file = ParseLoad("dataset,iteration,layer,e0\n\xff,0,0,1\n", "f");
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(file->parts[0].name, "\uFFFD");
+  EXPECT_TRUE(ParseLoad(FormatLoad(file->parts), "f").ok());
+}
+
 TEST(ParseLoad, SelectsParts) {
   const char text[] = R"({"a": {"expert_counts": {"x": [[1, 2]]}}, "b": {"expert_counts": {"x": [[3]], "y": [[4]]}}})";
   EXPECT_THAT(ParseLoad(text, "f").status().ToString(),

@@ -341,9 +341,17 @@ absl::StatusOr<LoadFile> ParseCsv(std::string_view bytes, const std::string& nam
              "dataset,iteration,layer,e0,...");
 }
 
+// csv and file names can hold any bytes, JSON cannot: bad sequences become U+FFFD.
+std::string ToUtf8(const std::string& text) {
+  return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+}
+
 absl::Status Select(const std::string& select, const std::string& name, LoadFile& file) {
   std::vector<std::string> names;
-  for (const LoadPart& part : file.parts) names.push_back(part.name);
+  for (LoadPart& part : file.parts) {
+    part.name = ToUtf8(part.name);
+    names.push_back(part.name);
+  }
   std::set<std::string> distinct(names.begin(), names.end());
   if (distinct.size() != names.size()) return Bad(name, "two parts have the same name");
   if (!select.empty()) {

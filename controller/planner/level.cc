@@ -4,8 +4,10 @@
 #include <numeric>
 #include <utility>
 
+#include "controller/planner/budget.h"
 #include "controller/planner/eplb.h"
 #include "controller/planner/score.h"
+#include "controller/planner/search.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
 #include "proto/placement/shares.h"
@@ -198,18 +200,58 @@ Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots)
 }
 
 absl::StatusOr<std::vector<DispatchTable>> CostAwarePolicy::Place(const PlanRequest& request) const {
-  BALLAST_ASSIGN_OR_RETURN(const int32_t slots, SlotsPerLayer(request));
   const auto workers = static_cast<int32_t>(request.topology.workers.size());
   const LoadMatrix blend = Blend(request.scenarios);
+  const bool many = request.scenarios.size() > 1;
+  const auto search = [&](int32_t l, std::span<const int32_t> slots, int32_t proposals) {
+    std::vector<std::vector<double>> loads;
+    for (const Scenario& s : request.scenarios) loads.emplace_back(s.load.layer(l).begin(), s.load.layer(l).end());
+    Packs packs = PackGreedily(blend.layer(l), slots);
+    ImprovePacks(loads, {.proposals = proposals}, packs);
+    return packs;
+  };
+  std::vector<Packs> layers;
+  if (request.replicas_per_worker) {
+    BALLAST_ASSIGN_OR_RETURN(const int64_t budget, ReplicaBudget(request));
+    const std::vector<int32_t> sizes =
+        ReplicaSizes(static_cast<int32_t>(std::min<int64_t>(2 * workers, int64_t{blend.experts} * (workers - 1))));
+    std::vector<std::vector<double>> cost(blend.layers);
+    for (int32_t l = 0; l < blend.layers; ++l) {
+      for (const int32_t size : sizes) {
+        const int32_t replicas[] = {blend.experts + size};
+        const Packs packs = search(l, SpreadSlots(replicas, workers)[0], proposals_ / 10);
+        const DispatchTable table = ToTable(packs, blend.experts);
+        double most = 0;
+        for (const Scenario& s : request.scenarios) {
+          most = std::max(most, 1 / Balancedness(WorkerLoadsEqualSplit(table, s.load.layer(l), request.topology)));
+        }
+        // A search cut short may do worse with more: fewer would do then.
+        cost[l].push_back(cost[l].empty() ? most : std::min(most, cost[l].back()));
+      }
+    }
+    std::vector<int32_t> replicas = AllocateReplicas(cost, sizes, budget);
+    for (int32_t& r : replicas) r += blend.experts;
+    const auto slots = SpreadSlots(replicas, workers);
+    for (int32_t l = 0; l < blend.layers; ++l) layers.push_back(search(l, slots[l], proposals_));
+  } else {
+    BALLAST_ASSIGN_OR_RETURN(const int32_t slots, SlotsPerLayer(request));
+    const std::vector<int32_t> equal(workers, slots);
+    for (int32_t l = 0; l < blend.layers; ++l) {
+      layers.push_back(many ? search(l, equal, proposals_) : PlaceLevel(blend.layer(l), workers, slots));
+    }
+  }
   std::vector<DispatchTable> current;
   if (request.current) current = Onto(*request.current, request.topology);
-  std::vector<DispatchTable> layers;
+  std::vector<DispatchTable> tables;
   for (int32_t l = 0; l < blend.layers; ++l) {
-    Packs packs = PlaceLevel(blend.layer(l), workers, slots);
-    if (!current.empty()) packs = Relabel(packs, current[l], workers);
-    layers.push_back(ToTable(packs, blend.experts));
+    // Packs of different sizes belong to the workers whose slots they were made for.
+    const bool alike = std::all_of(layers[l].begin(), layers[l].end(),
+                                   [&](const auto& pack) { return pack.size() == layers[l][0].size(); });
+    if (!current.empty() && alike) layers[l] = Relabel(layers[l], current[l], workers);
+    tables.push_back(ToTable(layers[l], blend.experts));
+    if (many) tables.back().weight.assign(tables.back().weight.size(), 1);
   }
-  return layers;
+  return tables;
 }
 
 }  // namespace ballast

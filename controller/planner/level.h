@@ -30,12 +30,24 @@ namespace ballast {
 // loads can use.
 Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots);
 
-// Ballast's own policy: each layer by PlaceLevel on the blend of the scenarios, with shares solved for it, packs going
-// to the workers that hold most of them already.
+// Ballast's own policy. Packs go to the workers that hold most of them already.
+//
+// One load, as many slots in every layer: PlaceLevel, with shares solved for the load.
+//
+// Several loads: the packs that are best under the worst of them with equal split, by search (search.h). Placements
+// tuned to shares serve unseen loads worse; shares that are solved step by step come on top.
+//
+// A budget of replicas: counts by knapsack over what search reaches with each (budget.h), so that layers get replicas
+// by need; shares are solved where there is one load.
 class CostAwarePolicy final : public PlannerPolicy {
  public:
+  // `proposals`: how long a layer is searched where it is, see SearchOptions.
+  explicit CostAwarePolicy(int32_t proposals = 200'000) : proposals_(proposals) {}
   std::string_view name() const override { return "cost-aware"; }
   absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const override;
+
+ private:
+  const int32_t proposals_;
 };
 
 }  // namespace ballast

@@ -44,7 +44,7 @@ void CheckPacks(const Packs& packs, int32_t experts, int32_t slots) {
 
 TEST(PlaceLevel, IsExactlyLevelWhereverOneSlotAWorkerIsSpare) {
   std::mt19937 random(1);
-  for (int trial = 0; trial < 5000; ++trial) {
+  for (int trial = 0; trial < 3000; ++trial) {
     const int32_t workers = 1 + random() % 8;
     const int32_t slots = 2 + random() % 4;
     const int32_t experts = std::max(slots, 1 + static_cast<int32_t>(random() % (workers * (slots - 1))));
@@ -64,7 +64,7 @@ TEST(PlaceLevel, WithFewSlotsIsSoundAndMostlyAboveGreedy) {
   double ours = 0;
   double bound = 0;
   int trials = 0;
-  for (int trial = 0; trial < 800; ++trial) {
+  for (int trial = 0; trial < 400; ++trial) {
     const int32_t workers = 1 + random() % 8;
     const int32_t slots = 1 + random() % 4;
     const int32_t least = std::max(slots, workers * (slots - 1) + 1);

@@ -28,6 +28,9 @@ struct PlanRequest {
   std::optional<Placement> current;
   // Slots of one layer on every worker, the same in every layer. 0: as many as every worker has room for.
   int32_t slots_per_layer = 0;
+  // For policies that give layers replicas by need: replicas beyond one an expert on each worker, over all layers.
+  // Absent: as many slots in every layer.
+  std::optional<int32_t> replicas_per_worker;
   // One expert's weights, for the cost of moves.
   int64_t expert_bytes = 0;
   WaveLimits waves;

@@ -24,10 +24,10 @@ absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> 
     return absl::InvalidArgumentError(
         absl::StrCat("capacity: ", capacity.size(), " entries for ", workers, " workers"));
   }
-  for (int32_t w = 0; w < workers; ++w) {
-    if (std::count(placement.workers.begin(), placement.workers.end(), placement.workers[w]) != 1) {
-      return absl::InvalidArgumentError(absl::StrCat("workers: '", placement.workers[w], "' is named twice"));
-    }
+  std::vector<std::string> names = placement.workers;
+  std::sort(names.begin(), names.end());
+  if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end()) {
+    return absl::InvalidArgumentError(absl::StrCat("workers: '", *twice, "' is named twice"));
   }
   std::vector<int32_t> copies(static_cast<size_t>(placement.num_layers) * placement.num_experts);
   std::vector<std::vector<int32_t>> slots(workers);
