@@ -218,6 +218,14 @@ TEST(Checkpoint, Qwen3MoeWithDenseLayersAndBiases) {
             0);
 }
 
+// transformers itself wrote these, one of each architecture.
+TEST(Checkpoint, AsTransformersSavesThem) {
+  for (const char* name : {"olmoe", "qwen3moe", "mixtral"}) {
+    const auto checkpoint = Checkpoint::Open(absl::StrCat("testdata/", name, "-tiny"));
+    EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
+  }
+}
+
 // Every tensor of a real checkpoint is known, and its sizes are those of its README.
 void CheckReal(const std::string& dir, Architecture architecture, int32_t layers, int32_t experts, int32_t hidden,
                const std::string& fingerprint) {
