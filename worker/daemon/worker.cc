@@ -1,12 +1,9 @@
 #include "worker/daemon/worker.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <deque>
 #include <fstream>
 #include <iterator>
-#include <random>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -15,24 +12,16 @@
 #include "ballast/v1/worker_session.grpc.pb.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
-#include "kernels/cpu/thread_pool.h"
-#include "kernels/fingerprint.h"
 #include "proto/base/check.h"
 #include "proto/base/clock.h"
-#include "proto/base/flags.h"
 #include "proto/base/log.h"
 #include "proto/base/mutex.h"
 #include "proto/base/status_macros.h"
 #include "worker/daemon/mesh_factory.h"
+#include "worker/daemon/model_parts.h"
 #include "worker/daemon/peer_experts.h"
-#include "worker/decoder/decoder.h"
-#include "worker/decoder/kv_cache.h"
-#include "worker/experts/expert_source.h"
-#include "worker/experts/expert_store.h"
+#include "worker/daemon/views.h"
 #include "worker/migrate/move_agent.h"
-#include "worker/model/checkpoint.h"
-#include "worker/model/tokenizer.h"
-#include "worker/schedule/batcher.h"
 #include "worker/service/inference_service.h"
 #include "worker/session/session_client.h"
 #include "worker/step/step_engine.h"
@@ -45,15 +34,6 @@ namespace {
 
 // The health service's name for "takes requests"; "" says that the process lives.
 constexpr char kReadiness[] = "ballast.v1.Inference";
-
-int64_t AvailableMemory() {
-  std::ifstream file("/proc/meminfo");
-  std::string key, unit;
-  for (int64_t kib = 0; file >> key >> kib; std::getline(file, unit)) {
-    if (key == "MemAvailable:") return kib * 1024;
-  }
-  return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
-}
 
 absl::StatusOr<std::string> ReadSecret(const std::string& path) {
   if (path.empty()) return std::string();
@@ -68,39 +48,6 @@ absl::StatusOr<std::string> ReadSecret(const std::string& path) {
 // host:port as others reach it.
 std::string Advertised(const WorkerConfig& config, const std::string& bound_host, int port) {
   return JoinHostPort(config.advertise_host.empty() ? bound_host : config.advertise_host, port);
-}
-
-v1::GroupRole RoleOf(const std::string& role) {
-  if (role == "prefill") return v1::GROUP_ROLE_PREFILL;
-  return role == "decode" ? v1::GROUP_ROLE_DECODE : v1::GROUP_ROLE_MIXED;
-}
-
-GroupView ToGroupView(const v1::View& view, const std::string& own_name) {
-  GroupView out{.view = ViewId(view.view())};
-  for (const v1::Member& member : view.members()) {
-    if (member.worker() == own_name) out.rank = static_cast<int32_t>(out.members.size());
-    out.members.push_back({.worker = member.worker(),
-                           .incarnation = Incarnation(member.incarnation()),
-                           .data_address = member.data_address(),
-                           .node = member.node()});
-  }
-  return out;
-}
-
-// Experts that no member of the view has a replica of.
-int CountMissing(const Placement& placement, const v1::View& view) {
-  std::vector<bool> live(placement.workers.size());
-  for (size_t i = 0; i < live.size(); ++i) {
-    live[i] = std::any_of(view.members().begin(), view.members().end(),
-                          [&](const v1::Member& member) { return member.worker() == placement.workers[i]; });
-  }
-  std::vector<bool> held(static_cast<size_t>(placement.num_layers) * placement.num_experts);
-  for (const Replica& replica : placement.replicas) {
-    if (live[replica.worker]) {
-      held[static_cast<size_t>(replica.expert.layer) * placement.num_experts + replica.expert.expert] = true;
-    }
-  }
-  return static_cast<int>(std::count(held.begin(), held.end(), false));
 }
 
 }  // namespace
@@ -133,7 +80,6 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   void OnWaveFailed(Epoch epoch, const std::string& error) override;
 
  private:
-  absl::Status OpenModel();
   absl::Status StartDataPort();
   absl::Status MakeEngine() BALLAST_EXCLUDES(engine_mu_);
   absl::Status StartServer();
@@ -162,15 +108,7 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   WorkerAddresses addresses_;
 
   std::unique_ptr<WorkerMetrics> metrics_;
-  std::unique_ptr<Checkpoint> checkpoint_;
-  std::unique_ptr<Tokenizer> tokenizer_;
-  std::unique_ptr<ThreadPool> pool_;
-  std::unique_ptr<Decoder> decoder_;
-  std::unique_ptr<KvCache> kv_cache_;
-  std::unique_ptr<LoadCounters> counters_;
-  std::unique_ptr<CheckpointExperts> source_;
-  std::unique_ptr<ExpertStore> store_;
-  std::unique_ptr<Batcher> batcher_;
+  std::unique_ptr<ModelParts> model_;
 
   std::shared_ptr<UcxContext> ucx_;
   std::unique_ptr<MeshListener> listener_;
@@ -209,60 +147,20 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   std::thread control_thread_;
 };
 
-absl::Status Worker::Impl::OpenModel() {
-  BALLAST_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(config_.model));
-  BALLAST_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Load(config_.model));
-  if (!tokenizer_->handles_text()) {
-    Log(Severity::kWarning, "requests need token ids: the tokenizer handles no text",
-        {{"why", tokenizer_->why_ids_only()}});
-  }
-  const ModelConfig& model = checkpoint_->config();
-  pool_ = std::make_unique<ThreadPool>(config_.compute_threads);
-  BALLAST_ASSIGN_OR_RETURN(decoder_, Decoder::Create(*checkpoint_, *pool_, {.max_rows = config_.capacity}));
-  const KvCache::Shape shape = decoder_->kv_shape();
-  BALLAST_ASSIGN_OR_RETURN(const auto one_block, KvCache::Create(shape, 1));
-  const MemoryNeeds needs{.experts = model.num_moe_layers() * model.num_experts,
-                          .expert_bytes = static_cast<int64_t>(checkpoint_->expert_bytes()),
-                          .kv_block_bytes = static_cast<int64_t>(one_block->block_bytes()),
-                          .kv_blocks_per_request = KvCache::BlocksFor(model.max_positions),
-                          .available_bytes = AvailableMemory()};
-  const int kv_blocks = config_.kv_blocks > 0 ? config_.kv_blocks : DefaultKvBlocks(needs, config_.max_running);
-  BALLAST_ASSIGN_OR_RETURN(kv_cache_, KvCache::Create(shape, kv_blocks));
-  counters_ = std::make_unique<LoadCounters>(model.num_moe_layers(), model.num_experts, model.experts_per_token);
-  source_ = std::make_unique<CheckpointExperts>(*checkpoint_);
-  const int slots = config_.slots > 0 ? config_.slots : DefaultSlots(needs, config_.staging_slots);
-  BALLAST_ASSIGN_OR_RETURN(
-      store_, ExpertStore::Create(*source_, {.worker = config_.name,
-                                             .capacity = {.slots = slots, .staging_slots = config_.staging_slots}}));
-  BALLAST_ASSIGN_OR_RETURN(batcher_, Batcher::Create({.max_rows = config_.capacity,
-                                                      .max_logit_rows = config_.capacity,
-                                                      .max_running = config_.max_running,
-                                                      .max_waiting = config_.max_waiting,
-                                                      .max_positions = model.max_positions},
-                                                     model.vocab_size, *kv_cache_, *counters_, clock_));
-  Log(Severity::kInfo, "model opened",
-      {{"model", config_.model_name},
-       {"architecture", ArchitectureName(model.architecture)},
-       {"experts", needs.experts},
-       {"slots", slots},
-       {"kv_blocks", kv_blocks},
-       {"kernels", KernelFingerprint()}});
-  return absl::OkStatus();
-}
-
 absl::Status Worker::Impl::StartDataPort() {
   BALLAST_ASSIGN_OR_RETURN(const HostPort data, ParseHostPort(config_.data_listen));
   BALLAST_ASSIGN_OR_RETURN(std::string secret, ReadSecret(config_.group_secret_file));
   BALLAST_ASSIGN_OR_RETURN(ucx_, UcxContext::Create());
   const std::string host = data.host == "localhost" ? "127.0.0.1" : data.host;
-  BALLAST_ASSIGN_OR_RETURN(listener_, MeshListener::Start({.host = host,
-                                                           .port = data.port,
-                                                           .identity = {.group = config_.group,
-                                                                        .secret = std::move(secret),
-                                                                        .fingerprint = checkpoint_->fingerprint()}}));
+  BALLAST_ASSIGN_OR_RETURN(listener_,
+                           MeshListener::Start({.host = host,
+                                                .port = data.port,
+                                                .identity = {.group = config_.group,
+                                                             .secret = std::move(secret),
+                                                             .fingerprint = model_->checkpoint->fingerprint()}}));
   addresses_.data = Advertised(config_, host, listener_->port());
   meshes_ = std::make_unique<UcxMeshFactory>(ucx_, *listener_);
-  BALLAST_ASSIGN_OR_RETURN(peer_experts_, PeerExperts::Start(ucx_, *listener_, *store_));
+  BALLAST_ASSIGN_OR_RETURN(peer_experts_, PeerExperts::Start(ucx_, *listener_, *model_->store));
   return absl::OkStatus();
 }
 
@@ -273,13 +171,13 @@ absl::Status Worker::Impl::MakeEngine() {
                                   .capacity = config_.capacity},
                           .step_timeout = absl::Seconds(config_.step_timeout_seconds),
                           .view_patience = absl::Seconds(config_.view_patience_seconds)},
-                         {.decoder = decoder_.get(),
-                          .experts = store_.get(),
-                          .pool = pool_.get(),
+                         {.decoder = model_->decoder.get(),
+                          .experts = model_->store.get(),
+                          .pool = model_->pool.get(),
                           .transports = meshes_.get(),
-                          .source = batcher_.get(),
+                          .source = model_->batcher.get(),
                           .events = this,
-                          .counters = counters_.get()}));
+                          .counters = model_->counters.get()}));
   MutexLock lock(engine_mu_);
   engine_ = std::move(engine);
   return absl::OkStatus();
@@ -291,19 +189,19 @@ absl::Status Worker::Impl::StartServer() {
   BALLAST_ASSIGN_OR_RETURN(const int metrics_port, metrics_->registry().Serve(config_.metrics_listen));
   addresses_.metrics = Advertised(config_, metrics.host, metrics_port);
 
-  const ModelConfig& model = checkpoint_->config();
-  service_ = std::make_unique<InferenceService>(*batcher_, InferenceServiceOptions{
-                                                               .rules = {.vocab_size = model.vocab_size,
-                                                                         .eos_token_ids = model.eos_token_ids,
-                                                                         .tokenizer = tokenizer_.get()},
-                                                               .serving = [this] { return Serving(); },
-                                                               .ended =
-                                                                   [this](const RequestRecord& record) {
-                                                                     metrics_->RequestEnded(record.task, record.code);
-                                                                     metrics_->TokenTimes(record.time_to_first_token,
-                                                                                          record.time_per_output_token);
-                                                                   },
-                                                           });
+  const ModelConfig& model = model_->checkpoint->config();
+  service_ = std::make_unique<InferenceService>(
+      *model_->batcher, InferenceServiceOptions{
+                            .rules = {.vocab_size = model.vocab_size,
+                                      .eos_token_ids = model.eos_token_ids,
+                                      .tokenizer = model_->tokenizer.get()},
+                            .serving = [this] { return Serving(); },
+                            .ended =
+                                [this](const RequestRecord& record) {
+                                  metrics_->RequestEnded(record.task, record.code);
+                                  metrics_->TokenTimes(record.time_to_first_token, record.time_per_output_token);
+                                },
+                        });
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
@@ -322,31 +220,9 @@ absl::Status Worker::Impl::StartServer() {
 }
 
 void Worker::Impl::StartSession() {
-  const ModelConfig& model = checkpoint_->config();
-  v1::Hello hello;
-  hello.set_worker(config_.name);
-  hello.set_group(config_.group);
-  hello.set_role(RoleOf(config_.role));
-  v1::ModelIdentity& identity = *hello.mutable_model();
-  identity.set_name(config_.model_name);
-  identity.set_fingerprint(checkpoint_->fingerprint());
-  identity.set_architecture(std::string(ArchitectureName(model.architecture)));
-  identity.set_num_moe_layers(model.num_moe_layers());
-  identity.set_num_experts(model.num_experts);
-  identity.set_experts_per_token(model.experts_per_token);
-  identity.set_hidden_size(model.hidden_size);
-  identity.set_expert_intermediate_size(model.expert_intermediate_size);
-  identity.set_expert_bytes(static_cast<int64_t>(checkpoint_->expert_bytes()));
-  hello.set_kernel_fingerprint(absl::StrCat(KernelFingerprint(), "/", decoder_->fingerprint()));
-  hello.set_combine(config_.combine == "exact" ? v1::COMBINE_MODE_EXACT : v1::COMBINE_MODE_FAST);
-  hello.set_slots(store_->capacity().slots);
-  hello.set_staging_slots(store_->capacity().staging_slots);
+  v1::Hello hello = MakeHello(config_, *model_);
   hello.set_data_address(addresses_.data);
   hello.set_serving_address(addresses_.serving);
-  hello.set_node(config_.node);
-  std::random_device random;
-  hello.set_report_stream((uint64_t{random()} << 32) | random() | 1);
-  hello.set_version(Version());
 
   grpc::ChannelArguments arguments;
   // The session has its own backoff; the channel's must not be longer.
@@ -363,11 +239,11 @@ void Worker::Impl::StartSession() {
 absl::Status Worker::Impl::Start() {
   metrics_ = std::make_unique<WorkerMetrics>(
       WorkerMetrics::Names{.worker = config_.name, .model = config_.model_name, .group = config_.group});
-  BALLAST_RETURN_IF_ERROR(OpenModel());
+  BALLAST_ASSIGN_OR_RETURN(model_, OpenModel(config_, clock_));
   BALLAST_RETURN_IF_ERROR(StartDataPort());
-  mover_ = std::make_unique<MoveAgent>(*store_, *peer_experts_, *this, clock_);
+  mover_ = std::make_unique<MoveAgent>(*model_->store, *peer_experts_, *this, clock_);
   BALLAST_RETURN_IF_ERROR(MakeEngine());
-  batcher_->set_notify([this] {
+  model_->batcher->set_notify([this] {
     MutexLock lock(engine_mu_);
     if (engine_ != nullptr) engine_->NotifyWork();
   });
@@ -401,11 +277,11 @@ void Worker::Impl::Stop() {
     engine = std::move(engine_);
   }
   engine.reset();
-  if (batcher_ != nullptr) {
+  if (model_ != nullptr) {
     const absl::Status stopping = absl::UnavailableError("this worker is stopping");
-    batcher_->CloseAdmission(stopping);
+    model_->batcher->CloseAdmission(stopping);
     // The step thread has ended: its part falls to this one.
-    batcher_->NoView(stopping);
+    model_->batcher->NoView(stopping);
   }
   if (server_ != nullptr) {
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
@@ -416,14 +292,14 @@ void Worker::Impl::Stop() {
 
 bool Worker::Impl::Drain(const std::string& reason) {
   Log(Severity::kInfo, "draining", {{"reason", reason}, {"timeout_seconds", config_.drain_timeout_seconds}});
-  batcher_->CloseAdmission(absl::UnavailableError("this worker is leaving; try another"));
+  model_->batcher->CloseAdmission(absl::UnavailableError("this worker is leaving; try another"));
   {
     MutexLock lock(state_mu_);
     draining_ = true;
   }
   UpdateReadiness();
   Post([reason](SessionCore& core) { return core.OnLeaving(reason); });
-  return batcher_->AwaitIdle(clock_.Now() + absl::Seconds(config_.drain_timeout_seconds));
+  return model_->batcher->AwaitIdle(clock_.Now() + absl::Seconds(config_.drain_timeout_seconds));
 }
 
 absl::Status Worker::Impl::Serving() {
@@ -471,7 +347,7 @@ void Worker::Impl::Do(SessionAction action) {
 }
 
 WorkerStats Worker::Impl::Stats() {
-  const BatcherStats stats = batcher_->stats();
+  const BatcherStats stats = model_->batcher->stats();
   metrics_->Requests(stats.running, stats.waiting, stats.kv_used_ratio);
   MutexLock lock(engine_mu_);
   return {.step = engine_ == nullptr ? 0 : engine_->last_step().value(),
@@ -520,7 +396,7 @@ void Worker::Impl::ControlLoop() {
 
 void Worker::Impl::Load(const Placement& placement) {
   const absl::Time start = clock_.Now();
-  const absl::Status status = store_->Load(placement);
+  const absl::Status status = model_->store->Load(placement);
   Log(status.ok() ? Severity::kInfo : Severity::kError, "placement loaded",
       {{"epoch", placement.epoch}, {"took", absl::FormatDuration(clock_.Now() - start)}, {"status", status}});
   Post([epoch = placement.epoch, status](SessionCore& core) { return core.OnPlacementLoaded(epoch, status); });
@@ -555,7 +431,7 @@ void Worker::Impl::Leave(const std::string& reason) {
   }
   // Ends the step thread, and with it this incarnation's part in its view.
   engine.reset();
-  batcher_->NoView(absl::UnavailableError(absl::StrCat("this worker was declared dead: ", reason)));
+  model_->batcher->NoView(absl::UnavailableError(absl::StrCat("this worker was declared dead: ", reason)));
   {
     MutexLock lock(state_mu_);
     view_.Clear();
@@ -583,7 +459,7 @@ void Worker::Impl::Prepare(PrepareMoves prepare) {
 }
 
 void Worker::Impl::Commit(Epoch epoch) {
-  const auto prepared = store_->prepared();
+  const auto prepared = model_->store->prepared();
   if (!prepared.has_value() || prepared->epoch != epoch) {
     // In force already: the leader's announcement was faster than the controller's word.
     return;
@@ -606,7 +482,7 @@ void Worker::Impl::StartReporting(absl::Duration interval) {
 
 void Worker::Impl::Report() {
   const absl::Time now = clock_.Now();
-  const LoadWindow window = counters_->Take();
+  const LoadWindow window = model_->counters->Take();
   if (!IsEmpty(window)) reports_.Add(MakeReport(window, window_start_, now));
   window_start_ = now;
   for (v1::LoadReport& report : reports_.TakeUnsent()) {
@@ -617,20 +493,20 @@ void Worker::Impl::Report() {
 // --- The step thread's events.
 
 int Worker::Impl::HeldReplicas() const {
-  const std::vector<SlotInfo> slots = store_->slots();
+  const std::vector<SlotInfo> slots = model_->store->slots();
   return static_cast<int>(std::count_if(slots.begin(), slots.end(),
                                         [](const SlotInfo& slot) { return slot.state == SlotState::kInForce; }));
 }
 
 void Worker::Impl::ViewInstalled(ViewId view, const absl::Status& status, std::span<const int> unreachable) {
-  const auto table = store_->in_force();
+  const auto table = model_->store->in_force();
   const Epoch epoch = status.ok() && table != nullptr ? table->version().epoch : Epoch();
   {
     MutexLock lock(state_mu_);
     if (view.value() == view_.view()) installed_ = status.ok();
   }
   UpdateReadiness();
-  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(store_->expert_bytes()));
+  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(model_->store->expert_bytes()));
   Log(status.ok() ? Severity::kInfo : Severity::kWarning, "view installed",
       {{"view", view}, {"epoch", epoch}, {"status", status}});
   Post([view, epoch, status, ranks = std::vector<int32_t>(unreachable.begin(), unreachable.end())](SessionCore& core) {
@@ -652,11 +528,11 @@ void Worker::Impl::PeerLost(ViewId view, std::span<const int> ranks, const absl:
 void Worker::Impl::VersionInForce(ViewId view, PlacementVersion version, StepId first_step) {
   {
     MutexLock lock(state_mu_);
-    const auto table = store_->in_force();
+    const auto table = model_->store->in_force();
     if (view.value() == view_.view() && table != nullptr) missing_ = CountMissing(table->placement(), view_);
   }
   UpdateReadiness();
-  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(store_->expert_bytes()));
+  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(model_->store->expert_bytes()));
   Log(Severity::kInfo, "epoch in force",
       {{"view", view}, {"epoch", version.epoch}, {"shares", version.shares}, {"step", first_step}});
   Post([view, epoch = version.epoch, first_step](SessionCore& core) {
@@ -665,9 +541,9 @@ void Worker::Impl::VersionInForce(ViewId view, PlacementVersion version, StepId 
 }
 
 void Worker::Impl::StepEnded(const StepRecord& record) {
-  const BatchedRows rows = batcher_->last_rows();
+  const BatchedRows rows = model_->batcher->last_rows();
   metrics_->StepEnded(record.rows == 0 ? 0 : rows.prefill, record.rows == 0 ? 0 : rows.decode, record.duration,
-                      checkpoint_->config().num_moe_layers(), *record.moe);
+                      model_->checkpoint->config().num_moe_layers(), *record.moe);
 }
 
 // --- The move agent's results.
