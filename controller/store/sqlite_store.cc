@@ -282,16 +282,4 @@ absl::Status RestoreStore(const std::string& backup, const std::string& store, b
   return SyncFolderOf(store);
 }
 
-absl::StatusOr<Term> BeginTerm(Store& store) {
-  BALLAST_ASSIGN_OR_RETURN(const std::optional<std::string> value, store.Get("controller"));
-  store::ControllerRecord record;
-  if (value.has_value() && !record.ParseFromString(*value)) {
-    return absl::DataLossError("store: record 'controller' is damaged; restore a backup");
-  }
-  record.set_term(record.term() + 1);
-  const StoreWrite write{"controller", record.SerializeAsString()};
-  BALLAST_RETURN_IF_ERROR(store.Apply(std::span(&write, 1)));
-  return Term(record.term());
-}
-
 }  // namespace ballast

@@ -6,7 +6,6 @@
 #include <string>
 
 #include "controller/store/store.h"
-#include "proto/base/ids.h"
 
 struct sqlite3;
 struct sqlite3_stmt;
@@ -62,9 +61,6 @@ absl::Status BackupStore(const std::string& store, const std::string& backup);
 //   FailedPrecondition  a controller has the store open.   NotFound  there is no backup.
 //   AlreadyExists       `store` exists and `overwrite` is false.
 absl::Status RestoreStore(const std::string& backup, const std::string& store, bool overwrite);
-
-// Takes the next term, durably.
-absl::StatusOr<Term> BeginTerm(Store& store);
 
 }  // namespace ballast
 

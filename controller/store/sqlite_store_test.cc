@@ -11,6 +11,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "controller/store/term.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

@@ -1,0 +1,72 @@
+// What an operator says about a group, and the timing rules that all groups share.
+#ifndef BALLAST_CONTROLLER_GROUP_CONFIG_H_
+#define BALLAST_CONTROLLER_GROUP_CONFIG_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/time/time.h"
+#include "ballast/v1/common.pb.h"
+#include "ballast/v1/group_service.pb.h"
+#include "controller/telemetry/load_window.h"
+
+namespace ballast {
+
+struct GroupConfig {
+  std::string name;
+  // Workers that the group forms with.
+  int32_t size = 0;
+  v1::GroupRole role = v1::GROUP_ROLE_MIXED;
+  // Of a new group; what an operator sets later is kept in the store.
+  v1::GroupMode mode = v1::GROUP_MODE_AUTO;
+  std::string policy = "eplb";
+  // Unspecified: as the first worker has it.
+  v1::CombineMode combine = v1::COMBINE_MODE_UNSPECIFIED;
+};
+
+struct GroupTiming {
+  // A worker that is silent for longer is dead.
+  absl::Duration lease = absl::Seconds(2);
+  absl::Duration heartbeat = absl::Milliseconds(400);
+  absl::Duration report = absl::Seconds(1);
+  // How often counted load is stored and acknowledged.
+  absl::Duration checkpoint = absl::Seconds(2);
+  // A view whose members cannot reach each other is issued again after this, twice as late each time up to 32 times.
+  absl::Duration view_retry = absl::Milliseconds(250);
+  // A wave that is not prepared by then aborts.
+  absl::Duration wave_deadline = absl::Minutes(10);
+  // A committed wave that is not in force by then is brought in with a new view.
+  absl::Duration force_deadline = absl::Seconds(10);
+};
+
+struct PlanningRules {
+  // Between one look at the load and the next.
+  absl::Duration interval = absl::Seconds(30);
+  // Tokens that the window must hold.
+  int64_t min_tokens = 10'000;
+  // The window's balancedness must be below this,
+  double plan_below = 0.95;
+  // and this much below what the last rollout was predicted to reach, so that noise does not move weights to and fro.
+  double hysteresis = 0.02;
+  // After an aborted rollout.
+  absl::Duration abort_hold_off = absl::Minutes(1);
+  // After a rollback.
+  absl::Duration rollback_hold_off = absl::Minutes(10);
+  // Proposed plans that nobody approves.
+  absl::Duration expiry = absl::Minutes(10);
+  // Bytes a second that one worker may pull during a rollout; 0: no limit.
+  int64_t max_bytes_per_second = 0;
+  // Finished plans that are kept.
+  int keep_plans = 200;
+};
+
+struct GroupOptions {
+  GroupConfig config;
+  GroupTiming timing;
+  PlanningRules planning;
+  LoadWindow::Options load;
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_GROUP_CONFIG_H_

@@ -1,0 +1,424 @@
+#include "controller/group/group.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "controller/telemetry/planning_policy.h"
+#include "proto/base/check.h"
+#include "proto/base/status_macros.h"
+#include "proto/placement/convert.h"
+
+namespace ballast {
+namespace {
+
+// A view that worked for this long is no part of a row of failures.
+constexpr absl::Duration kViewWorks = absl::Seconds(10);
+
+absl::Status Damaged(const std::string& key) {
+  return absl::DataLossError(absl::StrCat("store: record '", key, "' is damaged; restore a backup"));
+}
+
+template <typename Message>
+absl::StatusOr<bool> Read(const Store& store, const std::string& key, Message& message) {
+  BALLAST_ASSIGN_OR_RETURN(const std::optional<std::string> value, store.Get(key));
+  if (!value.has_value()) return false;
+  if (!message.ParseFromString(*value)) return Damaged(key);
+  return true;
+}
+
+absl::StatusOr<Placement> ReadPlacement(const Store& store, const std::string& key) {
+  v1::Placement proto;
+  BALLAST_ASSIGN_OR_RETURN(const bool found, Read(store, key, proto));
+  if (!found) return Placement();
+  absl::StatusOr<Placement> placement = FromProto(proto);
+  if (!placement.ok()) return Damaged(key);
+  return placement;
+}
+
+}  // namespace
+
+google::protobuf::Timestamp ToProto(absl::Time time) {
+  google::protobuf::Timestamp proto;
+  const int64_t nanos = absl::ToUnixNanos(time);
+  int64_t seconds = nanos / 1'000'000'000;
+  if (nanos % 1'000'000'000 < 0) --seconds;
+  proto.set_seconds(seconds);
+  proto.set_nanos(static_cast<int32_t>(nanos - seconds * 1'000'000'000));
+  return proto;
+}
+
+absl::Time FromProto(const google::protobuf::Timestamp& time) {
+  return absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos());
+}
+
+google::protobuf::Duration ToProto(absl::Duration duration) {
+  google::protobuf::Duration proto;
+  const int64_t nanos = absl::ToInt64Nanoseconds(duration);
+  proto.set_seconds(nanos / 1'000'000'000);
+  proto.set_nanos(static_cast<int32_t>(nanos % 1'000'000'000));
+  return proto;
+}
+
+absl::StatusOr<std::unique_ptr<Group>> Group::Load(const GroupOptions& options, Term term, const Store& store,
+                                                   absl::Time now) {
+  auto group = std::unique_ptr<Group>(new Group(options, term));
+  BALLAST_RETURN_IF_ERROR(group->LoadFrom(store, now));
+  return group;
+}
+
+absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
+  const GroupConfig& config = options_.config;
+  next_checkpoint_ = now + options_.timing.checkpoint;
+  view_issued_at_ = now;
+  BALLAST_ASSIGN_OR_RETURN(const bool found, Read(store, absl::StrCat("group/", config.name), record_));
+  BALLAST_ASSIGN_OR_RETURN(placement_, ReadPlacement(store, absl::StrCat("placement/", config.name)));
+  BALLAST_ASSIGN_OR_RETURN(previous_, ReadPlacement(store, absl::StrCat("previous/", config.name)));
+  if (formed() && record_.last_view() != 0) {
+    if (record_.size() != config.size) {
+      return absl::FailedPreconditionError(absl::StrCat("group ", config.name, ": size: ", config.size,
+                                                        ", but it was formed with ", record_.size(), " workers"));
+    }
+    if (record_.role() != config.role) {
+      return absl::FailedPreconditionError(absl::StrCat("group ", config.name,
+                                                        ": role: ", v1::GroupRole_Name(config.role),
+                                                        ", but it was formed as ", v1::GroupRole_Name(record_.role())));
+    }
+  }
+  if (!found) record_.set_mode(config.mode);
+  record_.set_name(config.name);
+  record_.set_size(config.size);
+  record_.set_role(config.role);
+  record_dirty_ = !found;
+
+  for (const auto& [name, stored] : record_.workers()) {
+    Worker& worker = workers_[name];
+    worker.incarnation = stored.incarnation();
+    worker.alive = stored.alive();
+    worker.hello = stored.hello();
+    worker.last_heard = now;
+    worker.lease_deadline = now + options_.timing.lease;
+  }
+
+  BALLAST_ASSIGN_OR_RETURN(const auto plans, store.List("plan/"));
+  for (const auto& [key, value] : plans) {
+    store::PlanRecord plan;
+    if (!plan.ParseFromString(value)) return Damaged(key);
+    if (plan.plan().group() == config.name) plans_[plan.plan().id()] = std::move(plan);
+  }
+  for (const auto& [id, plan] : plans_) {
+    if (IsFinished(plan.plan().state())) continue;
+    BALLAST_ASSIGN_OR_RETURN(const auto waves, store.List(absl::StrCat("wave/", id, "/")));
+    for (const auto& [key, value] : waves) {
+      store::WaveRecord wave;
+      if (!wave.ParseFromString(value) || !FromProto(wave.placement()).ok()) return Damaged(key);
+      waves_[id].push_back(std::move(wave));
+    }
+    if (plan.waves_known() && static_cast<int>(waves_[id].size()) != plan.plan().waves_total()) {
+      return Damaged(absl::StrCat("wave/", id));
+    }
+    if (plan.plan().state() == v1::PLAN_STATE_COMMITTING) force_by_ = now + options_.timing.force_deadline;
+  }
+
+  store::ReportMarks marks;
+  BALLAST_RETURN_IF_ERROR(Read(store, absl::StrCat("marks/", config.name), marks).status());
+  ledger_.Load(marks);
+  if (formed()) {
+    MakeLoadWindow();
+    BALLAST_ASSIGN_OR_RETURN(const auto cells, store.List(LoadWindow::StorePrefix(config.name)));
+    for (const auto& [key, value] : cells) load_->Load(key, value);
+  }
+  return absl::OkStatus();
+}
+
+void Group::MakeLoadWindow() {
+  load_ = std::make_unique<LoadWindow>(name(), placement_.num_layers, placement_.num_experts, options_.load);
+  const size_t experts = static_cast<size_t>(placement_.num_layers) * placement_.num_experts;
+  counted_prefill_.assign(experts, 0);
+  counted_decode_.assign(experts, 0);
+}
+
+void Group::Say(Turn& turn, Severity severity, std::string text) {
+  turn.effects.events.push_back({turn.now, severity, std::move(text)});
+  turn.effects.changed = true;
+}
+
+void Group::Send(Turn& turn, const Worker& worker, v1::ConnectResponse message) {
+  if (worker.session != 0) turn.step.sends.emplace_back(SendMessage{worker.session, std::move(message)});
+}
+
+void Group::EndStep(Turn& turn) {
+  std::vector<StoreWrite>& writes = turn.step.writes;
+  if (std::exchange(record_dirty_, false)) {
+    record_.clear_workers();
+    for (const auto& [name, worker] : workers_) {
+      store::WorkerRecord& stored = (*record_.mutable_workers())[name];
+      stored.set_incarnation(worker.incarnation);
+      stored.set_alive(worker.alive);
+      *stored.mutable_hello() = worker.hello;
+    }
+    writes.push_back({absl::StrCat("group/", name()), record_.SerializeAsString()});
+    turn.effects.changed = true;
+  }
+  if (std::exchange(placement_dirty_, false)) {
+    writes.push_back({absl::StrCat("placement/", name()), ToProto(placement_).SerializeAsString()});
+  }
+  if (std::exchange(previous_dirty_, false)) {
+    writes.push_back({absl::StrCat("previous/", name()), ToProto(previous_).SerializeAsString()});
+  }
+  for (const std::string& id : std::exchange(plans_dirty_, {})) {
+    if (const auto plan = plans_.find(id); plan != plans_.end()) {
+      writes.push_back({absl::StrCat("plan/", id), plan->second.SerializeAsString()});
+      turn.effects.changed = true;
+    }
+  }
+  if (!writes.empty() || !turn.step.sends.empty()) turn.effects.steps.push_back(std::move(turn.step));
+  turn.step = {};
+}
+
+void Group::Settle(Turn& turn) {
+  EndStep(turn);
+  while (true) {
+    const MembershipStep membership = DecideMembership(Facts(turn.now), turn.now);
+    if (membership.kind != MembershipStep::Kind::kNothing) {
+      switch (membership.kind) {
+        case MembershipStep::Kind::kDeclareDead:
+          DeclareDead(turn, membership);
+          break;
+        case MembershipStep::Kind::kForm:
+          Form(turn, membership);
+          break;
+        default:
+          IssueView(turn, membership);
+          break;
+      }
+      EndStep(turn);
+      continue;
+    }
+    if (ActivePlan() == nullptr) break;
+    const RolloutDecision rollout = DecideRollout(RolloutState(), turn.now);
+    if (rollout.step == RolloutStep::kNothing) break;
+    PerformRollout(turn, rollout);
+    EndStep(turn);
+  }
+  SweepProposals(turn);
+  EndStep(turn);
+}
+
+void Group::Tick(absl::Time now, Effects& effects) {
+  Turn turn{effects, now, {}};
+  Settle(turn);
+  if (load_ != nullptr) load_->Expire(now);
+  if (now >= next_checkpoint_) Checkpoint(turn);
+  MaybePlan(turn);
+  EndStep(turn);
+}
+
+void Group::Checkpoint(Turn& turn) {
+  next_checkpoint_ = turn.now + options_.timing.checkpoint;
+  if (load_ == nullptr || (!load_->dirty() && !ledger_.dirty())) return;
+  turn.step.writes = load_->TakeWrites();
+  const store::ReportMarks marks = ledger_.Pending();
+  turn.step.writes.push_back({absl::StrCat("marks/", name()), marks.SerializeAsString()});
+  for (const ReportLedger::Ack& ack : ledger_.Stored(marks)) {
+    const auto worker = workers_.find(ack.worker);
+    if (worker == workers_.end()) continue;
+    v1::ConnectResponse message;
+    message.mutable_reports_stored()->set_report_stream(ack.report_stream);
+    message.mutable_reports_stored()->set_sequence(ack.sequence);
+    Send(turn, worker->second, std::move(message));
+  }
+  EndStep(turn);
+}
+
+void Group::MaybePlan(Turn& turn) {
+  if (!formed()) return;
+  // The window's level costs a pass over it: only when nothing else speaks against a plan.
+  if (turn.now < last_planned_ + options_.planning.interval) return;
+  PlanningFacts facts{.group_complete = GroupComplete() && ViewInstalledEverywhere(),
+                      .paused = record_.paused(),
+                      .rollout_active = ActivePlan() != nullptr,
+                      .planning = !jobs_.empty(),
+                      .last_planned = last_planned_,
+                      .window_tokens = load_->total_tokens(),
+                      .balancedness = WindowBalancedness(turn.now),
+                      .settled_balancedness = record_.settled_balancedness()};
+  for (const auto& [id, plan] : plans_) {
+    if (plan.plan().state() == v1::PLAN_STATE_PROPOSED) facts.proposal_open = true;
+  }
+  if (record_.has_hold_off_until()) facts.hold_off_until = FromProto(record_.hold_off_until());
+  const PlanningDecision decision = DecidePlanning(facts,
+                                                   {.interval = options_.planning.interval,
+                                                    .min_tokens = options_.planning.min_tokens,
+                                                    .plan_below = options_.planning.plan_below,
+                                                    .hysteresis = options_.planning.hysteresis},
+                                                   turn.now);
+  if (!decision.plan) return;
+  last_planned_ = turn.now;
+  StartJob(turn, Job{.purpose = Job::Purpose::kAuto, .policy = options_.config.policy, .reason = decision.reason},
+           std::nullopt);
+}
+
+bool Group::InView(const std::string& name, uint64_t incarnation) const {
+  return std::any_of(record_.members().begin(), record_.members().end(), [&](const v1::Member& member) {
+    return member.worker() == name && member.incarnation() == incarnation;
+  });
+}
+
+std::vector<std::string> Group::ViewWorkers() const {
+  std::vector<std::string> names;
+  for (const v1::Member& member : record_.members()) names.push_back(member.worker());
+  return names;
+}
+
+bool Group::GroupComplete() const {
+  return formed() && std::all_of(placement_.workers.begin(), placement_.workers.end(), [this](const std::string& name) {
+           const auto worker = workers_.find(name);
+           return worker != workers_.end() && worker->second.alive && !worker->second.leaving &&
+                  InView(name, worker->second.incarnation);
+         });
+}
+
+bool Group::ViewInstalledEverywhere() const {
+  return std::all_of(record_.members().begin(), record_.members().end(), [this](const v1::Member& member) {
+    return workers_.at(member.worker()).view_installed == record_.last_view();
+  });
+}
+
+MembershipFacts Group::Facts(absl::Time now) const {
+  MembershipFacts facts{.size = options_.config.size,
+                        .formed = formed(),
+                        .placed = placement_.workers,
+                        .had_view = record_.last_view() != 0,
+                        .has_view = record_.members_size() > 0,
+                        .reissue_at = std::min(reissue_at_, force_by_)};
+  const std::vector<std::string> in_view = ViewWorkers();
+  for (const auto& [name, worker] : workers_) {
+    const bool member = InView(name, worker.incarnation);
+    facts.workers.push_back(
+        {.name = name,
+         .alive = worker.alive,
+         .connected = worker.session != 0,
+         .lease_deadline = worker.lease_deadline,
+         .accused = worker.accused,
+         .leaving = worker.leaving,
+         .drained = worker.drained,
+         .member = member,
+         .stale_member = !member && std::find(in_view.begin(), in_view.end(), name) != in_view.end(),
+         .loaded = worker.loaded_epoch == placement_.epoch.value()});
+  }
+  return facts;
+}
+
+void Group::DeclareDead(Turn& turn, const MembershipStep& step) {
+  for (const std::string& name : step.workers) {
+    Worker& worker = workers_.at(name);
+    Say(turn, Severity::kWarning,
+        absl::StrCat("worker ", name, " incarnation ", worker.incarnation, " is dead: ", step.reason));
+    if (worker.session != 0) {
+      turn.step.sends.emplace_back(
+          CloseSession{worker.session, absl::AbortedError(absl::StrCat("incarnation ", worker.incarnation, " of ", name,
+                                                                       " was declared dead: ", step.reason))});
+    }
+    worker.session = 0;
+    worker.alive = false;
+    record_dirty_ = true;
+    // A candidate that never served leaves nothing behind.
+    const bool placed =
+        std::find(placement_.workers.begin(), placement_.workers.end(), name) != placement_.workers.end();
+    if (!placed && !InView(name, worker.incarnation)) workers_.erase(name);
+  }
+}
+
+void Group::Form(Turn& turn, const MembershipStep& step) {
+  const v1::Hello& first = workers_.at(step.workers.front()).hello;
+  std::vector<SlotCapacity> capacity;
+  for (const std::string& name : step.workers) {
+    const v1::Hello& hello = workers_.at(name).hello;
+    capacity.push_back({hello.slots(), hello.staging_slots()});
+  }
+  absl::StatusOr<Placement> placement =
+      ContiguousPlacement(first.model().num_moe_layers(), first.model().num_experts(), step.workers, capacity);
+  BALLAST_CHECK(placement.ok()) << "Hello checks capacities: " << placement.status();
+  record_.set_last_epoch(record_.last_epoch() + 1);
+  placement->epoch = Epoch(record_.last_epoch());
+  placement->shares_version = SharesVersion(placement_.shares_version.value() + 1);
+  placement_ = *std::move(placement);
+  *record_.mutable_model() = first.model();
+  record_.set_combine(first.combine());
+  record_dirty_ = placement_dirty_ = true;
+  MakeLoadWindow();
+  Say(turn, Severity::kInfo,
+      absl::StrCat("forming with ", absl::StrJoin(step.workers, ", "), ": placement epoch ", placement_.epoch.value()));
+  for (const std::string& name : step.workers) SendLoadPlacement(turn, name, workers_.at(name));
+  // Workers of a placement that has been given up.
+  std::erase_if(workers_, [&](const auto& entry) {
+    return !entry.second.alive &&
+           std::find(step.workers.begin(), step.workers.end(), entry.first) == step.workers.end();
+  });
+}
+
+void Group::IssueView(Turn& turn, const MembershipStep& step) {
+  const std::vector<std::string> before = ViewWorkers();
+  const bool same = before == step.workers;
+  record_.set_last_view(record_.last_view() + 1);
+  record_.clear_members();
+  for (const std::string& name : step.workers) {
+    const Worker& worker = workers_.at(name);
+    v1::Member& member = *record_.add_members();
+    member.set_worker(name);
+    member.set_incarnation(worker.incarnation);
+    member.set_rank(record_.members_size() - 1);
+    member.set_data_address(worker.hello.data_address());
+    member.set_serving_address(worker.hello.serving_address());
+    member.set_node(worker.hello.node());
+  }
+  record_dirty_ = true;
+  reissues_ = same ? reissues_ + 1 : 0;
+  reissue_at_ = absl::InfiniteFuture();
+  if (force_by_ != absl::InfiniteFuture()) force_by_ = turn.now + options_.timing.force_deadline;
+  view_issued_at_ = turn.now;
+  for (auto& [name, worker] : workers_) worker.accused = false;
+  Say(turn, Severity::kInfo,
+      absl::StrCat("view ", record_.last_view(), " of ", record_.members_size(), " workers: ", step.reason));
+  const v1::ConnectResponse message = InstallViewMessage();
+  for (const std::string& name : step.workers) {
+    Worker& worker = workers_.at(name);
+    worker.sent_epoch = placement_.epoch.value();
+    Send(turn, worker, message);
+  }
+}
+
+v1::ConnectResponse Group::InstallViewMessage() const {
+  v1::ConnectResponse message;
+  v1::InstallView& install = *message.mutable_install_view();
+  install.set_term(term_.value());
+  install.set_group(name());
+  install.mutable_view()->set_view(record_.last_view());
+  *install.mutable_view()->mutable_members() = record_.members();
+  *install.mutable_placement() = ToProto(placement_);
+  return message;
+}
+
+void Group::OnPeersLost(Turn& turn, const std::string& name, uint64_t view,
+                        const google::protobuf::RepeatedField<int32_t>& ranks, const std::string& reason) {
+  if (view != record_.last_view()) return;
+  std::vector<std::string> lost;
+  for (const int32_t rank : ranks) {
+    if (rank < 0 || rank >= record_.members_size()) continue;
+    const std::string& peer = record_.members(rank).worker();
+    if (peer == name) continue;
+    Worker& worker = workers_.at(peer);
+    if (InView(peer, worker.incarnation)) worker.accused = true;
+    lost.push_back(peer);
+  }
+  Say(turn, Severity::kWarning,
+      absl::StrCat("worker ", name, " lost ", absl::StrJoin(lost, ", "), " in view ", view, ": ", reason));
+  if (reissue_at_ != absl::InfiniteFuture()) return;
+  if (turn.now > view_issued_at_ + kViewWorks) reissues_ = 0;
+  reissue_at_ = turn.now + options_.timing.view_retry * (1 << std::min(reissues_, 5));
+}
+
+}  // namespace ballast

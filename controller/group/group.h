@@ -1,0 +1,253 @@
+// One group as a state machine: what workers say, operators ask, the planner finds and the clock shows goes in; what to
+// store, to send, to plan and to log comes out.
+//
+// Single-threaded and pure but for its own state: no I/O, no clock, no threads. Whoever owns it performs the Effects of
+// a call, step by step, before the next call (see effects.h). Everything that a restart must remember is in the writes
+// of some step, so a Group loaded from the store at any point between two actions carries on.
+//
+// The rules are in membership.h, rollout.h and planning_policy.h; this class keeps their facts and performs their
+// steps.
+#ifndef BALLAST_CONTROLLER_GROUP_GROUP_H_
+#define BALLAST_CONTROLLER_GROUP_GROUP_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "ballast/v1/group_service.pb.h"
+#include "ballast/v1/plan_service.pb.h"
+#include "ballast/v1/worker_session.pb.h"
+#include "controller/group/config.h"
+#include "controller/group/effects.h"
+#include "controller/group/membership.h"
+#include "controller/rollout/plan_job.h"
+#include "controller/rollout/rollout.h"
+#include "controller/store/records.pb.h"
+#include "controller/store/store.h"
+#include "controller/telemetry/load_window.h"
+#include "controller/telemetry/report_ledger.h"
+#include "proto/base/ids.h"
+#include "proto/placement/placement.h"
+
+namespace ballast {
+
+class Group {
+ public:
+  // What the store remembers of the group, or a new one. Nothing is written before the first call below. Leases of all
+  // workers start anew at `now`.
+  //   FailedPrecondition  the group was formed with another size or role than the configuration says.
+  //   DataLoss            a record is damaged.
+  //   others              as the store.
+  static absl::StatusOr<std::unique_ptr<Group>> Load(const GroupOptions& options, Term term, const Store& store,
+                                                     absl::Time now);
+
+  // --- Workers. A session begins with its Hello; its outcome is a Welcome or a CloseSession. What a session says after
+  // it was closed is dropped.
+  void Hello(SessionId session, const v1::Hello& hello, absl::Time now, Effects& effects);
+  // Messages other than Hello.
+  void Receive(SessionId session, const v1::ConnectRequest& message, absl::Time now, Effects& effects);
+  void Lost(SessionId session, absl::Time now, Effects& effects);
+
+  // --- Time. Call often: leases, deadlines, checkpoints and planning are due to its interval.
+  void Tick(absl::Time now, Effects& effects);
+
+  // --- The planner's answer to effects.job.
+  void Planned(uint64_t ticket, absl::StatusOr<PlanOutcome> outcome, absl::Time now, Effects& effects);
+
+  // --- Operators. Errors as plan_service.proto and group_service.proto document them.
+  // Answers with a PlanReply of `call`, here or after Planned.
+  void CreatePlan(uint64_t call, const v1::CreatePlanRequest& request, absl::Time now, Effects& effects);
+  absl::StatusOr<v1::Plan> Approve(const std::string& id, absl::Time now, Effects& effects);
+  absl::StatusOr<v1::Plan> Reject(const std::string& id, const std::string& reason, absl::Time now, Effects& effects);
+  absl::StatusOr<v1::Plan> Rollback(const std::string& reason, absl::Time now, Effects& effects);
+  void SetMode(v1::GroupMode mode, absl::Time now, Effects& effects);
+  void SetPaused(bool paused, absl::Time now, Effects& effects);
+
+  // --- Reading.
+  v1::Group Describe(absl::Time now) const;
+  // Sorted by (rank, name), workers outside the view last.
+  std::vector<v1::Worker> Workers(absl::Time now) const;
+  // Epoch 0: not formed.
+  const Placement& placement() const { return placement_; }
+  // Absent: not formed.
+  std::optional<v1::GetLoadResponse> Load(const LoadWindow::Selection& selection, absl::Time now) const;
+  // Newest first.
+  std::vector<v1::Plan> Plans() const;
+  // Plan and layers; moves and placement are in the store.
+  std::optional<v1::GetPlanResponse> Plan(const std::string& id) const;
+  const std::string& name() const { return options_.config.name; }
+  const store::GroupRecord& record() const { return record_; }
+  // Tokens by [layers][experts] since this process started.
+  const std::vector<double>& counted(v1::Phase phase) const {
+    return phase == v1::PHASE_PREFILL ? counted_prefill_ : counted_decode_;
+  }
+  // Of the newest load report that was counted; infinite past: none.
+  absl::Time newest_report() const { return newest_report_; }
+
+ private:
+  struct Worker {
+    uint64_t incarnation = 0;
+    bool alive = false;
+    SessionId session = 0;
+    absl::Time lease_deadline;
+    absl::Time last_heard;
+    v1::Hello hello;
+    bool accused = false;
+    bool leaving = false;
+    bool drained = false;
+    uint64_t loaded_epoch = 0;
+    std::string load_error;
+    // View that it has installed, and the epoch that the newest InstallView sent to it carried.
+    uint64_t view_installed = 0;
+    uint64_t sent_epoch = 0;
+    uint64_t epoch_in_force = 0;
+    uint64_t prepared_epoch = 0;
+    v1::MoveProgress progress;
+    v1::Heartbeat heartbeat;
+  };
+  // Why a plan is being made.
+  struct Job {
+    enum class Purpose { kAuto, kCall, kRollback };
+    Purpose purpose = Purpose::kAuto;
+    uint64_t call = 0;
+    bool dry_run = false;
+    uint64_t base_epoch = 0;
+    std::string policy;
+    std::string plan;
+    std::string reason;
+  };
+  // One call's way through the group: what it adds goes into `step` until EndStep.
+  struct Turn {
+    Effects& effects;
+    absl::Time now;
+    EffectStep step;
+  };
+
+  Group(const GroupOptions& options, Term term) : options_(options), term_(term) {}
+  absl::Status LoadFrom(const Store& store, absl::Time now);
+
+  // group.cc
+  void EndStep(Turn& turn);
+  // Performs what the rules say until they say nothing more.
+  void Settle(Turn& turn);
+  void Say(Turn& turn, Severity severity, std::string text);
+  void Send(Turn& turn, const Worker& worker, v1::ConnectResponse message);
+  void Checkpoint(Turn& turn);
+  void MaybePlan(Turn& turn);
+  MembershipFacts Facts(absl::Time now) const;
+  void DeclareDead(Turn& turn, const MembershipStep& step);
+  void Form(Turn& turn, const MembershipStep& step);
+  void IssueView(Turn& turn, const MembershipStep& step);
+  v1::ConnectResponse InstallViewMessage() const;
+  bool formed() const { return placement_.epoch.value() != 0; }
+  bool InView(const std::string& name, uint64_t incarnation) const;
+  bool GroupComplete() const;
+  bool ViewInstalledEverywhere() const;
+  std::vector<std::string> ViewWorkers() const;
+  void MakeLoadWindow();
+
+  // group_sessions.cc
+  absl::Status CheckHello(const v1::Hello& hello) const;
+  absl::Status CheckModel(const v1::Hello& hello) const;
+  absl::Status CheckCapacity(const v1::Hello& hello) const;
+  void Reconcile(Turn& turn, const std::string& name, Worker& worker);
+  void OnHeartbeat(Turn& turn, Worker& worker, const v1::Heartbeat& heartbeat);
+  void OnPlacementLoaded(Turn& turn, const std::string& name, Worker& worker, const v1::PlacementLoaded& loaded);
+  void OnViewInstalled(Turn& turn, const std::string& name, Worker& worker, const v1::ViewInstalled& installed);
+  void OnPeersLost(Turn& turn, const std::string& name, uint64_t view,
+                   const google::protobuf::RepeatedField<int32_t>& ranks, const std::string& reason);
+  void OnReport(Turn& turn, const std::string& name, const Worker& worker, const v1::LoadReport& report);
+  void OnProgress(Turn& turn, Worker& worker, const v1::MoveProgress& progress);
+  void OnPrepared(Turn& turn, Worker& worker, const v1::WavePrepared& prepared);
+  void OnFailed(Turn& turn, const std::string& name, const v1::WaveFailed& failed);
+  // `worker` is in no view.
+  void SendLoadPlacement(Turn& turn, const std::string& name, Worker& worker);
+  Worker* Find(SessionId session, std::string* name);
+
+  // group_rollout.cc
+  store::PlanRecord* ActivePlan();
+  const store::PlanRecord* ActivePlan() const;
+  // The active plan's wave is PREPARING or PREPARED.
+  bool Preparing() const;
+  RolloutFacts RolloutState() const;
+  void PerformRollout(Turn& turn, const RolloutDecision& decision);
+  Placement WavePlacement(const store::PlanRecord& plan) const;
+  v1::ConnectResponse PrepareWaveMessage(const store::PlanRecord& plan, const std::string& worker) const;
+  v1::ConnectResponse CommitWaveMessage() const;
+  v1::ConnectResponse AbortWaveMessage(uint64_t epoch, std::string reason) const;
+  void BeginWave(Turn& turn, store::PlanRecord& plan);
+  void Commit(Turn& turn, store::PlanRecord& plan);
+  void WaveDone(Turn& turn, store::PlanRecord& plan);
+  void Abort(Turn& turn, store::PlanRecord& plan, const std::string& reason);
+  void Finish(Turn& turn, store::PlanRecord& plan, v1::PlanState state, const std::string& reason);
+  void SetState(Turn& turn, store::PlanRecord& plan, v1::PlanState state, const std::string& text);
+  void WorkOut(Turn& turn, store::PlanRecord& plan);
+  void RetireProposals(Turn& turn, const std::string& except);
+  void SweepProposals(Turn& turn);
+
+  // group_operations.cc
+  absl::Status CanPlan(absl::Time now) const;
+  void StartJob(Turn& turn, Job job, std::optional<Placement> target);
+  store::PlanRecord& AddPlan(Turn& turn, const PlanOutcome& outcome, const Job& job, v1::PlanState state);
+  store::PlanRecord& NewPlan(Turn& turn, v1::PlanState state, const std::string& policy, const std::string& reason);
+  void AddWaves(Turn& turn, store::PlanRecord& plan, const PlanOutcome& outcome);
+  void OnRollbackPlanned(Turn& turn, const Job& job, const absl::StatusOr<PlanOutcome>& outcome);
+  void PrunePlans(Turn& turn);
+  v1::Plan Shown(const store::PlanRecord& plan) const;
+  double WindowBalancedness(absl::Time now) const;
+
+  const GroupOptions options_;
+  const Term term_;
+
+  // Stored; the flags say what EndStep must write.
+  store::GroupRecord record_;
+  bool record_dirty_ = false;
+  Placement placement_;
+  bool placement_dirty_ = false;
+  // Before the last rollout; epoch 0: none.
+  Placement previous_;
+  bool previous_dirty_ = false;
+  std::map<std::string, store::PlanRecord> plans_;
+  std::set<std::string> plans_dirty_;
+
+  // By name. Incarnation, life and hello are stored, the rest is told again by reconnecting workers.
+  std::map<std::string, Worker> workers_;
+  // Of plans that are not finished.
+  std::map<std::string, std::vector<store::WaveRecord>> waves_;
+
+  std::unique_ptr<LoadWindow> load_;
+  ReportLedger ledger_;
+  std::vector<double> counted_prefill_;
+  std::vector<double> counted_decode_;
+  absl::Time newest_report_ = absl::InfinitePast();
+  absl::Time next_checkpoint_;
+
+  absl::Time view_issued_at_;
+  absl::Time reissue_at_ = absl::InfiniteFuture();
+  int reissues_ = 0;
+  // When the committed wave should have been in force.
+  absl::Time force_by_ = absl::InfiniteFuture();
+  // Of the wave under way.
+  std::string wave_failure_;
+
+  uint64_t last_ticket_ = 0;
+  std::map<uint64_t, Job> jobs_;
+  absl::Time last_planned_ = absl::InfinitePast();
+  std::string last_no_plan_reason_;
+};
+
+// Times as the protos have them.
+google::protobuf::Timestamp ToProto(absl::Time time);
+absl::Time FromProto(const google::protobuf::Timestamp& time);
+google::protobuf::Duration ToProto(absl::Duration duration);
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_GROUP_GROUP_H_

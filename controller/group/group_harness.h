@@ -1,0 +1,152 @@
+// A group with workers that behave, in one thread, for tests: messages, sessions, crashes and time move by hand.
+#ifndef BALLAST_CONTROLLER_GROUP_GROUP_HARNESS_H_
+#define BALLAST_CONTROLLER_GROUP_GROUP_HARNESS_H_
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "controller/group/group.h"
+#include "controller/store/store.h"
+#include "proto/placement/placement.h"
+
+namespace ballast {
+
+// Useful for: scripts of what workers and operators do, with a crash of the controller between any two actions. Checks
+// as it goes (gtest failures): terms, views and epochs only grow, everywhere; a wave's replicas are all there when it
+// is committed; a placement in force is sound; every report counts once.
+class GroupHarness {
+ public:
+  struct Options {
+    int workers = 4;
+    int layers = 4;
+    int experts = 8;
+    // Few enough that a plan takes more than one wave.
+    int slots = 10;
+    int staging = 2;
+    GroupOptions group;
+  };
+  explicit GroupHarness(Options options);
+
+  static Options Small();
+  static std::string Name(int worker);
+
+  // --- The controller.
+  Group& group() { return *group_; }
+  absl::Time now() const { return now_; }
+  // Dies after this many more actions (a batch written, a message sent), and comes back at once with what is stored.
+  void CrashAfter(int actions) { crash_after_ = actions; }
+  bool crash_pending() const { return crash_after_.has_value(); }
+  void CrashNow();
+  int actions() const { return actions_; }
+  int restarts() const { return restarts_; }
+  // Runs an operator's call and performs its effects.
+  template <typename F>
+  auto Operate(F call) {
+    Effects effects;
+    auto result = call(*group_, effects);
+    Perform(std::move(effects));
+    return result;
+  }
+  // The newest plan that CreatePlan or the planning loop made; nothing when none was.
+  std::optional<v1::Plan> NewestPlan() const;
+  // Asks for a plan and returns the answer.
+  absl::StatusOr<v1::GetPlanResponse> CreatePlan(bool dry_run = false);
+
+  // --- Workers.
+  void StartProcess(int worker);
+  void KillProcess(int worker);
+  void BreakSession(int worker);
+  void Reconnect(int worker);
+  bool running(int worker) const { return workers_[worker].running; }
+  bool connected(int worker) const { return workers_[worker].session != 0; }
+  // A worker that answers PrepareWave with WaveFailed, or with nothing.
+  void RefuseWaves(int worker, std::string error) { workers_[worker].refuse = std::move(error); }
+  void StallWaves(int worker, bool stall) { workers_[worker].stall = stall; }
+  void SendPeerLost(int worker, const std::set<int>& lost);
+  void SendLeaving(int worker);
+  // A load report with `tokens` for each layer, skewed to the low experts.
+  void SendReport(int worker, int64_t tokens);
+  int64_t tokens_reported() const { return tokens_reported_; }
+  uint64_t worker_epoch(int worker) const { return workers_[worker].epoch; }
+  uint64_t worker_view(int worker) const { return workers_[worker].view; }
+  absl::Status last_close(int worker) const { return workers_[worker].last_close; }
+
+  // --- Moving on. One message of a worker's session is delivered, in its order; false: there is none.
+  bool DeliverToController(int worker);
+  bool DeliverToWorker(int worker);
+  // Delivers until nothing is on its way; unconnected processes reconnect first.
+  void Run();
+  // Time passes in steps of a tick: heartbeats, ticks and Run.
+  void Advance(absl::Duration by);
+  // One tick without anything else.
+  void Tick(absl::Duration by);
+  void Heartbeats();
+
+  // Starts every process and forms the group.
+  void FormGroup();
+  // Loads the window so that a plan pays.
+  void LoadWindowSkewed();
+
+ private:
+  struct FakeWorker {
+    bool running = false;
+    SessionId session = 0;
+    // What the process has.
+    uint64_t incarnation = 0;
+    uint64_t term = 0;
+    uint64_t view = 0;
+    uint64_t epoch = 0;
+    uint64_t prepared = 0;
+    Placement placement;
+    Placement prepared_placement;
+    v1::View members;
+    uint64_t report_stream = 0;
+    uint64_t next_report = 1;
+    std::deque<v1::LoadReport> unstored;
+    std::string refuse;
+    bool stall = false;
+    absl::Status last_close;
+    std::deque<v1::ConnectRequest> to_controller;
+    std::deque<v1::ConnectResponse> to_worker;
+  };
+
+  void Perform(Effects effects);
+  bool Act();
+  void Restart();
+  void CheckStored(const std::vector<StoreWrite>& writes);
+  void Obey(int index, const v1::ConnectResponse& message);
+  void OnPrepare(int index, const v1::PrepareWave& prepare);
+  void Announce(int leader, uint64_t epoch);
+  void CheckTerm(FakeWorker& worker, uint64_t term);
+  v1::Hello MakeHello(int index) const;
+  int IndexOf(SessionId session) const;
+
+  const Options options_;
+  MemoryStore store_;
+  std::unique_ptr<Group> group_;
+  uint64_t term_ = 0;
+  absl::Time now_ = absl::FromUnixSeconds(1'700'000'000);
+  std::vector<FakeWorker> workers_;
+  SessionId last_session_ = 0;
+  uint64_t last_stream_ = 0;
+  int actions_ = 0;
+  int restarts_ = 0;
+  std::optional<int> crash_after_;
+  bool crashed_ = false;
+  std::deque<PlanJob> jobs_;
+  std::map<uint64_t, absl::StatusOr<v1::GetPlanResponse>> replies_;
+  uint64_t last_call_ = 0;
+  uint64_t highest_view_ = 0;
+  uint64_t highest_epoch_ = 0;
+  int64_t tokens_reported_ = 0;
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_GROUP_GROUP_HARNESS_H_

@@ -1,0 +1,445 @@
+// Scripts: what a group does when workers come, go and lie, and how a plan comes into force or does not.
+#include "controller/group/group.h"
+
+#include <string>
+#include <vector>
+
+#include "controller/group/group_harness.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::HasSubstr;
+
+v1::Group State(GroupHarness& h) { return h.group().Describe(h.now()); }
+
+absl::StatusOr<v1::Plan> Approve(GroupHarness& h, const std::string& id) {
+  return h.Operate([&](Group& g, Effects& effects) { return g.Approve(id, h.now(), effects); });
+}
+absl::StatusOr<v1::Plan> Rollback(GroupHarness& h) {
+  return h.Operate([&](Group& g, Effects& effects) { return g.Rollback("because", h.now(), effects); });
+}
+void SetPaused(GroupHarness& h, bool paused) {
+  h.Operate([&](Group& g, Effects& effects) {
+    g.SetPaused(paused, h.now(), effects);
+    return 0;
+  });
+}
+void SetMode(GroupHarness& h, v1::GroupMode mode) {
+  h.Operate([&](Group& g, Effects& effects) {
+    g.SetMode(mode, h.now(), effects);
+    return 0;
+  });
+}
+
+v1::Plan PlanOf(GroupHarness& h, const std::string& id) { return h.group().Plan(id)->plan(); }
+
+// A plan that pays, not approved.
+v1::Plan Propose(GroupHarness& h) {
+  h.LoadWindowSkewed();
+  const auto plan = h.CreatePlan();
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  return plan.ok() ? plan->plan() : v1::Plan();
+}
+
+void ExpectAllServe(GroupHarness& h) {
+  const v1::Group state = State(h);
+  EXPECT_EQ(state.state(), v1::GROUP_STATE_SERVING) << state.ShortDebugString();
+  EXPECT_EQ(state.view().members_size(), 4);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(h.worker_view(i), state.view().view()) << GroupHarness::Name(i);
+    EXPECT_EQ(h.worker_epoch(i), state.epoch()) << GroupHarness::Name(i);
+  }
+}
+
+TEST(GroupForms, WhenItsSizeHasJoinedAndLoaded) {
+  GroupHarness h(GroupHarness::Small());
+  for (int i = 0; i < 3; ++i) h.StartProcess(i);
+  h.Advance(absl::Seconds(5));
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_FORMING);
+  EXPECT_EQ(State(h).epoch(), 0u);
+  h.StartProcess(3);
+  h.Advance(absl::Seconds(1));
+  ExpectAllServe(h);
+  EXPECT_EQ(State(h).epoch(), 1u);
+  EXPECT_EQ(State(h).view().view(), 1u);
+  EXPECT_EQ(State(h).view().members(0).worker(), "w0");
+}
+
+TEST(GroupForms, AnewWhenACandidateIsGoneBeforeTheFirstView) {
+  GroupHarness h(GroupHarness::Small());
+  for (int i = 0; i < 4; ++i) h.StartProcess(i);
+  h.DeliverToWorker(0);
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(3));
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_FORMING);
+  h.StartProcess(3);
+  h.Advance(absl::Seconds(1));
+  ExpectAllServe(h);
+}
+
+TEST(Death, OfASessionThatAPeerLostTooIsAtOnce) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.KillProcess(2);
+  h.Run();
+  EXPECT_EQ(State(h).view().view(), 1u) << "a lost session alone may come back";
+  h.SendPeerLost(0, {2});
+  h.Run();
+  const v1::Group state = State(h);
+  EXPECT_EQ(state.view().view(), 2u);
+  EXPECT_EQ(state.view().members_size(), 3);
+  EXPECT_EQ(state.epoch(), 1u);
+  EXPECT_EQ(state.state(), v1::GROUP_STATE_DEGRADED);
+  EXPECT_EQ(state.missing_total(), 8) << "four layers of two experts";
+  EXPECT_EQ(state.missing(0).expert(), 4);
+
+  h.StartProcess(2);
+  h.Advance(absl::Seconds(1));
+  ExpectAllServe(h);
+  EXPECT_EQ(State(h).view().view(), 3u);
+  EXPECT_EQ(State(h).view().members(2).incarnation(), 5u) << "a new process is a new incarnation";
+}
+
+TEST(Death, OfASilentWorkerIsWhenItsLeaseRunsOut) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.BreakSession(1);
+  h.Tick(absl::Milliseconds(1500));
+  EXPECT_EQ(State(h).view().members_size(), 4);
+  h.Tick(absl::Milliseconds(600));
+  EXPECT_EQ(State(h).view().members_size(), 0) << "nobody sent a heartbeat";
+  // Each is refused as what it was, and comes back as a new incarnation.
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(h.last_close(1).code(), absl::StatusCode::kAborted);
+  ExpectAllServe(h);
+}
+
+TEST(Death, IsNotForAReconnectWithinTheLease) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.BreakSession(1);
+  h.Advance(absl::Seconds(5));
+  ExpectAllServe(h);
+  EXPECT_EQ(State(h).view().view(), 1u);
+}
+
+TEST(Death, OfANewProcessWithTheNameReplacesTheOld) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.KillProcess(1);
+  h.StartProcess(1);
+  h.Advance(absl::Seconds(1));
+  ExpectAllServe(h);
+  EXPECT_EQ(State(h).view().members(1).incarnation(), 5u);
+}
+
+TEST(View, IsIssuedAgainWhenPeersCannotReachEachOther) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.SendPeerLost(0, {2});
+  h.Advance(absl::Milliseconds(200));
+  EXPECT_EQ(State(h).view().view(), 1u);
+  h.Advance(absl::Milliseconds(300));
+  ExpectAllServe(h);
+  EXPECT_EQ(State(h).view().view(), 2u);
+}
+
+TEST(Leaving, EndsWithAViewWithoutTheWorker) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.SendLeaving(3);
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(State(h).view().members_size(), 3) << "its heartbeats show no requests";
+  h.KillProcess(3);
+  h.Tick(absl::Milliseconds(1));
+  EXPECT_EQ(h.group().Workers(h.now())[3].state(), v1::WORKER_STATE_DEAD) << "without waiting for its lease";
+}
+
+TEST(Hello, IsRefusedWithWhatDoesNotFit) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const auto refused = [&](auto change) {
+    v1::Hello hello;
+    hello.set_worker("w1");
+    hello.set_role(v1::GROUP_ROLE_MIXED);
+    hello.mutable_model()->set_name("m");
+    hello.mutable_model()->set_fingerprint("f00d");
+    hello.mutable_model()->set_num_moe_layers(4);
+    hello.mutable_model()->set_num_experts(8);
+    hello.mutable_model()->set_expert_bytes(1000);
+    hello.set_kernel_fingerprint("k");
+    hello.set_combine(v1::COMBINE_MODE_EXACT);
+    hello.set_slots(10);
+    hello.set_staging_slots(2);
+    hello.set_data_address("a:1");
+    hello.set_serving_address("a:2");
+    hello.set_report_stream(99);
+    change(hello);
+    Effects effects;
+    h.group().Hello(1'000, hello, h.now(), effects);
+    EXPECT_EQ(effects.steps.size(), 1u);
+    const auto* close = std::get_if<CloseSession>(&effects.steps.at(0).sends.at(0));
+    return close == nullptr ? absl::OkStatus() : close->status;
+  };
+  const auto expect = [&](auto change, absl::StatusCode code, const std::string& text) {
+    const absl::Status status = refused(change);
+    EXPECT_EQ(status.code(), code) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(text));
+  };
+  using Code = absl::StatusCode;
+  expect([](v1::Hello& hello) {}, Code::kAlreadyExists, "incarnation 2 of w1 is connected");
+  expect([](v1::Hello& hello) { hello.set_worker(""); }, Code::kInvalidArgument, "hello.worker");
+  expect([](v1::Hello& hello) { hello.set_slots(0); }, Code::kInvalidArgument, "hello.slots: 0");
+  expect([](v1::Hello& hello) { hello.set_worker("w9"); }, Code::kFailedPrecondition, "none of the 4 workers");
+  expect([](v1::Hello& hello) { hello.set_role(v1::GROUP_ROLE_DECODE); }, Code::kFailedPrecondition, "hello.role");
+  expect([](v1::Hello& hello) { hello.set_last_term(7); }, Code::kUnavailable, "newer controller");
+  expect([](v1::Hello& hello) { hello.set_incarnation(77); }, Code::kAborted, "hello.incarnation: 77");
+  h.KillProcess(1);
+  expect([](v1::Hello& hello) { hello.mutable_model()->set_fingerprint("beef"); }, Code::kFailedPrecondition,
+         "beef (m) is not the group's f00d");
+  expect([](v1::Hello& hello) { hello.set_kernel_fingerprint("other"); }, Code::kFailedPrecondition,
+         "hello.kernel_fingerprint: 'other'");
+  expect([](v1::Hello& hello) { hello.set_combine(v1::COMBINE_MODE_FAST); }, Code::kFailedPrecondition,
+         "hello.combine");
+  expect([](v1::Hello& hello) { hello.set_slots(5); }, Code::kFailedPrecondition, "the group's placement needs 8");
+}
+
+TEST(Rollout, BringsAPlanIntoForceInWaves) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const v1::Plan proposed = Propose(h);
+  EXPECT_EQ(proposed.state(), v1::PLAN_STATE_PROPOSED);
+  EXPECT_GT(proposed.waves_total(), 1);
+  EXPECT_GT(proposed.balancedness_after(), proposed.balancedness_before());
+  ASSERT_TRUE(Approve(h, proposed.id()).ok());
+  h.Advance(absl::Seconds(1));
+  const v1::Plan done = PlanOf(h, proposed.id());
+  EXPECT_EQ(done.state(), v1::PLAN_STATE_DONE) << done.ShortDebugString();
+  EXPECT_EQ(done.waves_done(), done.waves_total());
+  EXPECT_EQ(done.moves_done(), done.moves_total());
+  EXPECT_EQ(done.bytes_done(), done.bytes_total());
+  EXPECT_EQ(State(h).epoch(), 1u + done.waves_total());
+  EXPECT_EQ(done.target_epoch(), State(h).epoch());
+  EXPECT_NEAR(State(h).balancedness(), done.balancedness_after(), 1e-6);
+  ExpectAllServe(h);
+}
+
+TEST(Rollout, OfAnotherPlanOrStateIsRefused) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  EXPECT_EQ(h.CreatePlan().status().code(), absl::StatusCode::kFailedPrecondition) << "no load";
+  EXPECT_EQ(Approve(h, "g-9").status().code(), absl::StatusCode::kNotFound);
+  const v1::Plan first = Propose(h);
+  const v1::Plan second = Propose(h);
+  EXPECT_EQ(PlanOf(h, first.id()).state(), v1::PLAN_STATE_SUPERSEDED);
+  EXPECT_THAT(std::string(Approve(h, first.id()).status().message()), HasSubstr("is SUPERSEDED, not PROPOSED"));
+  SetMode(h, v1::GROUP_MODE_OBSERVE);
+  EXPECT_EQ(Approve(h, second.id()).status().code(), absl::StatusCode::kFailedPrecondition);
+  SetMode(h, v1::GROUP_MODE_AUTO);
+  SetPaused(h, true);
+  EXPECT_EQ(Approve(h, second.id()).status().code(), absl::StatusCode::kFailedPrecondition);
+  SetPaused(h, false);
+  EXPECT_TRUE(
+      h.Operate([&](Group& g, Effects& effects) { return g.Reject(second.id(), "no", h.now(), effects); }).ok());
+  EXPECT_EQ(PlanOf(h, second.id()).state(), v1::PLAN_STATE_REJECTED);
+  const v1::Plan third = Propose(h);
+  h.Advance(absl::Minutes(11));
+  EXPECT_EQ(PlanOf(h, third.id()).state(), v1::PLAN_STATE_EXPIRED);
+  EXPECT_EQ(State(h).epoch(), 1u);
+}
+
+TEST(Rollout, ADryRunKeepsNothing) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.LoadWindowSkewed();
+  const auto plan = h.CreatePlan(/*dry_run=*/true);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_GT(plan->plan().waves_total(), 0);
+  EXPECT_FALSE(h.NewestPlan().has_value());
+}
+
+TEST(Rollout, AbortsWhenAWorkerCannotPrepare) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const v1::Plan plan = Propose(h);
+  h.RefuseWaves(2, "layer 1, expert 3 from w0: checksum differs");
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_ABORTED);
+  EXPECT_THAT(PlanOf(h, plan.id()).reason(), HasSubstr("worker w2: layer 1, expert 3 from w0: checksum differs"));
+  EXPECT_EQ(State(h).epoch(), 1u);
+  EXPECT_TRUE(State(h).has_hold_off_until());
+  ExpectAllServe(h);
+}
+
+TEST(Rollout, AbortsAtTheDeadline) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const v1::Plan plan = Propose(h);
+  h.StallWaves(1, true);
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  h.Advance(absl::Minutes(9));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_PREPARING);
+  h.Advance(absl::Minutes(2));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_ABORTED);
+  h.StallWaves(1, false);
+  const v1::Plan next = Propose(h);
+  ASSERT_TRUE(Approve(h, next.id()).ok());
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(PlanOf(h, next.id()).state(), v1::PLAN_STATE_DONE);
+  ExpectAllServe(h);
+}
+
+TEST(Rollout, AWorkersDeathBeforeTheRecordAborts) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const v1::Plan plan = Propose(h);
+  h.StallWaves(1, true);
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  h.Run();
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(3));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_ABORTED);
+  EXPECT_EQ(State(h).epoch(), 1u);
+  h.StartProcess(3);
+  h.Advance(absl::Seconds(1));
+  ExpectAllServe(h);
+}
+
+TEST(Rollout, AWorkersDeathAfterTheRecordCompletesTheWaveWithoutIt) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const v1::Plan plan = Propose(h);
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  // Until the record is there: then the leader dies with the order in its inbox.
+  while (PlanOf(h, plan.id()).state() != v1::PLAN_STATE_COMMITTING) {
+    for (int i = 0; i < 4; ++i) h.DeliverToWorker(i);
+    for (int i = 3; i >= 0; --i) h.DeliverToController(i);
+  }
+  h.KillProcess(0);
+  h.SendPeerLost(1, {0});
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_ABORTED) << "no further wave without the worker";
+  EXPECT_EQ(PlanOf(h, plan.id()).waves_done(), 1);
+  EXPECT_EQ(State(h).epoch(), 2u);
+  for (int i = 1; i < 4; ++i) EXPECT_EQ(h.worker_epoch(i), 2u);
+  h.StartProcess(0);
+  h.Advance(absl::Seconds(1));
+  ExpectAllServe(h);
+  EXPECT_EQ(State(h).epoch(), 2u);
+}
+
+TEST(Rollout, PauseHoldsBetweenWaves) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const v1::Plan plan = Propose(h);
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  SetPaused(h, true);
+  h.Advance(absl::Seconds(5));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_APPROVED);
+  EXPECT_EQ(PlanOf(h, plan.id()).waves_done(), 1) << "the wave under way has ended";
+  h.CrashNow();
+  h.Advance(absl::Seconds(5));
+  EXPECT_EQ(PlanOf(h, plan.id()).waves_done(), 1);
+  SetPaused(h, false);
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_DONE);
+  ExpectAllServe(h);
+}
+
+TEST(Rollback, RestoresThePlacementBeforeWithANewEpochAndHoldsOff) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  EXPECT_EQ(Rollback(h).status().code(), absl::StatusCode::kFailedPrecondition);
+  const Placement before = h.group().placement();
+  const v1::Plan plan = Propose(h);
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  h.Advance(absl::Seconds(1));
+  const Placement after = h.group().placement();
+  SetPaused(h, true);
+  const auto rollback = Rollback(h);
+  ASSERT_TRUE(rollback.ok()) << rollback.status();
+  h.Advance(absl::Seconds(1));
+  const v1::Plan done = PlanOf(h, rollback->id());
+  EXPECT_EQ(done.state(), v1::PLAN_STATE_DONE) << done.ShortDebugString();
+  EXPECT_GT(h.group().placement().epoch, after.epoch);
+  // The same experts on the same workers; slots may differ.
+  const auto where = [](const Placement& p) {
+    std::set<std::pair<ExpertId, int>> pairs;
+    for (const Replica& r : p.replicas) pairs.insert({r.expert, r.worker});
+    return pairs;
+  };
+  EXPECT_EQ(where(h.group().placement()), where(before));
+  EXPECT_NE(where(h.group().placement()), where(after));
+  EXPECT_TRUE(State(h).has_hold_off_until());
+  ExpectAllServe(h);
+}
+
+TEST(Rollback, StopsARolloutAfterItsWave) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const v1::Plan plan = Propose(h);
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  const auto rollback = Rollback(h);
+  ASSERT_TRUE(rollback.ok()) << rollback.status();
+  EXPECT_EQ(Rollback(h)->id(), rollback->id()) << "asked twice is once";
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_ABORTED);
+  EXPECT_EQ(PlanOf(h, plan.id()).waves_done(), 1);
+  EXPECT_EQ(PlanOf(h, rollback->id()).state(), v1::PLAN_STATE_DONE);
+  EXPECT_NEAR(State(h).balancedness(), plan.balancedness_before(), 1e-6);
+  ExpectAllServe(h);
+}
+
+TEST(Planning, AutoRollsOutWhatPaysAndThenRests) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.group.config.mode = v1::GROUP_MODE_AUTO;
+  options.group.planning.interval = absl::Seconds(2);
+  options.group.planning.min_tokens = 1'000;
+  options.group.planning.plan_below = 0.95;
+  GroupHarness h(options);
+  h.FormGroup();
+  h.Advance(absl::Seconds(10));
+  EXPECT_FALSE(h.NewestPlan().has_value()) << "there is no load";
+  h.LoadWindowSkewed();
+  h.Advance(absl::Seconds(10));
+  ASSERT_TRUE(h.NewestPlan().has_value());
+  EXPECT_EQ(h.NewestPlan()->state(), v1::PLAN_STATE_DONE);
+  const std::string id = h.NewestPlan()->id();
+  h.Advance(absl::Seconds(60));
+  EXPECT_EQ(h.NewestPlan()->id(), id) << "nothing is left to gain";
+  ExpectAllServe(h);
+}
+
+TEST(Planning, ObserveProposesAndDoesNothing) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.group.config.mode = v1::GROUP_MODE_OBSERVE;
+  options.group.planning.interval = absl::Seconds(2);
+  GroupHarness h(options);
+  h.FormGroup();
+  h.LoadWindowSkewed();
+  h.Advance(absl::Seconds(30));
+  ASSERT_TRUE(h.NewestPlan().has_value());
+  EXPECT_EQ(h.NewestPlan()->state(), v1::PLAN_STATE_PROPOSED);
+  EXPECT_EQ(h.group().Plans().size(), 1u) << "one at a time";
+  EXPECT_EQ(State(h).epoch(), 1u);
+}
+
+TEST(Telemetry, CountsOnceAcrossRestartsAndReconnects) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  for (int round = 0; round < 20; ++round) {
+    for (int i = 0; i < 4; ++i) h.SendReport(i, 100 + round);
+    if (round % 3 == 0) h.BreakSession(round % 4);
+    if (round % 5 == 0) h.CrashNow();
+    h.Advance(absl::Milliseconds(700));
+  }
+  h.Advance(absl::Seconds(5));
+  EXPECT_EQ(State(h).window_tokens(), h.tokens_reported());
+}
+
+}  // namespace
+}  // namespace ballast

@@ -1,0 +1,143 @@
+#include "controller/group/membership.h"
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using Kind = MembershipStep::Kind;
+
+const absl::Time kNow = absl::FromUnixSeconds(1000);
+const absl::Time kLater = kNow + absl::Seconds(1);
+
+WorkerFacts Serving(const std::string& name) {
+  return {.name = name, .alive = true, .connected = true, .lease_deadline = kLater, .member = true};
+}
+WorkerFacts Joining(const std::string& name, bool loaded) {
+  return {.name = name, .alive = true, .connected = true, .lease_deadline = kLater, .loaded = loaded};
+}
+WorkerFacts Dead(const std::string& name) { return {.name = name, .lease_deadline = kNow}; }
+
+MembershipFacts Facts(std::vector<WorkerFacts> workers) {
+  return {.workers = std::move(workers),
+          .size = 2,
+          .formed = true,
+          .placed = {"a", "b"},
+          .had_view = true,
+          .has_view = true};
+}
+
+struct Case {
+  std::string name;
+  MembershipFacts facts;
+  Kind kind;
+  std::vector<std::string> workers;
+};
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  const auto add = [&](std::string name, MembershipFacts facts, Kind kind, std::vector<std::string> workers = {}) {
+    cases.push_back({std::move(name), std::move(facts), kind, std::move(workers)});
+  };
+  const auto with = [](WorkerFacts worker, auto change) {
+    change(worker);
+    return worker;
+  };
+  add("all well", Facts({Serving("a"), Serving("b")}), Kind::kNothing);
+  add("a lost session alone", Facts({with(Serving("a"), [](auto& w) { w.connected = false; }), Serving("b")}),
+      Kind::kNothing);
+  add("an accusation alone", Facts({with(Serving("a"), [](auto& w) { w.accused = true; }), Serving("b")}),
+      Kind::kNothing);
+  add("both", Facts({with(Serving("a"), [](auto& w) { w.accused = true, w.connected = false; }), Serving("b")}),
+      Kind::kDeclareDead, {"a"});
+  add("lease out, session open", Facts({with(Serving("a"), [](auto& w) { w.lease_deadline = kNow; }), Serving("b")}),
+      Kind::kDeclareDead, {"a"});
+  add("leaving and gone",
+      Facts({with(Serving("a"), [](auto& w) { w.leaving = true, w.connected = false; }), Serving("b")}),
+      Kind::kDeclareDead, {"a"});
+  add("leaving with requests", Facts({with(Serving("a"), [](auto& w) { w.leaving = true; }), Serving("b")}),
+      Kind::kNothing);
+  add("leaving and drained",
+      Facts({with(Serving("a"), [](auto& w) { w.leaving = true, w.drained = true; }), Serving("b")}), Kind::kIssueView,
+      {"b"});
+  add("drained, out of the view",
+      Facts({with(Joining("a", true), [](auto& w) { w.leaving = true, w.drained = true; }), Serving("b")}),
+      Kind::kNothing);
+  add("dead member", Facts({with(Dead("a"), [](auto& w) { w.member = true; }), Serving("b")}), Kind::kIssueView, {"b"});
+  add("dead, no member", Facts({Dead("a"), Serving("b")}), Kind::kNothing);
+  add("last member dead", Facts({with(Dead("a"), [](auto& w) { w.member = true; }), Dead("b")}), Kind::kIssueView);
+  add("new process in a member's place",
+      Facts({with(Joining("a", false), [](auto& w) { w.stale_member = true; }), Serving("b")}), Kind::kIssueView,
+      {"b"});
+  add("the same, loaded", Facts({with(Joining("a", true), [](auto& w) { w.stale_member = true; }), Serving("b")}),
+      Kind::kIssueView, {"a", "b"});
+  add("joining, not loaded", Facts({Joining("a", false), Serving("b")}), Kind::kNothing);
+  add("joining, loaded", Facts({Joining("a", true), Serving("b")}), Kind::kIssueView, {"a", "b"});
+  add("joining, disconnected", Facts({with(Joining("a", true), [](auto& w) { w.connected = false; }), Serving("b")}),
+      Kind::kNothing);
+
+  MembershipFacts reissue = Facts({Serving("a"), Serving("b")});
+  reissue.reissue_at = kLater;
+  add("reissue not yet due", reissue, Kind::kNothing);
+  reissue.reissue_at = kNow;
+  add("reissue due", reissue, Kind::kIssueView, {"a", "b"});
+
+  MembershipFacts no_view = Facts({Joining("a", true), Joining("b", false)});
+  no_view.has_view = false;
+  add("whole group restarts, one not loaded", no_view, Kind::kNothing);
+  no_view.workers[1].loaded = true;
+  add("whole group restarts", no_view, Kind::kIssueView, {"a", "b"});
+
+  MembershipFacts fresh{.workers = {Joining("a", false)}, .size = 2};
+  add("one of two", fresh, Kind::kNothing);
+  fresh.workers.push_back(Joining("b", false));
+  add("two of two", fresh, Kind::kForm, {"a", "b"});
+  fresh.workers[1].connected = false;
+  add("two of two, one disconnected", fresh, Kind::kNothing);
+
+  MembershipFacts loading = Facts({Joining("a", true), Dead("b"), Joining("c", false)});
+  loading.has_view = loading.had_view = false;
+  add("a candidate died, another came", loading, Kind::kForm, {"a", "c"});
+  return cases;
+}
+
+TEST(DecideMembership, Table) {
+  for (const Case& c : Cases()) {
+    const MembershipStep step = DecideMembership(c.facts, kNow);
+    EXPECT_EQ(step.kind, c.kind) << c.name;
+    EXPECT_EQ(step.workers, c.workers) << c.name;
+    EXPECT_EQ(step.reason.empty(), c.kind == Kind::kNothing) << c.name;
+  }
+}
+
+TEST(ContiguousPlacement, IsSoundAndLevelInSlots) {
+  for (const auto& [experts, workers] : {std::pair(8, 4), std::pair(7, 3), std::pair(5, 8), std::pair(1, 1)}) {
+    std::vector<std::string> names;
+    for (int w = 0; w < workers; ++w) names.push_back(std::string(1, static_cast<char>('a' + w)));
+    const int32_t slots = ContiguousSlots(3, experts, workers) + 2;
+    const std::vector<SlotCapacity> capacity(workers, {slots, 2});
+    const auto placement = ContiguousPlacement(3, experts, names, capacity);
+    ASSERT_TRUE(placement.ok()) << placement.status();
+    EXPECT_TRUE(Validate(*placement, capacity).ok()) << Validate(*placement, capacity);
+  }
+  const auto short_of_slots = ContiguousPlacement(1, 4, {"a", "b"}, {{4, 2}, {3, 2}});
+  EXPECT_EQ(short_of_slots.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(short_of_slots.status().message()), HasSubstr("worker b has 3 slots"));
+}
+
+TEST(MissingExperts, AreThoseWithoutALiveReplica) {
+  const auto placement = ContiguousPlacement(2, 4, {"a", "b"}, {{6, 2}, {6, 2}});
+  EXPECT_THAT(MissingExperts(*placement, {"a", "b"}), IsEmpty());
+  EXPECT_THAT(MissingExperts(*placement, {"a"}),
+              ElementsAre(ExpertId{0, 2}, ExpertId{0, 3}, ExpertId{1, 2}, ExpertId{1, 3}));
+}
+
+}  // namespace
+}  // namespace ballast

@@ -1,0 +1,67 @@
+// What a group asks its planner, and what it gets back. Plain data: the planner runs elsewhere, on another thread.
+#ifndef BALLAST_CONTROLLER_ROLLOUT_PLAN_JOB_H_
+#define BALLAST_CONTROLLER_ROLLOUT_PLAN_JOB_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "ballast/v1/common.pb.h"
+#include "ballast/v1/plan_service.pb.h"
+#include "proto/placement/placement.h"
+
+namespace ballast {
+
+struct PlanWorker {
+  std::string name;
+  std::string node;
+  SlotCapacity capacity;
+};
+
+struct PlanScenario {
+  std::string name;
+  // [layers][experts]
+  std::vector<double> tokens;
+};
+
+struct PlanJob {
+  // Given back with the result.
+  uint64_t ticket = 0;
+  std::string group;
+  std::string policy;
+  // In force; its workers are `workers`, in this order.
+  Placement current;
+  std::vector<PlanWorker> workers;
+  int64_t expert_bytes = 0;
+  // At least one, all of the placement's shape.
+  std::vector<PlanScenario> scenarios;
+  // A rollback: the placement to lead to. Absent: what the policy finds.
+  std::optional<Placement> target;
+  int64_t max_bytes_per_second = 0;
+};
+
+struct PlannedWave {
+  // After the wave; epoch and shares version are not set.
+  Placement placement;
+  // By (destination, slot).
+  std::vector<v1::Move> moves;
+};
+
+struct PlanOutcome {
+  std::vector<PlannedWave> waves;
+  std::vector<v1::LayerEffect> layers;
+  double balancedness_before = 0;
+  double balancedness_after = 0;
+  double balancedness_bound = 0;
+  double gain_tokens = 0;
+  // Whether it pays for its moves, and one sentence with the numbers.
+  bool worth = false;
+  std::string reason;
+  absl::Duration planning_time;
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_ROLLOUT_PLAN_JOB_H_
