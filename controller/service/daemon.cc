@@ -1,0 +1,79 @@
+#include "controller/service/daemon.h"
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "controller/service/gauges.h"
+#include "controller/service/planning.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/server_builder.h"
+#include "proto/base/status_macros.h"
+
+namespace ballast {
+namespace {
+
+// How long calls may go on once the daemon stops.
+constexpr auto kGrace = std::chrono::seconds(2);
+
+std::string WithPort(const std::string& address, int port) {
+  return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options, Store& store, Clock& clock) {
+  auto daemon = std::unique_ptr<Daemon>(new Daemon());
+  daemon->metrics_ = std::make_unique<Metrics>(ControllerMetrics());
+  BALLAST_ASSIGN_OR_RETURN(const int metrics_port, daemon->metrics_->Serve(options.metrics_listen));
+  daemon->metrics_address_ = WithPort(options.metrics_listen, metrics_port);
+
+  Runtime::Options runtime{.planner = [gate = options.gate](const PlanJob& job) { return RunPlanJob(job, gate); },
+                           .expert_metrics_top = options.expert_metrics_top};
+  for (const GroupConfig& group : options.groups) {
+    runtime.groups.push_back(
+        {.config = group, .timing = options.timing, .planning = options.planning, .load = options.load});
+  }
+  BALLAST_ASSIGN_OR_RETURN(daemon->runtime_, Runtime::Start(std::move(runtime), store, clock, *daemon->metrics_));
+
+  daemon->sessions_ = std::make_unique<SessionServer>(*daemon->runtime_);
+  daemon->groups_ = std::make_unique<GroupServiceImpl>(*daemon->runtime_);
+  daemon->plans_ = std::make_unique<PlanServiceImpl>(*daemon->runtime_);
+  daemon->models_ = std::make_unique<ModelServiceImpl>(*daemon->runtime_);
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  // A second controller on the port is an error, not a share of the calls.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Placements of large models.
+  builder.SetMaxReceiveMessageSize(64 << 20);
+  daemon->sessions_->Register(builder);
+  builder.RegisterService(daemon->groups_.get());
+  builder.RegisterService(daemon->plans_.get());
+  builder.RegisterService(daemon->models_.get());
+  daemon->server_ = builder.BuildAndStart();
+  if (daemon->server_ == nullptr || port == 0) {
+    return absl::UnavailableError(absl::StrCat("listen: cannot listen on ", options.listen));
+  }
+  daemon->grpc_address_ = WithPort(options.listen, port);
+  daemon->sessions_->Start();
+  return daemon;
+}
+
+Daemon::~Daemon() { Stop(); }
+
+void Daemon::Stop() {
+  if (runtime_ == nullptr) return;
+  if (server_ != nullptr && server_->GetHealthCheckService() != nullptr) {
+    server_->GetHealthCheckService()->SetServingStatus(false);
+  }
+  runtime_->Stop();
+  if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + kGrace);
+  if (sessions_ != nullptr) sessions_->Stop();
+  server_ = nullptr;
+}
+
+}  // namespace ballast

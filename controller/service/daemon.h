@@ -1,0 +1,51 @@
+// ballast-controller without its main: the store, the groups and their ports.
+#ifndef BALLAST_CONTROLLER_SERVICE_DAEMON_H_
+#define BALLAST_CONTROLLER_SERVICE_DAEMON_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "controller/service/daemon_options.h"
+#include "controller/service/operator_services.h"
+#include "controller/service/runtime.h"
+#include "controller/service/session_server.h"
+#include "controller/store/store.h"
+#include "grpcpp/server.h"
+#include "proto/base/clock.h"
+#include "proto/base/metrics.h"
+
+namespace ballast {
+
+class Daemon {
+ public:
+  // Opens the ports and serves. `store` and `clock` must outlive it.
+  //   Unavailable  a port cannot be bound.   others  as Runtime::Start.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const DaemonOptions& options, Store& store, Clock& clock);
+  // As Stop.
+  ~Daemon();
+  // Ends sessions and calls, then the threads. Idempotent.
+  void Stop();
+
+  // host:port, with the ports that were got.
+  const std::string& grpc_address() const { return grpc_address_; }
+  const std::string& metrics_address() const { return metrics_address_; }
+  Runtime& runtime() { return *runtime_; }
+
+ private:
+  Daemon() = default;
+
+  std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<Runtime> runtime_;
+  std::unique_ptr<SessionServer> sessions_;
+  std::unique_ptr<GroupServiceImpl> groups_;
+  std::unique_ptr<PlanServiceImpl> plans_;
+  std::unique_ptr<ModelServiceImpl> models_;
+  std::unique_ptr<grpc::Server> server_;
+  std::string grpc_address_;
+  std::string metrics_address_;
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_SERVICE_DAEMON_H_

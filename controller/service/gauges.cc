@@ -1,0 +1,194 @@
+#include "controller/service/gauges.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+
+namespace ballast {
+namespace {
+
+// The label of all tasks together; no task can have it, an asterisk being no character of a task.
+constexpr char kAllTasks[] = "*";
+
+const char* PhaseName(v1::Phase phase) { return phase == v1::PHASE_PREFILL ? "prefill" : "decode"; }
+
+}  // namespace
+
+const std::vector<MetricDef>& ControllerMetrics() {
+  static const auto& defs = *new std::vector<MetricDef>{
+      {"ballast_layer_balancedness_ratio",
+       MetricType::kGauge,
+       "ratio",
+       {"model", "group", "phase", "task", "layer"},
+       "Mean over max of the workers' tokens in a layer, over the planning window, under the placement in force; "
+       "task `*` is all of them."},
+      {"ballast_expert_tokens_total",
+       MetricType::kCounter,
+       "tokens",
+       {"model", "group", "phase", "layer", "expert"},
+       "Tokens routed to an expert, summed over its replicas, as reported by workers since the controller started."},
+      {"ballast_task_tokens_total",
+       MetricType::kCounter,
+       "tokens",
+       {"model", "group", "task", "phase"},
+       "Tokens that entered the model, by the label of their request."},
+      {"ballast_replicas",
+       MetricType::kGauge,
+       "1",
+       {"model", "group", "layer"},
+       "Replicas of a layer's experts in the placement in force."},
+      {"ballast_placement_epoch",
+       MetricType::kGauge,
+       "1",
+       {"model", "group"},
+       "Epoch of the placement in force; 0 is none."},
+      {"ballast_view", MetricType::kGauge, "1", {"group"}, "Number of the group's view; 0 is none."},
+      {"ballast_group_workers",
+       MetricType::kGauge,
+       "1",
+       {"group", "state"},
+       "Workers of a group by state (LOADING, READY, SERVING, DISCONNECTED, DEAD, LEAVING)."},
+      {"ballast_missing_experts",
+       MetricType::kGauge,
+       "1",
+       {"model", "group"},
+       "Experts without a live replica; requests that need them get UNAVAILABLE."},
+      {"ballast_rebalancing",
+       MetricType::kGauge,
+       "1",
+       {"model", "group"},
+       "1 while a rollout is under way, else 0; for routers."},
+      {"ballast_rollouts_total",
+       MetricType::kCounter,
+       "1",
+       {"model", "group", "result"},
+       "Rollouts that ended: done, aborted, or rollback."},
+      {"ballast_rollout_duration_seconds",
+       MetricType::kHistogram,
+       "seconds",
+       {"model", "group"},
+       "From a rollout's first wave to its end.",
+       {0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}},
+      {"ballast_plan_duration_seconds",
+       MetricType::kHistogram,
+       "seconds",
+       {"policy"},
+       "Time to make a plan.",
+       {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}},
+      {"ballast_plan_predicted_balancedness_ratio",
+       MetricType::kGauge,
+       "ratio",
+       {"model", "group"},
+       "Mean over layers of mean over max of the workers' tokens that the newest plan predicts."},
+      {"ballast_telemetry_reports_total",
+       MetricType::kCounter,
+       "1",
+       {"result"},
+       "Load reports received: counted, after_gap (counted, but reports before it are missing), duplicate, overlap, "
+       "invalid."},
+      {"ballast_telemetry_lag_seconds",
+       MetricType::kGauge,
+       "seconds",
+       {"group"},
+       "Age of the newest load that has been counted."},
+      {"ballast_store_up", MetricType::kGauge, "1", {}, "1 while the store can be written, else 0."},
+      {"ballast_leader", MetricType::kGauge, "1", {}, "1 while this controller commands, else 0."},
+  };
+  return defs;
+}
+
+void Gauges::Update(const Group& group, absl::Time now) {
+  const v1::Group shown = group.Describe(now);
+  const std::string& model = shown.model().name();
+  const std::string& name = shown.name();
+  metrics_.Gauge("ballast_view", {name}).Set(static_cast<double>(shown.view().view()));
+  std::map<std::string, int> states = {{"LOADING", 0},      {"READY", 0}, {"SERVING", 0},
+                                       {"DISCONNECTED", 0}, {"DEAD", 0},  {"LEAVING", 0}};
+  for (const v1::Worker& worker : group.Workers(now)) {
+    ++states[v1::WorkerState_Name(worker.state()).substr(std::string("WORKER_STATE_").size())];
+  }
+  for (const auto& [state, count] : states) metrics_.Gauge("ballast_group_workers", {name, state}).Set(count);
+  if (shown.epoch() == 0) return;
+  metrics_.Gauge("ballast_placement_epoch", {model, name}).Set(static_cast<double>(shown.epoch()));
+  metrics_.Gauge("ballast_missing_experts", {model, name}).Set(shown.missing_total());
+  metrics_.Gauge("ballast_rebalancing", {model, name}).Set(group.record().active_plan().empty() ? 0 : 1);
+  if (const auto plan = group.Plan(group.record().newest_plan()); plan.has_value()) {
+    metrics_.Gauge("ballast_plan_predicted_balancedness_ratio", {model, name}).Set(plan->plan().balancedness_after());
+  }
+  if (group.newest_report() != absl::InfinitePast()) {
+    metrics_.Gauge("ballast_telemetry_lag_seconds", {name})
+        .Set(std::max(0.0, absl::ToDoubleSeconds(now - group.newest_report())));
+  }
+  std::vector<int> replicas(group.placement().num_layers);
+  for (const Replica& replica : group.placement().replicas) ++replicas[replica.expert.layer];
+  for (size_t l = 0; l < replicas.size(); ++l) {
+    metrics_.Gauge("ballast_replicas", {model, name, absl::StrCat(l)}).Set(replicas[l]);
+  }
+  UpdateBalance(group, now);
+  UpdateExperts(group);
+}
+
+void Gauges::UpdateBalance(const Group& group, absl::Time now) {
+  const std::string& model = group.record().model().name();
+  const std::string& name = group.name();
+  std::set<std::string> tasks = {kAllTasks};
+  for (const v1::Phase phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE}) {
+    const auto show = [&](const LoadWindow::Selection& selection, const std::string& task) {
+      const auto load = group.Load(selection, now);
+      for (const v1::LayerLoad& layer : load->layers()) {
+        metrics_
+            .Gauge("ballast_layer_balancedness_ratio",
+                   {model, name, PhaseName(phase), task, absl::StrCat(layer.layer())})
+            .Set(layer.balancedness());
+      }
+      return load;
+    };
+    const auto all = show({.phase = phase}, kAllTasks);
+    for (const v1::TaskLoad& task : all->tasks()) {
+      tasks.insert(task.task());
+      show({.phase = phase, .task = task.task()}, task.task());
+    }
+  }
+  for (const std::string& task : tasks_) {
+    if (tasks.contains(task)) continue;
+    for (const char* phase : {"prefill", "decode"}) {
+      metrics_.Remove("ballast_layer_balancedness_ratio", {model, name, phase, task});
+    }
+  }
+  tasks_ = std::move(tasks);
+}
+
+void Gauges::UpdateExperts(const Group& group) {
+  const Placement& placement = group.placement();
+  const auto experts = static_cast<size_t>(placement.num_experts);
+  for (const v1::Phase phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE}) {
+    const std::vector<double>& counted = group.counted(phase);
+    Shown& shown = experts_[phase];
+    shown.tokens.resize(counted.size());
+    for (int32_t l = 0; l < placement.num_layers; ++l) {
+      std::vector<size_t> order(experts);
+      std::iota(order.begin(), order.end(), l * experts);
+      if (expert_top_ > 0 && static_cast<size_t>(expert_top_) < experts) {
+        std::partial_sort(order.begin(), order.begin() + expert_top_, order.end(),
+                          [&](size_t a, size_t b) { return counted[a] > counted[b]; });
+        order.resize(expert_top_);
+      }
+      for (const size_t i : order) {
+        if (counted[i] == shown.tokens[i]) continue;
+        auto handle = shown.handles.find(i);
+        if (handle == shown.handles.end()) {
+          handle = shown.handles
+                       .emplace(i, metrics_.Counter("ballast_expert_tokens_total",
+                                                    {group.record().model().name(), group.name(), PhaseName(phase),
+                                                     absl::StrCat(l), absl::StrCat(i - l * experts)}))
+                       .first;
+        }
+        handle->second.Add(counted[i] - shown.tokens[i]);
+        shown.tokens[i] = counted[i];
+      }
+    }
+  }
+}
+
+}  // namespace ballast

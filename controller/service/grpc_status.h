@@ -1,0 +1,19 @@
+// Between absl::Status and gRPC's.
+#ifndef BALLAST_CONTROLLER_SERVICE_GRPC_STATUS_H_
+#define BALLAST_CONTROLLER_SERVICE_GRPC_STATUS_H_
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "grpcpp/support/status.h"
+
+namespace ballast {
+
+// The codes have the same numbers.
+inline grpc::Status ToGrpc(const absl::Status& status) {
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+}
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_SERVICE_GRPC_STATUS_H_
