@@ -30,6 +30,7 @@ struct CtlContext {
 // One function a file of verbs: adds its subcommands to `app`. `context` outlives the parsing and the run.
 void AddClusterVerbs(CLI::App& app, CtlContext& context);
 void AddOfflineVerbs(CLI::App& app, CtlContext& context);
+void AddStoreVerbs(CLI::App& app, CtlContext& context);
 
 }  // namespace ballast
 

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
       "`ballastctl VERB --help` has examples of each verb.");
   ballast::AddOfflineVerbs(app, context);
   ballast::AddClusterVerbs(app, context);
+  ballast::AddStoreVerbs(app, context);
   if (const auto exit = ballast::ParseFlags(app, argc, argv)) return *exit;
   const absl::Status status = context.run();
   context.out.flush();
