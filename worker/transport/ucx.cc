@@ -101,10 +101,11 @@ absl::StatusOr<std::unique_ptr<UcxWorker>> UcxWorker::Create(std::shared_ptr<Ucx
 
 UcxWorker::~UcxWorker() { ucp_worker_destroy(handle_); }
 
-void UcxWorker::Progress() {
+bool UcxWorker::Progress() {
   // Operations with a dead peer can be tried again for ever.
-  for (int i = 0; i < kProgressLimit && ucp_worker_progress(handle_) != 0; ++i) {
-  }
+  int done = 0;
+  while (done < kProgressLimit && ucp_worker_progress(handle_) != 0) ++done;
+  return done > 0;
 }
 
 bool UcxWorker::Arm() {

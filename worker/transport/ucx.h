@@ -51,9 +51,10 @@ class UcxWorker {
   // Readable when there is something to progress, once Arm returned true.
   int event_fd() const { return event_fd_; }
 
-  // Does what there is to do, callbacks included; bounded, so Arm may say that there is more.
-  void Progress();
-  // True: the event descriptor tells of anything that happens from now on. False: progress first.
+  // Does what there is to do, callbacks included; bounded, so Arm may say that there is more. False: there was nothing.
+  bool Progress();
+  // True: the event descriptor tells of anything that happens from now on. False: progress first, but leave the core to
+  // others if that does nothing: operations wait for room at a peer, of which no event tells.
   bool Arm();
 
  private:

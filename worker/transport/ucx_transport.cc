@@ -301,10 +301,13 @@ class UcxTransport final : public Transport {
       // descriptors stay readable.
       if (worker_->Arm()) {
         TakeEvents(deadline - now);
-      } else if (now >= next_peek) {
-        // UCX can be busy for ever with a peer that is dead.
-        TakeEvents(absl::ZeroDuration());
-        next_peek = now + kPeekInterval;
+      } else {
+        // UCX waits for room at a peer, which needs a core to make it; or for ever, at a peer that is dead.
+        sched_yield();
+        if (now >= next_peek) {
+          TakeEvents(absl::ZeroDuration());
+          next_peek = now + kPeekInterval;
+        }
       }
     }
   }

@@ -21,6 +21,8 @@ constexpr size_t kChunksAhead = 2;
 static_assert(kChunksAhead < internal::kMaxPullsInFlight);
 // How long the library may take to let go of cancelled chunks; those cut off in the middle are freed with the worker.
 constexpr absl::Duration kDrainLimit = absl::Milliseconds(50);
+// How often to try again when the peer has no room: the background's work must not take the serving's cores.
+constexpr absl::Duration kRoomInterval = absl::Milliseconds(1);
 // For the connection and the handshake.
 constexpr absl::Duration kOpenLimit = absl::Seconds(5);
 
@@ -92,7 +94,7 @@ class ExpertFetcher::Link {
 
   // Does what there is to do without waiting. `replica_bytes`: what the buffer holds.
   absl::Status Advance(size_t replica_bytes) {
-    worker_->Progress();
+    busy_ = worker_->Progress();
     if (!connected_) return absl::OkStatus();
     BALLAST_RETURN_IF_ERROR(socket_.Flush());
     while (true) {
@@ -110,7 +112,7 @@ class ExpertFetcher::Link {
 
   // Sleeps until something happens or `timeout` has passed.
   absl::Status Wait(absl::Duration timeout, WakeFd& wake) {
-    if (!worker_->Arm()) return absl::OkStatus();
+    if (!worker_->Arm()) timeout = busy_ ? absl::ZeroDuration() : std::min(timeout, kRoomInterval);
     for (const Poller::Event& event : poller_.Wait(timeout)) {
       if (event.key == kWakeKey) wake.Clear();
       if (event.key != kSocketKey || connected_) continue;
@@ -165,6 +167,7 @@ class ExpertFetcher::Link {
   Handshake handshake_;
   const absl::Time open_by_;
   Poller poller_;
+  bool busy_ = false;
   bool connected_ = false;
   bool open_ = false;
   uint64_t last_tag_ = 0;

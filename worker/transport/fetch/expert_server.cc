@@ -18,6 +18,8 @@ constexpr uint64_t kWakeKey = 0;
 constexpr uint64_t kUcxKey = 1;
 constexpr uint64_t kFirstLink = 2;
 constexpr size_t kMaxLinks = 256;
+// How often to try again when a peer has no room: the background's work must not take the serving's cores.
+constexpr absl::Duration kRoomInterval = absl::Milliseconds(1);
 // A peer that stops in mid-pull holds its replica's slot no longer than this.
 constexpr absl::Duration kPinLimit = absl::Seconds(60);
 // How long the library may take to let go of what is under way; local work. What was cut off in the middle is freed
@@ -63,11 +65,11 @@ void ExpertServer::Loop() {
       incoming = std::exchange(incoming_, {});
     }
     for (FrameSocket& socket : incoming) AddLink(std::move(socket));
-    worker_->Progress();
-    const absl::Time next = ReleaseIdlePins();
+    const bool busy = worker_->Progress();
+    absl::Duration timeout = ReleaseIdlePins() - Clock::Real().Now();
     DropBroken();
-    if (!worker_->Arm()) continue;
-    for (const Poller::Event& event : poller_.Wait(next - Clock::Real().Now())) {
+    if (!worker_->Arm()) timeout = busy ? absl::ZeroDuration() : kRoomInterval;
+    for (const Poller::Event& event : poller_.Wait(timeout)) {
       if (event.key == kWakeKey) wake_.Clear();
       if (event.key < kFirstLink) continue;
       Link& link = links_.at(event.key);
