@@ -318,15 +318,15 @@ class RecordedEvents final : public StepEvents {
   }
 
   absl::Status AwaitInstalled(ViewId view) {
-    const bool came = Await([&] { return installed_.contains(view); });
+    const bool came = Await([&]() BALLAST_REQUIRES(mu_) { return installed_.contains(view); });
     MutexLock lock(mu_);
     return came ? installed_[view] : absl::DeadlineExceededError("the view was not installed");
   }
   bool AwaitInForce(PlacementVersion version) {
-    return Await([&] { return in_force_ >= version; });
+    return Await([&]() BALLAST_REQUIRES(mu_) { return in_force_ >= version; });
   }
   bool AwaitLoss(ViewId view) {
-    return Await([&] { return !losses_.empty() && losses_.back().view >= view; });
+    return Await([&]() BALLAST_REQUIRES(mu_) { return !losses_.empty() && losses_.back().view >= view; });
   }
   std::vector<Loss> losses() const {
     MutexLock lock(mu_);
