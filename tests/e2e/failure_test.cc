@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 class FailureTest : public ClusterTest {
  protected:
   // Slow enough moves that a test can act in the middle of a wave; the whole of a plan still takes seconds.
-  static std::vector<std::string> SlowMoves() { return {"--max-move-bytes-per-second=1000000"}; }
+  static std::vector<std::string> SlowMoves() { return {"--max-bytes-per-second=1000000"}; }
 
   static v1::Group GetGroup(Cluster& cluster) {
     grpc::ClientContext context;
