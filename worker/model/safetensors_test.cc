@@ -243,7 +243,9 @@ TEST(ReadAsFloat, F16IsExact) {
 TEST(ReadAsFloat, Bf16IsTheUpperHalf) {
   const std::vector<int64_t> shape = {2};
   std::vector<float> out(2);
-  ASSERT_TRUE(ReadAsFloat(View(DType::kBF16, shape, std::string_view("\xC0\x3F\x00\xC0", 4)), out).ok());
+  const std::vector<uint16_t> bits = {0x3FC0, 0xC000};
+  const std::string_view bytes(reinterpret_cast<const char*>(bits.data()), 4);
+  ASSERT_TRUE(ReadAsFloat(View(DType::kBF16, shape, bytes), out).ok());
   EXPECT_EQ(out, (std::vector<float>{1.5f, -2.0f}));
 }
 
