@@ -246,7 +246,10 @@ void Group::MaybePlan(Turn& turn) {
                       .balancedness = WindowBalancedness(turn.now),
                       .settled_balancedness = record_.settled_balancedness()};
   for (const auto& [id, plan] : plans_) {
-    if (plan.plan().state() == v1::PLAN_STATE_PROPOSED) facts.proposal_open = true;
+    // In auto nobody is waited for: a proposal left from another mode gives way to a plan from the load of now.
+    if (plan.plan().state() == v1::PLAN_STATE_PROPOSED && record_.mode() != v1::GROUP_MODE_AUTO) {
+      facts.proposal_open = true;
+    }
   }
   if (record_.has_hold_off_until()) facts.hold_off_until = FromProto(record_.hold_off_until());
   const PlanningDecision decision = DecidePlanning(facts,

@@ -331,7 +331,10 @@ v1::Group Group::Describe(absl::Time now) const {
   group.set_balancedness(WindowBalancedness(now));
   if (record_.members_size() == 0) return group;
   const std::vector<ExpertId> missing = MissingExperts(placement_, ViewWorkers());
-  group.set_state(missing.empty() ? v1::GROUP_STATE_SERVING : v1::GROUP_STATE_DEGRADED);
+  // Before its workers have built the view's connections a group serves nothing.
+  if (ViewInstalledEverywhere()) {
+    group.set_state(missing.empty() ? v1::GROUP_STATE_SERVING : v1::GROUP_STATE_DEGRADED);
+  }
   group.set_missing_total(static_cast<int32_t>(missing.size()));
   for (const ExpertId& expert : missing) {
     if (group.missing_size() == kMaxMissingShown) break;

@@ -245,10 +245,22 @@ TEST(Rollout, OfAnotherPlanOrStateIsRefused) {
   EXPECT_TRUE(
       h.Operate([&](Group& g, Effects& effects) { return g.Reject(second.id(), "no", h.now(), effects); }).ok());
   EXPECT_EQ(PlanOf(h, second.id()).state(), v1::PLAN_STATE_REJECTED);
+  SetMode(h, v1::GROUP_MODE_APPROVE);
   const v1::Plan third = Propose(h);
   h.Advance(absl::Minutes(11));
   EXPECT_EQ(PlanOf(h, third.id()).state(), v1::PLAN_STATE_EXPIRED);
   EXPECT_EQ(State(h).epoch(), 1u);
+}
+
+TEST(Rollout, AProposalGivesWayWhenTheModeBecomesAuto) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  const v1::Plan proposed = Propose(h);
+  h.LoadWindowSkewed();
+  SetMode(h, v1::GROUP_MODE_AUTO);
+  h.Advance(absl::Minutes(2));
+  EXPECT_EQ(PlanOf(h, proposed.id()).state(), v1::PLAN_STATE_SUPERSEDED);
+  EXPECT_GT(State(h).epoch(), 1u);
 }
 
 TEST(Rollout, ADryRunKeepsNothing) {
