@@ -328,7 +328,7 @@ absl::StatusOr<v1::GetPlanResponse> Runtime::CreatePlan(const v1::CreatePlanRequ
     Perform(*g, std::move(effects));
   });
   BALLAST_RETURN_IF_ERROR(Await(*pending.waiter, deadline));
-  return *std::move(*pending.result);
+  return std::move(*pending.result);
 }
 
 std::vector<std::string> Runtime::group_names() const {

@@ -84,7 +84,7 @@ class Runtime {
           *result = work(g, now, effects);
         });
     if (!status.ok()) return status;
-    return *std::move(*result);
+    return std::move(*result);
   }
   // Answers when the planner has.
   absl::StatusOr<v1::GetPlanResponse> CreatePlan(const v1::CreatePlanRequest& request, absl::Time deadline);
