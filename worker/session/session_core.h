@@ -29,8 +29,8 @@
 namespace ballast {
 
 struct SessionOptions {
-  // Waits between attempts: doubled from the first to the second while the controller cannot be reached. Never more than
-  // an eighth of the lease, once it is known: a controller that restarts counts it anew and must be found in time.
+  // Waits between attempts: doubled from the first to the second while the controller cannot be reached. Never more
+  // than an eighth of the lease, once it is known: a controller that restarts counts it anew and must be found in time.
   absl::Duration min_backoff = absl::Milliseconds(100);
   absl::Duration max_backoff = absl::Seconds(1);
   // After FAILED_PRECONDITION: an operator must act first.
