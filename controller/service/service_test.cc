@@ -437,6 +437,9 @@ TEST_F(ServiceTest, PlansComeInPagesNewestFirst) {
     for (const v1::Plan& plan : response.plans()) seen.push_back(plan.id());
     request.set_page_token(response.next_page_token());
   } while (!request.page_token().empty());
+  // The planning loop may have proposed one of its own before the first of these.
+  ASSERT_GE(seen.size(), made.size());
+  seen.resize(made.size());
   EXPECT_EQ(seen, std::vector<std::string>(made.rbegin(), made.rend()));
 }
 
