@@ -61,14 +61,16 @@ void ShareSolver::FillLevel(int32_t expert, int64_t load, std::span<int64_t> flo
     speeds += speed(order_[used]);
     ++used;
   }
+  // What rounding leaves over is spread: no rank is more than a token off its part of the level.
   int64_t left = load;
   for (size_t i = 0; i < order_.size(); ++i) {
     const int32_t r = order_[i];
     int64_t part = 0;
-    if (i + 1 == used) {
-      part = left;
-    } else if (i < used) {
-      part = std::clamp<int64_t>(sum / speeds * speed(r) + sum % speeds * speed(r) / speeds - load_[rank_[r]], 0, left);
+    if (i < used) {
+      const int64_t level = sum * speed(r) / speeds;
+      sum -= level;
+      speeds -= speed(r);
+      part = i + 1 == used ? left : std::clamp<int64_t>(level - load_[rank_[r]], 0, left);
     }
     flow[r] = part;
     left -= part;
