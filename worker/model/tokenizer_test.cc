@@ -78,7 +78,7 @@ TEST(Tokenizer, GivesHuggingFacesIds) {
     }
     IdHash hash;
     for (const std::string& prompt : prompts) hash.Add(*tokenizer->Encode(prompt));
-    EXPECT_EQ(hash.hex(), variant["prompts"]);
+    EXPECT_EQ(hash.hex(), variant["prompts"].get<std::string>());
   }
 }
 

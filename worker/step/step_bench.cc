@@ -42,6 +42,8 @@ struct Settings {
   int tokens = 256;
   int rounds = 5;
   int steps = 200;
+  // Where the JSON goes; empty: standard output. Named as google-benchmark names it, so that one script runs them all.
+  std::string out;
   CombineMode combine = CombineMode::kExact;
   // Of the single process; a worker of the group has one.
   int threads = static_cast<int>(std::thread::hardware_concurrency());
@@ -280,6 +282,10 @@ int Main(int argc, char** argv) {
     if (number != nullptr && absl::SimpleAtoi(value, number) && *number > 0) continue;
     if (name == "--model") {
       settings.model = value;
+    } else if (name == "--benchmark_out") {
+      settings.out = value;
+    } else if (name == "--benchmark_out_format" && value == "json") {
+      // The only one there is.
     } else if (name == "--combine" && (value == "fast" || value == "exact")) {
       settings.combine = value == "fast" ? CombineMode::kFast : CombineMode::kExact;
     } else {
@@ -318,16 +324,19 @@ int Main(int argc, char** argv) {
   row(absl::StrCat("1 worker, ", settings.threads, " threads"), one);
   row(absl::StrCat(settings.workers, " workers, ", combine), many);
   std::fprintf(stderr, "ratio %.3f in time, %.3f in processor time\n", ratio, cpu_ratio);
-  std::printf("{\"benchmarks\": [\n");
-  std::printf(
-      "{\"name\": \"step/%s/tokens:%d/workers:1\", \"real_time\": %.3f, \"time_unit\": \"us\", "
-      "\"items_per_second\": %.1f},\n",
-      combine, settings.tokens, one.seconds_a_step * 1e6, settings.tokens / one.seconds_a_step);
-  std::printf(
-      "{\"name\": \"step/%s/tokens:%d/workers:%d\", \"real_time\": %.3f, \"time_unit\": \"us\", "
-      "\"items_per_second\": %.1f, \"ratio_to_one_worker\": %.3f, \"cpu_ratio\": %.3f}\n]}\n",
-      combine, settings.tokens, settings.workers, many.seconds_a_step * 1e6, settings.tokens / many.seconds_a_step,
-      ratio, cpu_ratio);
+  std::FILE* const out = settings.out.empty() ? stdout : std::fopen(settings.out.c_str(), "w");
+  BALLAST_CHECK(out != nullptr) << settings.out;
+  std::fprintf(out, "{\"benchmarks\": [\n");
+  std::fprintf(out,
+               "{\"name\": \"step/%s/tokens:%d/workers:1\", \"real_time\": %.3f, \"time_unit\": \"us\", "
+               "\"items_per_second\": %.1f},\n",
+               combine, settings.tokens, one.seconds_a_step * 1e6, settings.tokens / one.seconds_a_step);
+  std::fprintf(out,
+               "{\"name\": \"step/%s/tokens:%d/workers:%d\", \"real_time\": %.3f, \"time_unit\": \"us\", "
+               "\"items_per_second\": %.1f, \"ratio_to_one_worker\": %.3f, \"cpu_ratio\": %.3f}\n]}\n",
+               combine, settings.tokens, settings.workers, many.seconds_a_step * 1e6,
+               settings.tokens / many.seconds_a_step, ratio, cpu_ratio);
+  if (out != stdout) std::fclose(out);
   for (int rank = 0; rank < settings.workers; ++rank) group.Say(rank, 'q');
   single.Say(0, 'q');
   return 0;

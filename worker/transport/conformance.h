@@ -140,7 +140,9 @@ TEST_P(TransportTest, ShorterMessage_ReportsItsOwnLength) {
     const RequestId id = me.rank() == 0 ? me.Send(1, 1, buffer) : me.Receive(0, 1, buffer);
     ASSERT_EQ(me.Wait({&id, 1}, Soon()), absl::OkStatus());
     // Found done before: done for ever.
-    if (me.rank() == 1) EXPECT_EQ(me.ReceivedBytes(id), 10u);
+    if (me.rank() == 1) {
+      EXPECT_EQ(me.ReceivedBytes(id), 10u);
+    }
     EXPECT_EQ(me.Wait({&id, 1}, absl::InfinitePast()), absl::OkStatus());
   });
 }
