@@ -108,7 +108,7 @@ class FixedRows final : public StepSource, public StepEvents {
 
   // Lets `steps` steps run, and times the last nine tenths of them.
   void Start(int steps) {
-    warm_ = steps / 10;
+    warm_ = std::max(1, steps / 10);
     ended_ = 0;
     report_ = Report{};
     left_.store(steps);
