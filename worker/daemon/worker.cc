@@ -224,13 +224,7 @@ void Worker::Impl::StartSession() {
   hello.set_data_address(addresses_.data);
   hello.set_serving_address(addresses_.serving);
 
-  grpc::ChannelArguments arguments;
-  // The session has its own backoff; the channel's must not be longer.
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
-  stub_ = v1::WorkerSession::NewStub(
-      grpc::CreateCustomChannel(config_.controller, grpc::InsecureChannelCredentials(), arguments));
+  stub_ = v1::WorkerSession::NewStub(OpenSessionChannel(config_.controller));
   auto client = std::make_shared<SessionClient>(*stub_, std::move(hello), SessionOptions{}, *this, clock_);
   MutexLock lock(control_mu_);
   client_ = std::move(client);

@@ -3,8 +3,10 @@
 #include <deque>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "grpcpp/client_context.h"
+#include "grpcpp/create_channel.h"
 #include "proto/base/mutex.h"
 
 namespace ballast {
@@ -15,6 +17,18 @@ absl::Status FromGrpc(const grpc::Status& status) {
 }
 
 }  // namespace
+
+std::shared_ptr<grpc::Channel> OpenSessionChannel(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
+  static Mutex& mu = *new Mutex;
+  static auto& opened = *new std::vector<std::shared_ptr<grpc::Channel>>;
+  MutexLock lock(mu);
+  opened.push_back(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  return opened.back();
+}
 
 class SessionClient::Impl {
  public:
