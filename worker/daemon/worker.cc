@@ -298,7 +298,9 @@ bool Worker::Impl::Drain(const std::string& reason) {
 
 absl::Status Worker::Impl::Serving() {
   MutexLock lock(engine_mu_);
-  return engine_ == nullptr ? absl::UnavailableError("this worker is joining its group anew") : engine_->Serving();
+  // Between two views requests are taken in: a new view is mostly a matter of milliseconds, and the engine ends what
+  // waits for one longer than its patience.
+  return engine_ == nullptr ? absl::UnavailableError("this worker is joining its group anew") : absl::OkStatus();
 }
 
 void Worker::Impl::UpdateReadiness() {
