@@ -20,9 +20,14 @@ else
   # Not //...: to this output base the links bazel-* of the other one are folders full of packages.
   folders=()
   for folder in */; do
-    if [ ! -L "${folder%/}" ]; then folders+=("//$folder..."); fi
+    if [ ! -L "${folder%/}" ] && [ -n "$(find "$folder" -name 'BUILD*' -print -quit)" ]; then
+      folders+=("//$folder...")
+    fi
   done
-  found=$("${bazel[@]}" query --noshow_progress "attr(tags, '\\bfuzz\\b', set(${folders[*]}))")
+  found=$("${bazel[@]}" query --noshow_progress "attr(tags, '\\bfuzz\\b', set(${folders[*]}))") || {
+    echo "FAILED fuzz: the targets cannot be listed" >> "$outcomes"
+    exit 1
+  }
   mapfile -t targets < <(grep . <<< "$found" || true)
 fi
 if [ ${#targets[@]} = 0 ]; then
