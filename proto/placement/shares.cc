@@ -11,10 +11,11 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-ShareSolver::ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed)
+ShareSolver::ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed, uint32_t unit)
     : begin_(table.begin),
       rank_(table.rank),
       speed_(speed.begin(), speed.end()),
+      unit_(speed.empty() ? 1 : unit),
       rank_begin_(num_ranks + 1),
       replica_expert_(table.rank.size()),
       load_(num_ranks),
@@ -138,10 +139,10 @@ int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> fl
   int64_t speeds = 0;
   for (int32_t d = 0; d < ranks; ++d) {
     const int64_t speed = speed_.empty() ? 1 : speed_[d];
-    z = std::max(z, CeilDiv(load_[d], speed));
+    z = std::max(z, CeilDiv(load_[d] * unit_, speed));
     speeds += speed;
   }
-  if (ranks > 0) z = std::max(z, CeilDiv(total, speeds));
+  if (ranks > 0) z = std::max(z, CeilDiv(total * unit_, speeds));
   // A level start, then every shared expert once more against the others: close to the answer.
   for (const int32_t e : shared_) FillLevel(e, loads[e], flow);
   for (const int32_t e : shared_) {
@@ -158,7 +159,8 @@ int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> fl
         held += load_[other];
         speed += speed_.empty() ? 1 : speed_[other];
       }
-      z = CeilDiv(held, speed);
+      // Capacities are rounded down, so the mean alone may not move z.
+      z = std::max(z + 1, CeilDiv(held * unit_, speed));
     }
   }
   return z;
@@ -175,41 +177,6 @@ void FlowToWeights(std::span<const int64_t> flow, DispatchTable& table) {
       table.weight[r] = 1;
       if (last - first > 1 && sum > 0) {
         table.weight[r] = static_cast<uint32_t>(std::max<int64_t>(1, (flow[r] * kScale + sum / 2) / sum));
-      }
-    }
-  }
-}
-
-void SplitFlow(const DispatchTable& table, std::span<const int32_t> counts, std::span<const int64_t> flow,
-               int32_t sources, std::span<int64_t> scratch, std::span<int32_t> quotas) {
-  const int32_t experts = table.num_experts();
-  const int32_t replicas = table.num_replicas();
-  BALLAST_CHECK(counts.size() == static_cast<size_t>(sources) * experts &&
-                quotas.size() == static_cast<size_t>(sources) * replicas &&
-                flow.size() == static_cast<size_t>(replicas) && scratch.size() == flow.size())
-      << counts.size() << " counts, " << quotas.size() << " quotas";
-  std::copy(flow.begin(), flow.end(), scratch.begin());
-  std::fill(quotas.begin(), quotas.end(), 0);
-  for (int32_t e = 0; e < experts; ++e) {
-    for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
-      const int32_t s = table.rank[r];
-      if (s >= sources) continue;
-      const int64_t own = std::min<int64_t>(scratch[r], counts[s * experts + e]);
-      quotas[s * replicas + r] = static_cast<int32_t>(own);
-      scratch[r] -= own;
-    }
-    // The rest in rank order: both the sources' remainders and the replicas' lie end to end on one line.
-    int32_t r = table.begin[e];
-    for (int32_t s = 0; s < sources && r < table.begin[e + 1]; ++s) {
-      int64_t left = counts[s * experts + e];
-      for (int32_t own = table.begin[e]; own < table.begin[e + 1]; ++own) left -= quotas[s * replicas + own];
-      while (left > 0) {
-        while (r < table.begin[e + 1] && scratch[r] == 0) ++r;
-        BALLAST_CHECK(r < table.begin[e + 1]) << "the flow of expert " << e << " is below its counts";
-        const int64_t part = std::min(left, scratch[r]);
-        quotas[s * replicas + r] += static_cast<int32_t>(part);
-        scratch[r] -= part;
-        left -= part;
       }
     }
   }

@@ -16,19 +16,20 @@ namespace ballast {
 class ShareSolver {
  public:
   // `table` names each replica's rank, below `num_ranks`; its weights are not read. `speed` [ranks] is each rank's
-  // relative speed, 1 to 2^10; empty: all alike.
-  ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed = {});
+  // relative speed, 1 to 2^10, in units of `unit`: where loads are large it can stay 1; where they are few tokens the
+  // largest speed makes the bound as fine as tokens are. Empty: all alike.
+  ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed = {}, uint32_t unit = 1);
 
   // Splits `loads` [experts] (at least 0, summing to at most 2^42) over the replicas: `flow` [replicas] sums to an
-  // expert's load where it has a replica. Returns the least bound z for which every rank r can have at most
-  // z * speed[r], up to rounding: with speeds all alike, the least possible load of the busiest rank, exactly.
+  // expert's load where it has a replica. Returns the least integer z for which every rank r can have at most
+  // z * speed[r] / unit tokens: with speeds all alike, the least possible load of the busiest rank.
   int64_t Solve(std::span<const int64_t> loads, std::span<int64_t> flow);
 
   // The load of each rank, [ranks], in the last solution.
   std::span<const int64_t> rank_loads() const { return load_; }
 
  private:
-  int64_t Capacity(int64_t z, int32_t rank) const { return speed_.empty() ? z : z * speed_[rank]; }
+  int64_t Capacity(int64_t z, int32_t rank) const { return speed_.empty() ? z : z * speed_[rank] / unit_; }
   void FillLevel(int32_t expert, int64_t load, std::span<int64_t> flow);
   // Moves what `rank` has above its capacity along chains of shared experts to ranks with room. False when the ranks
   // it reaches, left in reached_, have none.
@@ -37,6 +38,7 @@ class ShareSolver {
   std::vector<int32_t> begin_;           // as in the table
   std::vector<int32_t> rank_;            // as in the table
   std::vector<uint32_t> speed_;          // empty: all 1
+  int64_t unit_;                         // of speed_
   std::vector<int32_t> shared_;          // experts with two replicas or more
   std::vector<int32_t> rank_begin_;      // [ranks + 1] into rank_replica_
   std::vector<int32_t> rank_replica_;    // replicas of shared experts, by rank
@@ -54,13 +56,6 @@ class ShareSolver {
 // The shares of a solution as replica weights, expert by expert: proportional to `flow`, summing to about 2^20, at
 // least 1; all 1 where an expert has one replica or no load.
 void FlowToWeights(std::span<const int64_t> flow, DispatchTable& table);
-
-// A step's quotas for every source from all sources' counts: quotas[source][replica] such that an expert's quotas of
-// one source sum to counts[source][expert] and those of one replica to flow[replica]. A source's own replica comes
-// first. `counts` is [sources][experts], `quotas` [sources][replicas], `scratch` [replicas]; `flow` is a solution of
-// the counts' column sums. Source s is rank s.
-void SplitFlow(const DispatchTable& table, std::span<const int32_t> counts, std::span<const int64_t> flow,
-               int32_t sources, std::span<int64_t> scratch, std::span<int32_t> quotas);
 
 }  // namespace ballast
 

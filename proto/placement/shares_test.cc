@@ -135,40 +135,5 @@ TEST(FlowToWeights, AreProportionalAndAtLeastOne) {
   EXPECT_THAT(table.weight, ElementsAre(1, 1048576, 1, 262144, 262144, 524288, 1, 1));
 }
 
-TEST(SplitFlow, SumsBothWaysAndPrefersTheSourceItself) {
-  std::mt19937 random(9);
-  for (int trial = 0; trial < 3000; ++trial) {
-    const int ranks = 1 + random() % 5;
-    const int experts = 1 + random() % 8;
-    const DispatchTable table = RandomTable(random, experts, ranks, 3);
-    const int32_t replicas = table.num_replicas();
-    std::vector<int32_t> counts(ranks * experts);
-    std::vector<int64_t> loads(experts);
-    for (int s = 0; s < ranks; ++s) {
-      for (int e = 0; e < experts; ++e) loads[e] += counts[s * experts + e] = static_cast<int32_t>(random() % 20);
-    }
-    ShareSolver solver(table, ranks);
-    std::vector<int64_t> flow(replicas);
-    solver.Solve(loads, flow);
-    std::vector<int64_t> scratch(replicas);
-    std::vector<int32_t> quotas(ranks * replicas);
-    SplitFlow(table, counts, flow, ranks, scratch, quotas);
-    for (int32_t e = 0; e < experts; ++e) {
-      std::vector<int64_t> by_source(ranks);
-      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
-        int64_t sum = 0;
-        for (int s = 0; s < ranks; ++s) {
-          sum += quotas[s * replicas + r];
-          by_source[s] += quotas[s * replicas + r];
-        }
-        ASSERT_EQ(sum, flow[r]);
-        const int32_t own = table.rank[r];
-        ASSERT_EQ(quotas[own * replicas + r], std::min<int64_t>(flow[r], counts[own * experts + e]));
-      }
-      for (int s = 0; s < ranks; ++s) ASSERT_EQ(by_source[s], counts[s * experts + e]);
-    }
-  }
-}
-
 }  // namespace
 }  // namespace ballast
