@@ -68,7 +68,7 @@ Replication ReplicateExperts(std::span<const float> weights, int32_t replicas) {
 }
 
 std::vector<int32_t> RebalanceExperts(std::span<const float> weights, int32_t replicas, int32_t groups, int32_t nodes,
-                                      int32_t gpus) {
+                                      int32_t gpus, std::vector<int32_t>* rank) {
   if (groups % nodes != 0) groups = nodes = 1;
   const auto experts = static_cast<int32_t>(weights.size());
   BALLAST_CHECK(experts % groups == 0 && gpus % nodes == 0 && replicas % gpus == 0 && replicas >= experts)
@@ -90,6 +90,7 @@ std::vector<int32_t> RebalanceExperts(std::span<const float> weights, int32_t re
   const int32_t node_replicas = replicas / nodes;
   const int32_t node_gpus = gpus / nodes;
   std::vector<int32_t> physical_to_logical(replicas);
+  if (rank != nullptr) rank->resize(replicas);
   std::vector<float> node_weight(node_experts);
   for (int32_t n = 0; n < nodes; ++n) {
     for (int32_t i = 0; i < node_experts; ++i) node_weight[i] = weights[in_order[n * node_experts + i]];
@@ -103,6 +104,7 @@ std::vector<int32_t> RebalanceExperts(std::span<const float> weights, int32_t re
     for (int32_t p = 0; p < node_replicas; ++p) {
       const int32_t slot = packing.pack[p] * (node_replicas / node_gpus) + packing.rank_in_pack[p];
       physical_to_logical[n * node_replicas + slot] = in_order[n * node_experts + replication.expert[p]];
+      if (rank != nullptr) (*rank)[n * node_replicas + slot] = replication.rank[p];
     }
   }
   return physical_to_logical;

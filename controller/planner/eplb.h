@@ -33,8 +33,10 @@ Replication ReplicateExperts(std::span<const float> weights, int32_t replicas);
 // physical_to_logical of one layer: [replicas], gpus blocks of replicas / gpus. Hierarchical (groups to nodes, replicas
 // within nodes, then to GPUs) when groups divide by nodes, else global. Needs weights to divide by groups, gpus by
 // nodes and replicas by gpus; the caller sees to it. May put two replicas of an expert on one GPU.
+// `rank` [replicas], where not null, gets which copy of its expert each one is, from 0: the published order of
+// logical_to_physical.
 std::vector<int32_t> RebalanceExperts(std::span<const float> weights, int32_t replicas, int32_t groups, int32_t nodes,
-                                      int32_t gpus);
+                                      int32_t gpus, std::vector<int32_t>* rank = nullptr);
 
 // EPLB for Ballast's placements: on the blend of the scenarios, as many slots a layer on every worker as the request
 // allows. Where the published algorithm puts an expert twice on one worker, the second copy changes places with the

@@ -27,6 +27,14 @@ TEST(RebalanceExperts, GivesThePublishedExample) {
               ElementsAre(7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1));
 }
 
+TEST(RebalanceExperts, NumbersCopiesInThePublishedOrder) {
+  std::vector<int32_t> rank;
+  RebalanceExperts(kPublishedWeights[0], 16, 4, 2, 8, &rank);
+  EXPECT_THAT(rank, ElementsAre(0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0));
+  RebalanceExperts(kPublishedWeights[1], 16, 4, 2, 8, &rank);
+  EXPECT_THAT(rank, ElementsAre(0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0));
+}
+
 TEST(RebalanceExperts, GroupsThatDoNotDivideByNodesAreGlobal) {
   EXPECT_EQ(RebalanceExperts(kPublishedWeights[0], 16, 3, 2, 8), RebalanceExperts(kPublishedWeights[0], 16, 1, 1, 8));
 }

@@ -202,7 +202,7 @@ Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots)
 absl::StatusOr<std::vector<DispatchTable>> CostAwarePolicy::Place(const PlanRequest& request) const {
   const auto workers = static_cast<int32_t>(request.topology.workers.size());
   const LoadMatrix blend = Blend(request.scenarios);
-  const bool many = request.scenarios.size() > 1;
+  const bool equal_split = request.scenarios.size() > 1 || split_ == Split::kEqual;
   const auto search = [&](int32_t l, std::span<const int32_t> slots, int32_t proposals) {
     std::vector<std::vector<double>> loads;
     for (const Scenario& s : request.scenarios) loads.emplace_back(s.load.layer(l).begin(), s.load.layer(l).end());
@@ -237,7 +237,7 @@ absl::StatusOr<std::vector<DispatchTable>> CostAwarePolicy::Place(const PlanRequ
     BALLAST_ASSIGN_OR_RETURN(const int32_t slots, SlotsPerLayer(request));
     const std::vector<int32_t> equal(workers, slots);
     for (int32_t l = 0; l < blend.layers; ++l) {
-      layers.push_back(many ? search(l, equal, proposals_) : PlaceLevel(blend.layer(l), workers, slots));
+      layers.push_back(equal_split ? search(l, equal, proposals_) : PlaceLevel(blend.layer(l), workers, slots));
     }
   }
   std::vector<DispatchTable> current;
@@ -249,7 +249,7 @@ absl::StatusOr<std::vector<DispatchTable>> CostAwarePolicy::Place(const PlanRequ
                                    [&](const auto& pack) { return pack.size() == layers[l][0].size(); });
     if (!current.empty() && alike) layers[l] = Relabel(layers[l], current[l], workers);
     tables.push_back(ToTable(layers[l], blend.experts));
-    if (many) tables.back().weight.assign(tables.back().weight.size(), 1);
+    if (equal_split) tables.back().weight.assign(tables.back().weight.size(), 1);
   }
   return tables;
 }

@@ -32,7 +32,8 @@ Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots)
 
 // Ballast's own policy. Packs go to the workers that hold most of them already.
 //
-// One load, as many slots in every layer: PlaceLevel, with shares solved for the load.
+// One load, as many slots in every layer: PlaceLevel, with shares solved for the load. For an engine that splits
+// equally: the packs that are best with equal split, by search.
 //
 // Several loads: the packs that are best under the worst of them with equal split, by search (search.h). Placements
 // tuned to shares serve unseen loads worse; shares that are solved step by step come on top.
@@ -41,13 +42,17 @@ Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots)
 // by need; shares are solved where there is one load.
 class CostAwarePolicy final : public PlannerPolicy {
  public:
+  // What the engine does with an expert's tokens: follows shares, or splits them equally over the replicas.
+  enum class Split { kSolved, kEqual };
   // `proposals`: how long a layer is searched where it is, see SearchOptions.
-  explicit CostAwarePolicy(int32_t proposals = 200'000) : proposals_(proposals) {}
+  explicit CostAwarePolicy(int32_t proposals = 200'000, Split split = Split::kSolved)
+      : proposals_(proposals), split_(split) {}
   std::string_view name() const override { return "cost-aware"; }
   absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const override;
 
  private:
   const int32_t proposals_;
+  const Split split_;
 };
 
 }  // namespace ballast

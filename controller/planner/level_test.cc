@@ -96,6 +96,20 @@ TEST(CostAwarePolicy, PlansAreLevelAndKeepWhatTheyCan) {
   EXPECT_EQ(MakePlan(CostAwarePolicy(), request)->moves, 0);
 }
 
+TEST(CostAwarePolicy, ServesEnginesThatSplitEqually) {
+  std::mt19937 random(4);
+  PlanRequest request;
+  request.scenarios = {{"load", 1, LoadMatrix(2, 24)}};
+  request.scenarios[0].load.tokens = RandomTokens(random, 2 * 24);
+  request.topology = UniformTopology(4, 1, 2 * 7);
+  const auto plan = MakePlan(CostAwarePolicy(20'000, CostAwarePolicy::Split::kEqual), request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  for (const Replica& r : plan->placement.replicas) EXPECT_EQ(r.weight, 1u);
+  const auto solved = MakePlan(CostAwarePolicy(), request);
+  ASSERT_TRUE(solved.ok()) << solved.status();
+  EXPECT_GT(plan->predicted[0].balancedness_equal_split, solved->predicted[0].balancedness_equal_split);
+}
+
 TEST(CostAwarePolicy, OddButValid) {
   for (const auto& [workers, experts, slots] :
        std::vector<std::tuple<int32_t, int32_t, int32_t>>{{1, 1, 1}, {10000, 1, 1}, {1, 8, 8}, {3, 3, 1}, {2, 5, 3}}) {
