@@ -1,10 +1,13 @@
 // Files of expert loads, recognised from their content:
 //
-//   ballast      {"format": "ballast.load/v1", ...}, see docs/schemas/load.v1.schema.json
-//   sglang       {"logical_count": [layers][experts] or [steps][layers][experts]}, SGLang's expert distribution
-//   recorder routes       csv with the header layer,sample,token,e0,e1,...: each token's experts counts       csv with
-//   the header dataset,iteration,layer,e0,...: tokens by expert model-counts {MODEL: {"expert_counts": {DOMAIN:
-//   [layers][experts]}}}
+//   ballast         {"format": "ballast.load/v1", ...}, see docs/schemas/load.v1.schema.json
+//   trace           {"format": "ballast.trace/v1", ...}, see docs/schemas/trace.v1.schema.json
+//   sglang          {"logical_count": [layers][experts] or [steps][layers][experts]}, SGLang's expert distribution
+//                   recorder, as JSON or as it dumps it (.pt)
+//   sglang-records  the same recorder's dumps (.pt) pass by pass or token by token
+//   routes          csv with the header layer,sample,token,e0,e1,...: each token's experts
+//   counts          csv with the header dataset,iteration,layer,e0,...: tokens by expert
+//   model-counts    {MODEL: {"expert_counts": {DOMAIN: [layers][experts]}}}
 //
 // Each of them may be gzipped. Parsing is pure and safe on any bytes; only Read* touch files.
 #ifndef BALLAST_CONTROLLER_FORMATS_LOAD_FILE_H_
@@ -33,8 +36,9 @@ struct RouteTrace {
   int32_t top_k = 0;
   // [rows]: [tokens][top_k] experts, in the order of the file. Rows may differ in tokens.
   std::vector<std::vector<int32_t>> experts;
-  // [rows]: [tokens] the sample that the token belongs to.
+  // [rows]: [tokens] the sample that the token belongs to, and the token's number in it or in the file.
   std::vector<std::vector<int64_t>> samples;
+  std::vector<std::vector<int64_t>> tokens;
 };
 
 struct LoadFile {
