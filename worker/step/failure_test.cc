@@ -177,18 +177,22 @@ TEST_F(FailureTest, MissingExpert_FailsWhatNeedsItAndNothingElse) {
 }
 
 TEST_F(FailureTest, LateRank_IsNamedWhenTheStepsDeadlinePasses) {
-  TestGroup group(kTiny, 2, {.step_timeout = absl::Milliseconds(300)});
+  SimulatedClock clock;
+  TestGroup group(kTiny, 2, {.clock = &clock, .hasty_worker = 0, .hasty_step_timeout = absl::Seconds(1)});
   ASSERT_NO_FATAL_FAILURE(group.Install(group.placement()));
   std::atomic<bool> dropped{false};
   group.views().SetHook([&](ViewId, const InProcessMessage& message) {
     // Dispatch messages are longer than the follower's requests for a step.
-    if (message.from == 1 && message.bytes > 40 && !dropped.exchange(true)) return MessageFate::kDrop;
-    return MessageFate::kDeliver;
+    if (message.from != 1 || message.bytes <= 40 || dropped.exchange(true)) return MessageFate::kDeliver;
+    dropped.notify_all();
+    return MessageFate::kDrop;
   });
   std::mt19937 random(4);
   const Job job = RandomJob(random, 3);
   const int number = group.worker(1)->source->Submit(job);
-  // The leader's time runs first, for its step began first.
+  // The step that the message belongs to was announced before: its deadline is set.
+  dropped.wait(false);
+  clock.Advance(absl::Seconds(1));
   ASSERT_TRUE(group.worker(0)->events.AwaitLoss(ViewId(1)));
   const auto losses = group.worker(0)->events.losses();
   EXPECT_THAT(losses[0].ranks, ElementsAre(1));

@@ -37,6 +37,9 @@ class InProcessViews {
   // Asked for every message of every view.
   using Hook = std::function<MessageFate(ViewId, const InProcessMessage&)>;
 
+  // `clock` judges the deadlines of connecting and of the meshes.
+  explicit InProcessViews(Clock* clock = &Clock::Real()) : clock_(*clock) {}
+
   std::unique_ptr<TransportFactory> Factory() { return std::make_unique<Factory_>(*this); }
   // For messages of meshes made from now on, and of those that have been made.
   void SetHook(Hook hook) BALLAST_EXCLUDES(mu_) {
@@ -74,7 +77,7 @@ class InProcessViews {
     MutexLock lock(mu_);
     Mesh& mesh = meshes_[view.view];
     if (mesh.mesh == nullptr) {
-      mesh.mesh = std::make_unique<InProcessMesh>(view.size());
+      mesh.mesh = std::make_unique<InProcessMesh>(view.size(), InProcessOptions{.clock = &clock_});
       Arm(view.view, *mesh.mesh);
     }
     transport = mesh.mesh->Join(view.rank);
@@ -82,7 +85,7 @@ class InProcessViews {
     changed_.NotifyAll();
     while (mesh.joined < view.size()) {
       if (factory.cancelled >= view.view) return absl::CancelledError("connecting was cancelled");
-      if (!Clock::Real().WaitUntil(changed_, mu_, deadline)) return absl::DeadlineExceededError("a member is missing");
+      if (!clock_.WaitUntil(changed_, mu_, deadline)) return absl::DeadlineExceededError("a member is missing");
     }
     return transport;
   }
@@ -94,6 +97,7 @@ class InProcessViews {
     }
   }
 
+  Clock& clock_;
   Mutex mu_;
   CondVar changed_;
   std::map<ViewId, Mesh> meshes_ BALLAST_GUARDED_BY(mu_);
@@ -361,15 +365,19 @@ struct TestWorkerOptions {
   CombineMode combine = CombineMode::kExact;
   int capacity = 32;
   int threads = 1;
-  absl::Duration step_timeout = kTestPatience;
   absl::Duration view_patience = kTestPatience;
+  // Of the engines and their transports.
+  Clock* clock = &Clock::Real();
+  // Of one worker, the others' being kTestPatience.
+  int hasty_worker = -1;
+  absl::Duration hasty_step_timeout;
 };
 
 // One worker without services.
 class TestWorker {
  public:
   TestWorker(const Checkpoint& checkpoint, const std::string& name, InProcessViews& views,
-             const TestWorkerOptions& options, uint32_t seed)
+             const TestWorkerOptions& options, absl::Duration step_timeout, uint32_t seed)
       : name(name),
         pool(options.threads),
         experts(checkpoint),
@@ -383,9 +391,10 @@ class TestWorker {
     store = Value(ExpertStore::Create(experts, {.worker = name, .capacity = {.slots = slots, .staging_slots = 2}}));
     source = std::make_unique<RandomSource>(*cache, checkpoint.config().vocab_size, counters, seed);
     engine = Value(StepEngine::Create({.moe = {.combine = options.combine, .capacity = options.capacity},
-                                       .step_timeout = options.step_timeout,
+                                       .step_timeout = step_timeout,
                                        .connect_timeout = kTestPatience,
-                                       .view_patience = options.view_patience},
+                                       .view_patience = options.view_patience,
+                                       .clock = options.clock},
                                       {.decoder = decoder.get(),
                                        .experts = store.get(),
                                        .pool = &pool,
@@ -462,7 +471,7 @@ inline Placement RandomPlacement(const Checkpoint& checkpoint, const std::vector
 class TestGroup {
  public:
   TestGroup(const std::string& model, int workers, const TestWorkerOptions& options = {}, uint32_t seed = 1)
-      : options_(options), random_(seed) {
+      : options_(options), random_(seed), views_(options.clock) {
     checkpoint_ = TestWorker::Value(Checkpoint::Open(model));
     for (int i = 0; i < workers; ++i) {
       names_.push_back(absl::StrCat("w", i));
@@ -536,7 +545,9 @@ class TestGroup {
 
  private:
   std::unique_ptr<TestWorker> Make(int i) {
-    return std::make_unique<TestWorker>(*checkpoint_, names_[i], views_, options_, static_cast<uint32_t>(random_()));
+    const absl::Duration step_timeout = i == options_.hasty_worker ? options_.hasty_step_timeout : kTestPatience;
+    return std::make_unique<TestWorker>(*checkpoint_, names_[i], views_, options_, step_timeout,
+                                        static_cast<uint32_t>(random_()));
   }
 
   const TestWorkerOptions options_;

@@ -22,7 +22,8 @@ class ProtocolTest : public ::testing::Test {
  protected:
   explicit ProtocolTest(int engine_rank = 0)
       : engine_rank_(engine_rank), checkpoint_(TestWorker::Value(Checkpoint::Open(kTiny))) {
-    worker_ = std::make_unique<TestWorker>(*checkpoint_, "engine", views_, TestWorkerOptions{.capacity = 8}, 1);
+    worker_ = std::make_unique<TestWorker>(*checkpoint_, "engine", views_, TestWorkerOptions{.capacity = 8},
+                                           kTestPatience, 1);
     Placement p{.epoch = Epoch(3),
                 .shares_version = SharesVersion(1),
                 .num_layers = layers(),
