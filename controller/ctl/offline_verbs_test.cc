@@ -139,6 +139,28 @@ TEST_F(OfflineVerbsTest, ScenariosAndDiff) {
   EXPECT_THAT(out_.str(), HasSubstr("SCENARIO"));
 }
 
+TEST_F(OfflineVerbsTest, SimulatesSteps) {
+  Write("skew.json", R"({"logical_count": [[60, 25, 10, 5]]})");
+  Write("cost.json", R"({"format": "ballast.cost_model/v1", "microseconds_per_step": 1000})");
+  ASSERT_EQ(Run("plan --load @skew.json --gpus 2 --slots-per-gpu 3 --out @plan.json"), 0) << err_.str();
+  const std::string line = "simulate --plan @plan.json --load @skew.json --cost-model @cost.json --top-k 2 --steps 20";
+  const auto json = Json(line);
+  EXPECT_GT(json["step_balancedness"], 0.9);
+  EXPECT_EQ(json["step_microseconds"], json["plan_shares"]["step_microseconds"]);
+  EXPECT_LT(json["equal_split"]["step_balancedness"], json["plan_shares"]["step_balancedness"]);
+  EXPECT_GE(json["shares_per_step"]["step_balancedness"], json["plan_shares"]["step_balancedness"]);
+  EXPECT_GT(json["shares_per_step"]["tokens_per_second"], json["equal_split"]["tokens_per_second"]);
+  // 4096 x 2 pairs on two GPUs at 0.2 us each, and what they cost besides.
+  EXPECT_GT(json["shares_per_step"]["step_microseconds"], 1000 + 0.2 * 4096);
+  EXPECT_EQ(Json(line), json);
+  ASSERT_EQ(Run(line), 0) << err_.str();
+  EXPECT_THAT(out_.str(), HasSubstr("shares per step"));
+  Write("bad.json", R"({"format": "ballast.cost_model/v1", "microseconds_per_layer": -1})");
+  EXPECT_EQ(Run("simulate --plan @plan.json --load @skew.json --cost-model @bad.json"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("microseconds_per_layer"));
+  EXPECT_EQ(Run(line + " --tokens-per-step 0"), 2);
+}
+
 TEST_F(OfflineVerbsTest, YamlSaysTheSame) {
   ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @plan.json --output yaml"), 0);
   EXPECT_THAT(out_.str(), HasSubstr("cost-aware"));
@@ -186,7 +208,7 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
 }
 
 TEST_F(OfflineVerbsTest, HelpTeaches) {
-  for (const char* verb : {"plan", "score", "diff", "export"}) {
+  for (const char* verb : {"plan", "score", "diff", "export", "simulate"}) {
     EXPECT_EQ(Run(std::string(verb) + " --help"), 0);
     EXPECT_THAT(out_.str(), HasSubstr("Example")) << verb;
   }
