@@ -40,6 +40,12 @@ absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config
         {{"why", parts->tokenizer->why_ids_only()}});
   }
   const ModelConfig& model = parts->checkpoint->config();
+  if (parts->tokenizer->vocab_size() > model.vocab_size) {
+    // Text would become ids that the model has no embedding of.
+    return absl::InvalidArgumentError(absl::StrCat(config.model, ": the tokenizer has ids up to ",
+                                                   parts->tokenizer->vocab_size() - 1, ", the model's vocab_size is ",
+                                                   model.vocab_size));
+  }
   parts->pool = std::make_unique<ThreadPool>(config.compute_threads);
   BALLAST_ASSIGN_OR_RETURN(parts->decoder,
                            Decoder::Create(*parts->checkpoint, *parts->pool, {.max_rows = config.capacity}));
