@@ -95,7 +95,7 @@ void PrintPlan(const Plan& plan, const Options& o, CtlContext& context) {
                                    {"bytes", plan.bytes},
                                    {"waves", plan.waves.size()},
                                    {"predicted_gain", plan.gain},
-                                   {"transfer_seconds", plan.transfer_seconds},
+                                   {"transfer_seconds", plan.transfer.seconds},
                                    {"out", o.out}};
     PrintDocument(context.output, json, context.out);
     return;

@@ -98,6 +98,7 @@ absl::Status ReadFormat(Fields& fields, std::string_view want) {
 absl::Status ReadTopologyFields(Fields& fields, const std::string& where, Topology& topology) {
   BALLAST_RETURN_IF_ERROR(fields.Number("node_bytes_per_second", topology.node_bytes_per_second));
   BALLAST_RETURN_IF_ERROR(fields.Number("cross_node_bytes_per_second", topology.cross_node_bytes_per_second));
+  BALLAST_RETURN_IF_ERROR(fields.Number("checkpoint_bytes_per_second", topology.checkpoint_bytes_per_second));
   const nlohmann::json* workers = nullptr;
   BALLAST_RETURN_IF_ERROR(fields.List("workers", workers));
   for (size_t i = 0; i < workers->size(); ++i) {
@@ -237,6 +238,7 @@ std::string FormatPlan(const PlanFile& plan) {
   }
   add("topology", {{"node_bytes_per_second", plan.topology.node_bytes_per_second},
                    {"cross_node_bytes_per_second", plan.topology.cross_node_bytes_per_second},
+                   {"checkpoint_bytes_per_second", plan.topology.checkpoint_bytes_per_second},
                    {"workers", std::move(workers)}});
   out += ",\n \"placement\": [";
   int32_t layer = -1;

@@ -31,6 +31,7 @@ class CraftPolicy final : public PlannerPolicy {
  public:
   std::string_view name() const override { return "craft"; }
   absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const override;
+  Split split(const PlanRequest& /*request*/) const override { return Split::kEqual; }
 };
 
 // The counts of a layer that are tried, 0 first: 0, 1, 2, 3, 4, 6, 8, 12, 16, ... up to `most`.

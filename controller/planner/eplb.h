@@ -46,11 +46,12 @@ std::vector<int32_t> RebalanceExperts(std::span<const float> weights, int32_t re
 class EplbPolicy final : public PlannerPolicy {
  public:
   // How an expert's tokens are split over its replicas: with shares solved for the load, or equally as published.
-  enum class Split { kSolved, kEqual };
+  using Split = ballast::Split;
   // `groups`: the model's expert groups (group-limited routing); 1 for none, then the global form.
   explicit EplbPolicy(int32_t groups = 1, Split split = Split::kSolved) : groups_(groups), split_(split) {}
   std::string_view name() const override { return "eplb"; }
   absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const override;
+  Split split(const PlanRequest& /*request*/) const override { return split_; }
 
  private:
   const int32_t groups_;

@@ -1,31 +1,8 @@
 #include "controller/planner/gate.h"
 
-#include <algorithm>
-#include <set>
-
 #include "absl/strings/str_format.h"
 
 namespace ballast {
-
-GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
-  GateInput input;
-  input.gain = plan.gain;
-  input.moves = plan.moves;
-  input.transfer_seconds = plan.transfer_seconds;
-  input.waves = static_cast<int64_t>(plan.waves.size());
-  const LoadMatrix& shape = request.scenarios[0].load;
-  double tokens = 0;
-  for (const Scenario& s : request.scenarios) {
-    for (const double t : s.load.tokens) tokens += t;
-  }
-  input.tokens_per_worker_layer = tokens / shape.layers / static_cast<double>(request.topology.workers.size());
-  if (request.current) {
-    for (const DispatchTable& layer : Onto(*request.current, request.topology)) {
-      for (int32_t e = 0; e < layer.num_experts(); ++e) input.restores_experts |= layer.begin[e] == layer.begin[e + 1];
-    }
-  }
-  return input;
-}
 
 GateDecision Decide(const GateInput& input, const GateLimits& limits) {
   GateDecision out;

@@ -5,8 +5,6 @@
 #include <cstdint>
 #include <string>
 
-#include "controller/planner/planner.h"
-
 namespace ballast {
 
 struct GateLimits {
@@ -46,7 +44,6 @@ struct GateDecision {
   std::string reason;
 };
 
-GateInput MakeGateInput(const PlanRequest& request, const Plan& plan);
 GateDecision Decide(const GateInput& input, const GateLimits& limits);
 
 }  // namespace ballast

@@ -43,12 +43,15 @@ Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots)
 class CostAwarePolicy final : public PlannerPolicy {
  public:
   // What the engine does with an expert's tokens: follows shares, or splits them equally over the replicas.
-  enum class Split { kSolved, kEqual };
+  using Split = ballast::Split;
   // `proposals`: how long a layer is searched where it is, see SearchOptions.
   explicit CostAwarePolicy(int32_t proposals = 200'000, Split split = Split::kSolved)
       : proposals_(proposals), split_(split) {}
   std::string_view name() const override { return "cost-aware"; }
   absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const override;
+  Split split(const PlanRequest& request) const override {
+    return request.scenarios.size() > 1 ? Split::kEqual : split_;
+  }
 
  private:
   const int32_t proposals_;

@@ -1,9 +1,11 @@
 #include "controller/planner/planner.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "controller/planner/objective.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
 #include "proto/placement/shares.h"
@@ -36,40 +38,31 @@ class Weigher {
   std::vector<uint32_t> speeds_;
 };
 
-absl::Status ValidateRequest(const PlanRequest& request) {
-  BALLAST_RETURN_IF_ERROR(Validate(request.topology));
-  BALLAST_RETURN_IF_ERROR(Validate(request.scenarios));
-  if (request.expert_bytes < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("expert_bytes: ", request.expert_bytes, "; must be at least 0"));
+// The tables with the changes made, workers ascending.
+std::vector<DispatchTable> AfterChanges(std::vector<DispatchTable> tables, std::span<const Change> changes) {
+  std::vector<std::vector<const Change*>> of(tables.size());
+  for (const Change& change : changes) of[change.layer].push_back(&change);
+  for (size_t l = 0; l < tables.size(); ++l) {
+    if (of[l].empty()) continue;
+    DispatchTable& table = tables[l];
+    std::vector<std::vector<int32_t>> holders(table.num_experts());
+    for (int32_t e = 0; e < table.num_experts(); ++e) {
+      holders[e].assign(table.rank.begin() + table.begin[e], table.rank.begin() + table.begin[e + 1]);
+    }
+    for (const Change* change : of[l]) {
+      for (const auto& [e, w] : change->departures) std::erase(holders[e], w);
+      for (const auto& [e, w] : change->arrivals) {
+        holders[e].insert(std::lower_bound(holders[e].begin(), holders[e].end(), w), w);
+      }
+    }
+    table.rank.clear();
+    for (int32_t e = 0; e < table.num_experts(); ++e) {
+      table.rank.insert(table.rank.end(), holders[e].begin(), holders[e].end());
+      table.begin[e + 1] = static_cast<int32_t>(table.rank.size());
+    }
+    table.weight.assign(table.rank.size(), 1);
   }
-  if (request.slots_per_layer < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("slots_per_layer: ", request.slots_per_layer, "; must be at least 0"));
-  }
-  if (!request.current) return absl::OkStatus();
-  const LoadMatrix& load = request.scenarios[0].load;
-  if (request.current->num_layers != load.layers || request.current->num_experts != load.experts) {
-    return absl::InvalidArgumentError(absl::StrCat("current: ", request.current->num_layers, " layers of ",
-                                                   request.current->num_experts, " experts; the load has ", load.layers,
-                                                   " of ", load.experts));
-  }
-  return Validate(*request.current);
-}
-
-// `current` over topology's workers. Replicas on others are gone, so experts may be without.
-Placement OverTopology(const Placement& current, const Topology& topology) {
-  Placement out;
-  out.num_layers = current.num_layers;
-  out.num_experts = current.num_experts;
-  for (const TopologyWorker& w : topology.workers) out.workers.push_back(w.name);
-  for (Replica r : current.replicas) {
-    const auto found = std::find(out.workers.begin(), out.workers.end(), current.workers[r.worker]);
-    if (found == out.workers.end()) continue;
-    r.worker = static_cast<int32_t>(found - out.workers.begin());
-    out.replicas.push_back(r);
-  }
-  out.Sort();
-  return out;
+  return tables;
 }
 
 // Slots from 0 on every worker, layer after layer.
@@ -88,6 +81,66 @@ Placement FirstPlacement(std::span<const DispatchTable> layers, const Topology& 
     }
   }
   return out;
+}
+
+std::vector<SlotCapacity> Capacities(const Topology& topology) {
+  std::vector<SlotCapacity> capacity;
+  for (const TopologyWorker& w : topology.workers) capacity.push_back(w.capacity);
+  return capacity;
+}
+
+// The placement that the waves lead to, and what they cost.
+void FollowWaves(const PlanRequest& request, const Placement& current, Plan& plan) {
+  plan.placement = current;
+  for (const Wave& wave : plan.waves) {
+    plan.placement = ApplyWave(std::move(plan.placement), wave);
+    plan.moves += static_cast<int64_t>(wave.moves.size());
+  }
+  plan.bytes = plan.moves * request.expert_bytes;
+  plan.transfer = CostOfTransfers(plan.waves, request.topology, request.expert_bytes);
+}
+
+std::vector<double> Busiest(std::span<const LoadScore> scores) {
+  std::vector<double> busiest;
+  for (const LoadScore& score : scores) busiest.push_back(score.busiest);
+  return busiest;
+}
+
+// The effect of plan.placement, and of `current` where there is one.
+void Predict(const PlanRequest& request, const Placement* current, Plan& plan) {
+  for (const Scenario& s : request.scenarios) plan.predicted.push_back(ScoreLoad(plan.placement, s, request.topology));
+  const Objective objective(request.scenarios, request.topology);
+  plan.objective = plan.objective_now = objective.Of(Busiest(plan.predicted));
+  if (current == nullptr) return;
+  for (const Scenario& s : request.scenarios) plan.current.push_back(ScoreLoad(*current, s, request.topology));
+  plan.objective_now = objective.Of(Busiest(plan.current));
+  plan.gain = 1 - plan.objective / plan.objective_now;
+  for (size_t i = 0; i < plan.current.size(); ++i) {
+    plan.gain_tokens += plan.current[i].busiest - plan.predicted[i].busiest;
+  }
+  plan.gain_microseconds = plan.gain_tokens * request.cost_model.microseconds_per_token;
+  plan.gate = Decide(MakeGateInput(request, plan), request.gate);
+}
+
+absl::StatusOr<Plan> MakeIncrement(const PlannerPolicy& policy, const PlanRequest& request) {
+  const Placement current = OverTopology(*request.current, request.topology);
+  if (const absl::Status sound = Validate(current, Capacities(request.topology)); !sound.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("current: on the topology's workers: ", std::string(sound.message())));
+  }
+  BALLAST_ASSIGN_OR_RETURN(const int64_t moves, AllowedMoves(request.move_budget, request.expert_bytes));
+  const Split split = policy.split(request);
+  const std::vector<Change> changes =
+      FindIncrement(current, request.topology, request.scenarios, split, LimitsOf(request, moves));
+  BALLAST_ASSIGN_OR_RETURN(Plan plan, PlanChanges(policy.name(), request, current, changes, split));
+  // The search knows the split that the policy goes by, for all scenarios together; by the weights in force a scenario
+  // may say otherwise.
+  if (plan.objective <= plan.objective_now) return plan;
+  Plan none;
+  none.policy = policy.name();
+  none.placement = current;
+  Predict(request, &current, none);
+  return none;
 }
 
 }  // namespace
@@ -131,8 +184,86 @@ Placement WithSolvedShares(Placement placement, const Topology& topology, std::s
   return placement;
 }
 
+IncrementLimits LimitsOf(const PlanRequest& request, int64_t max_moves) {
+  IncrementLimits limits;
+  limits.max_moves = max_moves;
+  limits.slots_per_layer = request.slots_per_layer;
+  if (request.replicas_per_worker) {
+    const LoadMatrix& load = request.scenarios[0].load;
+    const auto workers = static_cast<int64_t>(request.topology.workers.size());
+    const int64_t each = (static_cast<int64_t>(load.layers) * load.experts + workers - 1) / workers;
+    limits.slots_per_worker = static_cast<int32_t>(
+        std::min<int64_t>(each + *request.replicas_per_worker, std::numeric_limits<int32_t>::max()));
+  }
+  return limits;
+}
+
+absl::Status Validate(const PlanRequest& request) {
+  BALLAST_RETURN_IF_ERROR(Validate(request.topology));
+  BALLAST_RETURN_IF_ERROR(Validate(request.scenarios));
+  if (request.expert_bytes < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("expert_bytes: ", request.expert_bytes, "; must be at least 0"));
+  }
+  if (request.slots_per_layer < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("slots_per_layer: ", request.slots_per_layer, "; must be at least 0"));
+  }
+  BALLAST_RETURN_IF_ERROR(AllowedMoves(request.move_budget, request.expert_bytes).status());
+  BALLAST_RETURN_IF_ERROR(Validate(request.cost_model));
+  if (!request.current) return absl::OkStatus();
+  const LoadMatrix& load = request.scenarios[0].load;
+  if (request.current->num_layers != load.layers || request.current->num_experts != load.experts) {
+    return absl::InvalidArgumentError(absl::StrCat("current: ", request.current->num_layers, " layers of ",
+                                                   request.current->num_experts, " experts; the load has ", load.layers,
+                                                   " of ", load.experts));
+  }
+  return Validate(*request.current);
+}
+
+GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
+  GateInput input;
+  input.gain = plan.gain;
+  input.moves = plan.moves;
+  input.transfer_seconds = plan.transfer.seconds;
+  input.waves = static_cast<int64_t>(plan.waves.size());
+  const LoadMatrix& shape = request.scenarios[0].load;
+  double tokens = 0;
+  for (const Scenario& s : request.scenarios) {
+    for (const double t : s.load.tokens) tokens += t;
+  }
+  input.tokens_per_worker_layer = tokens / shape.layers / static_cast<double>(request.topology.workers.size());
+  if (request.current) {
+    for (const DispatchTable& layer : Onto(*request.current, request.topology)) {
+      for (int32_t e = 0; e < layer.num_experts(); ++e) input.restores_experts |= layer.begin[e] == layer.begin[e + 1];
+    }
+  }
+  return input;
+}
+
+absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,
+                                 std::span<const Change> changes, Split split) {
+  const LoadMatrix blend = Blend(request.scenarios);
+  const Weigher weigher(request.topology);
+  std::vector<DispatchTable> target = AfterChanges(Onto(current, request.topology), changes);
+  for (int32_t l = 0; l < blend.layers; ++l) {
+    if (split == Split::kSolved) {
+      weigher.Solve(blend.layer(l), target[l]);
+    } else {
+      target[l].weight.assign(target[l].rank.size(), 1);
+    }
+  }
+  Plan plan;
+  plan.policy = name;
+  BALLAST_ASSIGN_OR_RETURN(plan.waves,
+                           PackWaves(current, changes, target, request.topology, request.scenarios, request.waves));
+  FollowWaves(request, current, plan);
+  Predict(request, &current, plan);
+  return plan;
+}
+
 absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& request) {
-  BALLAST_RETURN_IF_ERROR(ValidateRequest(request));
+  BALLAST_RETURN_IF_ERROR(Validate(request));
+  if (request.current && request.move_budget.limited()) return MakeIncrement(policy, request);
   BALLAST_ASSIGN_OR_RETURN(std::vector<DispatchTable> layers, policy.Place(request));
   const LoadMatrix blend = Blend(request.scenarios);
   const Weigher weigher(request.topology);
@@ -142,31 +273,18 @@ absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& re
   }
   Plan plan;
   plan.policy = policy.name();
+  std::optional<Placement> current;
   if (request.current) {
-    const Placement current = OverTopology(*request.current, request.topology);
+    current = OverTopology(*request.current, request.topology);
     BALLAST_ASSIGN_OR_RETURN(plan.waves,
-                             PlanWaves(current, layers, request.topology, request.scenarios, request.waves));
-    plan.placement = current;
-    for (const Wave& wave : plan.waves) {
-      plan.placement = ApplyWave(std::move(plan.placement), wave);
-      plan.moves += static_cast<int64_t>(wave.moves.size());
-      plan.transfer_seconds += TransferSeconds(wave, request.topology, request.expert_bytes);
-    }
-    plan.bytes = plan.moves * request.expert_bytes;
-    for (const Scenario& s : request.scenarios) plan.current.push_back(ScoreLoad(current, s, request.topology));
+                             PlanWaves(*current, layers, request.topology, request.scenarios, request.waves));
+    FollowWaves(request, *current, plan);
   } else {
     plan.placement = FirstPlacement(layers, request.topology);
   }
-  std::vector<SlotCapacity> capacity;
-  for (const TopologyWorker& w : request.topology.workers) capacity.push_back(w.capacity);
-  const absl::Status sound = Validate(plan.placement, capacity);
+  const absl::Status sound = Validate(plan.placement, Capacities(request.topology));
   BALLAST_CHECK(sound.ok()) << policy.name() << " made an unsound placement: " << sound.message();
-  for (const Scenario& s : request.scenarios) plan.predicted.push_back(ScoreLoad(plan.placement, s, request.topology));
-  for (size_t i = 0; i < plan.current.size(); ++i) {
-    const double now = plan.current[i].busiest;
-    const double gain = now == 0 ? 0 : 1 - plan.predicted[i].busiest / now;
-    plan.gain = i == 0 ? gain : std::min(plan.gain, gain);
-  }
+  Predict(request, current ? &*current : nullptr, plan);
   return plan;
 }
 

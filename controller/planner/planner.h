@@ -6,11 +6,15 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "controller/planner/cost_model.h"
+#include "controller/planner/gate.h"
+#include "controller/planner/incremental.h"
 #include "controller/planner/load.h"
 #include "controller/planner/score.h"
 #include "controller/planner/topology.h"
@@ -33,7 +37,13 @@ struct PlanRequest {
   std::optional<int32_t> replicas_per_worker;
   // One expert's weights, for the cost of moves.
   int64_t expert_bytes = 0;
+  // With `current` and a limit: the best plan from it within the budget, what stays in its slot (incremental.h), in
+  // place of the policy's own.
+  MoveBudget move_budget;
   WaveLimits waves;
+  // What busy workers cost, and what a plan has to bring in.
+  CostModel cost_model;
+  GateLimits gate;
 };
 
 // A proposed placement with its predicted effect and cost.
@@ -50,11 +60,21 @@ struct Plan {
   std::vector<Wave> waves;
   int64_t moves = 0;
   int64_t bytes = 0;
-  // Time of the transfers: in each wave the slowest worker's, summed.
-  double transfer_seconds = 0;
-  // 1 - (tokens on the busiest worker, summed over layers) / (the same now), for the scenario that gains least. 0
-  // without a placement in force.
+  // The same by link, and the time that they take.
+  TransferCost transfer;
+  // How far from level it is, and the placement in force: see Objective, with the placements' weights. LoadScore's
+  // upper_bound and busiest_bound say what no placement of as many replicas can go beyond.
+  double objective = 1;
+  double objective_now = 1;
+  // 1 - objective / objective_now: with one scenario the part of the busiest workers' tokens, summed over layers, that
+  // goes away. This and all below: 0 without a placement in force.
   double gain = 0;
+  // Tokens that go away on the busiest workers, summed over layers and scenarios, of the loads as they are given; and
+  // their time by the cost model.
+  double gain_tokens = 0;
+  double gain_microseconds = 0;
+  // Whether it pays for its moves within the gate's horizon, and why.
+  GateDecision gate;
 };
 
 // Decides which workers hold which experts; MakePlan does the rest. Implementations are pure and thread-safe.
@@ -67,10 +87,30 @@ class PlannerPolicy {
   // weights as the policy wants them or all 0: MakePlan then solves them. Called with a valid request.
   // FailedPrecondition where there are fewer slots than experts.
   virtual absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const = 0;
+  // How its placements split an expert's tokens: what incremental plans are searched for.
+  virtual Split split(const PlanRequest& /*request*/) const { return Split::kSolved; }
 };
 
 // InvalidArgument or FailedPrecondition names what is wrong with the request.
+//
+// With a limited move budget the plan makes the placement in force no worse (it is empty where nothing gains), and
+// FailedPrecondition says so where an expert has no live replica (PlanFailure is for that) or a worker holds more than
+// its arena allows.
 absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& request);
+
+// The plan that makes `changes`, in their order, to `current`, which is request.current over its topology. Experts may
+// be without a replica before and after. Weights are solved for the blend of the scenarios, or 1.
+absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,
+                                 std::span<const Change> changes, Split split);
+
+// What the request allows a search for changes.
+IncrementLimits LimitsOf(const PlanRequest& request, int64_t max_moves);
+
+// The errors of MakePlan for the request alone.
+absl::Status Validate(const PlanRequest& request);
+
+// What the gate decides on.
+GateInput MakeGateInput(const PlanRequest& request, const Plan& plan);
 
 // Weights that make `scenarios` level on a placement that stands: the same replicas with shares solved for the blend of
 // the scenarios, layer by layer.

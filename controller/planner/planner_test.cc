@@ -67,7 +67,7 @@ TEST(MakePlan, AnotherLoadGainsAndCosts) {
   EXPECT_GT(plan->gain, 0.1);
   EXPECT_GT(plan->moves, 0);
   EXPECT_EQ(plan->bytes, plan->moves * 1000);
-  EXPECT_GT(plan->transfer_seconds, 0);
+  EXPECT_GT(plan->transfer.seconds, 0);
   EXPECT_GT(plan->predicted[0].balancedness, plan->current[0].balancedness);
   // Deterministic.
   const auto twice = MakePlan(EplbPolicy(), request);

@@ -104,7 +104,8 @@ LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens
   if (score.busiest == 0) return score;
   score.balancedness = LevelOver(tokens, topology, score.busiest);
   const std::vector<double> equal = WorkerLoadsEqualSplit(layer, tokens, topology);
-  score.balancedness_equal_split = LevelOver(tokens, topology, *std::max_element(equal.begin(), equal.end()));
+  score.busiest_equal_split = *std::max_element(equal.begin(), equal.end());
+  score.balancedness_equal_split = LevelOver(tokens, topology, score.busiest_equal_split);
   double squares = 0;
   for (const double load : loads) squares += load * load;
   const auto workers = static_cast<double>(loads.size());
@@ -127,6 +128,11 @@ LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens
   for (const uint32_t s : speeds) speed += alike ? 1 : s;
   score.balancedness_solved = static_cast<double>(total) / static_cast<double>(speed) / static_cast<double>(busiest);
   score.upper_bound = alike ? UpperBound(tokens, layer.num_replicas(), static_cast<int32_t>(loads.size())) : 1;
+  double sum_of_speeds = 0;
+  for (const TopologyWorker& w : topology.workers) sum_of_speeds += w.speed;
+  const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / sum_of_speeds;
+  score.busiest_solved = level / score.balancedness_solved;
+  score.busiest_bound = level / score.upper_bound;
   return score;
 }
 
@@ -156,6 +162,9 @@ LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const 
     const LayerScore layer = ScoreLayer(layers[l], scenario.load.layer(l), topology);
     score.layers.push_back(layer);
     score.busiest += layer.busiest;
+    score.busiest_equal_split += layer.busiest_equal_split;
+    score.busiest_solved += layer.busiest_solved;
+    score.busiest_bound += layer.busiest_bound;
     if (layer.busiest == 0) continue;
     ++loaded;
     sum.balancedness += layer.balancedness;

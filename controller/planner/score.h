@@ -30,6 +30,11 @@ struct LayerScore {
   // (sum x)^2 / (n * sum x^2) of the workers' loads, 1 is level; and max over mean, less 1.
   double jain = 1;
   double maxvio = 0;
+  // Load of the busiest worker with every expert split equally, with shares solved for this load, and what no placement
+  // of as many replicas can be below (see upper_bound).
+  double busiest_equal_split = 0;
+  double busiest_solved = 0;
+  double busiest_bound = 0;
 };
 
 // A whole load, with means over the layers that have any.
@@ -47,6 +52,10 @@ struct LoadScore {
   int32_t worst_layer = 0;
   // The busiest workers' loads summed over layers: what the steps wait for.
   double busiest = 0;
+  // The same for the other splits, and no placement's can be below the last.
+  double busiest_equal_split = 0;
+  double busiest_solved = 0;
+  double busiest_bound = 0;
 };
 
 // Tokens over speed of each worker in one layer, experts split by weight; experts without a replica are left out.

@@ -1,7 +1,9 @@
 #include "controller/planner/topology.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
+#include <unordered_map>
 
 #include "absl/strings/str_cat.h"
 
@@ -22,7 +24,8 @@ absl::Status Validate(const Topology& topology) {
       return absl::InvalidArgumentError(absl::StrCat(where, "speed ", w.speed, "; must be 1 to 1024"));
     }
   }
-  for (const double rate : {topology.node_bytes_per_second, topology.cross_node_bytes_per_second}) {
+  for (const double rate :
+       {topology.node_bytes_per_second, topology.cross_node_bytes_per_second, topology.checkpoint_bytes_per_second}) {
     if (!(rate > 0) || !std::isfinite(rate)) {
       return absl::InvalidArgumentError(
           absl::StrCat("topology: ", rate, " bytes a second; must be finite and above 0"));
@@ -44,6 +47,29 @@ Topology UniformTopology(int32_t workers, int32_t nodes, int32_t slots) {
     topology.workers.push_back(std::move(worker));
   }
   return topology;
+}
+
+Placement OverTopology(const Placement& placement, const Topology& topology) {
+  Placement out;
+  out.num_layers = placement.num_layers;
+  out.num_experts = placement.num_experts;
+  std::unordered_map<std::string, int32_t> index;
+  for (const TopologyWorker& w : topology.workers) {
+    index.emplace(w.name, static_cast<int32_t>(out.workers.size()));
+    out.workers.push_back(w.name);
+  }
+  std::vector<int32_t> worker_of;
+  for (const std::string& name : placement.workers) {
+    const auto found = index.find(name);
+    worker_of.push_back(found == index.end() ? -1 : found->second);
+  }
+  out.replicas.reserve(placement.replicas.size());
+  for (Replica r : placement.replicas) {
+    r.worker = worker_of[r.worker];
+    if (r.worker >= 0) out.replicas.push_back(r);
+  }
+  if (!std::is_sorted(out.replicas.begin(), out.replicas.end())) out.Sort();
+  return out;
 }
 
 }  // namespace ballast

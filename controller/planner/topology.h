@@ -25,6 +25,8 @@ struct Topology {
   // Bytes a second that one worker can receive beside serving, from its own node and from another.
   double node_bytes_per_second = 50e9;
   double cross_node_bytes_per_second = 10e9;
+  // The same from its host's memory or the checkpoint, where no worker holds what it is to take in.
+  double checkpoint_bytes_per_second = 5e9;
 };
 
 // InvalidArgument names the worker, the value and the limit unless there is at least one worker, names differ, nodes
@@ -34,6 +36,9 @@ absl::Status Validate(const Topology& topology);
 // `workers` workers on `nodes` nodes (the first ones get the remainder), named w0, w1, ..., with `slots` usable slots
 // each.
 Topology UniformTopology(int32_t workers, int32_t nodes, int32_t slots);
+
+// `placement` over topology's workers, in order. Replicas on others are gone, so experts may be without.
+Placement OverTopology(const Placement& placement, const Topology& topology);
 
 }  // namespace ballast
 

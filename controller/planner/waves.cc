@@ -28,6 +28,13 @@ struct Departure {
   State state = State::kPending;
 };
 
+// A Change by indices of its arrivals and departures.
+struct Group {
+  int32_t layer;
+  std::vector<int32_t> arrivals;
+  std::vector<int32_t> departures;
+};
+
 // Builds one wave after the other. Within a wave, changes are made one layer at a time and can be undone.
 class Builder {
  public:
@@ -58,13 +65,16 @@ class Builder {
       ++alive_[Index(r.expert)];
     }
     for (int32_t l = 0; l < current.num_layers; ++l) {
-      for (int32_t e = 0; e < current.num_experts; ++e) Compare({l, e});
       busiest_.push_back(Busiest(layers_[l], l));
       total_ += busiest_.back();
     }
   }
 
+  // The way to the target in an order of its own.
   absl::StatusOr<std::vector<Wave>> Build() {
+    for (int32_t l = 0; l < placement_.num_layers; ++l) {
+      for (int32_t e = 0; e < placement_.num_experts; ++e) Compare({l, e});
+    }
     OrderLayers();
     std::vector<Wave> waves;
     while (arrivals_left_ + departures_left_ > 0) {
@@ -83,7 +93,67 @@ class Builder {
     return waves;
   }
 
+  // The changes in their order.
+  absl::StatusOr<std::vector<Wave>> BuildInOrder(std::span<const Change> changes) {
+    std::vector<Group> groups;
+    for (const Change& change : changes) {
+      Group& group = groups.emplace_back();
+      group.layer = change.layer;
+      for (const auto& [e, w] : change.arrivals) {
+        const DispatchTable& table = layers_[change.layer];
+        group.arrivals.push_back(AddArrival({{change.layer, e}, w, table.begin[e] == table.begin[e + 1]}));
+      }
+      for (const auto& [e, w] : change.departures) group.departures.push_back(AddDeparture({{change.layer, e}, w}));
+    }
+    std::vector<Wave> waves;
+    while (!groups.empty()) {
+      BeginWave();
+      std::vector<bool> layer_waits(layers_.size());
+      std::vector<bool> worker_waits(workers_);
+      std::vector<Group> rest;
+      for (Group& group : groups) {
+        if (!layer_waits[group.layer] && Fits(group, worker_waits)) {
+          for (const int32_t a : group.arrivals) Take(a);
+          for (const int32_t d : group.departures) Leave(d);
+          continue;
+        }
+        // What comes after it in its layer and on its workers stays after it.
+        layer_waits[group.layer] = true;
+        for (const int32_t a : group.arrivals) worker_waits[arrivals_[a].worker] = true;
+        rest.push_back(std::move(group));
+      }
+      if (log_.empty()) return NoRoom();
+      Settle(0, /*force=*/true);
+      waves.push_back(EndWave(total_ <= before_ * (1 + limits_.tolerance + kRounding)));
+      groups = std::move(rest);
+    }
+    AddWeights(waves);
+    return waves;
+  }
+
  private:
+  // Of weights: they are whole numbers.
+  static constexpr double kRounding = 1e-4;
+
+  bool Fits(const Group& group, const std::vector<bool>& worker_waits) {
+    const size_t mark = log_.size();
+    bool fits = true;
+    for (const int32_t a : group.arrivals) {
+      const int32_t w = arrivals_[a].worker;
+      fits &= !worker_waits[w] && incoming_[w] < room_[w];
+      Take(a);
+    }
+    for (const int32_t d : group.departures) Leave(d);
+    for (const int32_t a : group.arrivals) {
+      const int32_t w = arrivals_[a].worker;
+      const bool less = std::any_of(group.departures.begin(), group.departures.end(),
+                                    [&](int32_t d) { return departures_[d].worker == w; });
+      fits &= less || used_[w] <= Limit(w);
+    }
+    UndoTo(mark);
+    return fits;
+  }
+
   size_t Index(ExpertId e) const { return static_cast<size_t>(e.layer) * placement_.num_experts + e.expert; }
   int32_t Limit(int32_t w) const {
     return topology_.workers[w].capacity.slots - topology_.workers[w].capacity.staging_slots;
@@ -98,18 +168,27 @@ class Builder {
     const std::vector<int32_t> now = ranks(layers_[e.layer]);
     const std::vector<int32_t> then = ranks(target_[e.layer]);
     for (const int32_t w : then) {
-      if (std::binary_search(now.begin(), now.end(), w)) continue;
-      arrivals_of_[e.layer].push_back(static_cast<int32_t>(arrivals_.size()));
-      arrivals_.push_back({e, w, now.empty()});
-      ++arrivals_left_;
+      if (!std::binary_search(now.begin(), now.end(), w)) AddArrival({e, w, now.empty()});
     }
     for (const int32_t w : now) {
-      if (std::binary_search(then.begin(), then.end(), w)) continue;
-      departures_of_[e.layer].push_back(static_cast<int32_t>(departures_.size()));
-      departures_at_[w].push_back(static_cast<int32_t>(departures_.size()));
-      departures_.push_back({e, w});
-      ++departures_left_;
+      if (!std::binary_search(then.begin(), then.end(), w)) AddDeparture({e, w});
     }
+  }
+
+  int32_t AddArrival(const Arrival& arrival) {
+    const auto index = static_cast<int32_t>(arrivals_.size());
+    arrivals_of_[arrival.expert.layer].push_back(index);
+    arrivals_.push_back(arrival);
+    ++arrivals_left_;
+    return index;
+  }
+  int32_t AddDeparture(const Departure& departure) {
+    const auto index = static_cast<int32_t>(departures_.size());
+    departures_of_[departure.expert.layer].push_back(index);
+    departures_at_[departure.worker].push_back(index);
+    departures_.push_back(departure);
+    ++departures_left_;
+    return index;
   }
 
   // Lost experts first, then by what the layer gains.
@@ -266,8 +345,7 @@ class Builder {
     }
     // The load of a lost expert was on nobody; its return is no worsening.
     if (restores) before_ += std::max(0.0, total - total_);
-    // Nor is the rounding of weights.
-    if (!force && total > before_ * (1 + limits_.tolerance + 1e-4)) {
+    if (!force && total > before_ * (1 + limits_.tolerance + kRounding)) {
       UndoTo(mark);
       return false;
     }
@@ -328,13 +406,17 @@ class Builder {
     table.weight.assign(table.rank.size(), 1);
     if (!pending(arrivals_, arrivals_of_[l]) && !pending(departures_, departures_of_[l])) {
       table.weight = TargetWeights(l, table);
-    } else {
+    } else if (!SplitsEqually(target_[l])) {
       ShareSolver solver(table, workers_, speeds_);
       std::vector<int64_t> flow(table.num_replicas());
       solver.Solve(ToIntegers(load_.layer(l)), flow);
       FlowToWeights(flow, table);
     }
     return table;
+  }
+
+  static bool SplitsEqually(const DispatchTable& table) {
+    return std::all_of(table.weight.begin(), table.weight.end(), [](uint32_t w) { return w == 1; });
   }
 
   // `table` has the target's replicas, by worker.
@@ -530,6 +612,13 @@ absl::StatusOr<std::vector<Wave>> PlanWaves(const Placement& current, std::span<
   return Builder(current, target, topology, Blend(scenarios), limits).Build();
 }
 
+absl::StatusOr<std::vector<Wave>> PackWaves(const Placement& current, std::span<const Change> changes,
+                                            std::span<const DispatchTable> target, const Topology& topology,
+                                            std::span<const Scenario> scenarios, const WaveLimits& limits) {
+  BALLAST_CHECK(static_cast<int32_t>(target.size()) == current.num_layers) << target.size() << " layers";
+  return Builder(current, target, topology, Blend(scenarios), limits).BuildInOrder(changes);
+}
+
 Placement ApplyWave(Placement placement, const Wave& wave) {
   std::vector<Replica> replicas;
   replicas.reserve(placement.replicas.size() + wave.moves.size());
@@ -551,16 +640,47 @@ Placement ApplyWave(Placement placement, const Wave& wave) {
 }
 
 double TransferSeconds(const Wave& wave, const Topology& topology, int64_t expert_bytes) {
-  std::vector<double> in(topology.workers.size());
-  std::vector<double> out(topology.workers.size());
-  for (const Move& move : wave.moves) {
-    const bool near = move.source >= 0 && topology.workers[move.source].node == topology.workers[move.worker].node;
-    const double seconds = static_cast<double>(expert_bytes) /
-                           (near ? topology.node_bytes_per_second : topology.cross_node_bytes_per_second);
-    in[move.worker] += seconds;
-    if (move.source >= 0) out[move.source] += seconds;
+  return CostOfTransfers(std::span(&wave, 1), topology, expert_bytes).seconds;
+}
+
+TransferCost CostOfTransfers(std::span<const Wave> waves, const Topology& topology, int64_t expert_bytes) {
+  const auto bytes = static_cast<double>(expert_bytes);
+  const double seconds_of[] = {bytes / topology.node_bytes_per_second, bytes / topology.cross_node_bytes_per_second,
+                               bytes / topology.checkpoint_bytes_per_second};
+  TransferCost cost;
+  TransferCost::Link* const links[] = {&cost.node, &cost.cross_node, &cost.checkpoint};
+  const size_t workers = topology.workers.size();
+  // [workers] for each link, taken in and given out.
+  std::vector<double> time[2][3];
+  for (const Wave& wave : waves) {
+    for (auto& direction : time) {
+      for (auto& link : direction) link.assign(workers, 0);
+    }
+    for (const Move& move : wave.moves) {
+      const int link = move.source < 0                                                            ? 2
+                       : topology.workers[move.source].node == topology.workers[move.worker].node ? 0
+                                                                                                  : 1;
+      ++links[link]->moves;
+      links[link]->bytes += expert_bytes;
+      time[0][link][move.worker] += seconds_of[link];
+      if (move.source >= 0) time[1][link][move.source] += seconds_of[link];
+    }
+    double slowest = 0;
+    double slowest_of[3] = {};
+    for (const auto& direction : time) {
+      for (size_t w = 0; w < workers; ++w) {
+        double sum = 0;
+        for (int link = 0; link < 3; ++link) {
+          sum += direction[link][w];
+          slowest_of[link] = std::max(slowest_of[link], direction[link][w]);
+        }
+        slowest = std::max(slowest, sum);
+      }
+    }
+    for (int link = 0; link < 3; ++link) links[link]->seconds += slowest_of[link];
+    cost.seconds += slowest;
   }
-  return std::max(*std::max_element(in.begin(), in.end()), *std::max_element(out.begin(), out.end()));
+  return cost;
 }
 
 }  // namespace ballast

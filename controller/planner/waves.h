@@ -38,6 +38,18 @@ struct Wave {
   bool within_tolerance = true;
 };
 
+// What belongs together in one layer: replicas that arrive, and replicas that leave with them.
+struct Change {
+  struct Place {
+    int32_t expert = 0;
+    int32_t worker = 0;
+    friend auto operator<=>(const Place&, const Place&) = default;
+  };
+  int32_t layer = 0;
+  std::vector<Place> arrivals;
+  std::vector<Place> departures;
+};
+
 struct WaveLimits {
   // Replicas that one worker takes in in one wave; free slots limit it too. 0: as many as it has free slots.
   int32_t moves_per_worker = 0;
@@ -56,11 +68,34 @@ absl::StatusOr<std::vector<Wave>> PlanWaves(const Placement& current, std::span<
                                             const Topology& topology, std::span<const Scenario> scenarios,
                                             const WaveLimits& limits);
 
+// The same for changes that are to be made in this order: a wave takes them one after the other as long as the workers
+// have free slots, later changes of other layers before one that has to wait. `target`: `current` with all of them.
+absl::StatusOr<std::vector<Wave>> PackWaves(const Placement& current, std::span<const Change> changes,
+                                            std::span<const DispatchTable> target, const Topology& topology,
+                                            std::span<const Scenario> scenarios, const WaveLimits& limits);
+
 // The placement after `wave`, from the one before it.
 Placement ApplyWave(Placement placement, const Wave& wave);
 
-// The slowest worker's time to take in the wave's moves, and to give them out.
+// The slowest worker's time to take in the wave's moves, and to give them out, one after the other.
 double TransferSeconds(const Wave& wave, const Topology& topology, int64_t expert_bytes);
+
+// What moves cost, by where they come from.
+struct TransferCost {
+  struct Link {
+    int64_t moves = 0;
+    int64_t bytes = 0;
+    // In each wave the time of the worker that takes in or gives out most over it, summed.
+    double seconds = 0;
+  };
+  // From a worker of the same node, of another node, and from the host's memory or the checkpoint.
+  Link node;
+  Link cross_node;
+  Link checkpoint;
+  // TransferSeconds of the waves, summed.
+  double seconds = 0;
+};
+TransferCost CostOfTransfers(std::span<const Wave> waves, const Topology& topology, int64_t expert_bytes);
 
 }  // namespace ballast
 

@@ -47,10 +47,10 @@ class Run {
     ++result_.plans;
     result_.moves += (*plan)->moves;
     result_.bytes += (*plan)->bytes;
-    result_.moving_seconds += (*plan)->transfer_seconds;
+    result_.moving_seconds += (*plan)->transfer.seconds;
     coming_ = std::move((*plan)->placement);
     in_force_at_ =
-        observed.step + static_cast<int64_t>(std::ceil((*plan)->transfer_seconds / options_.seconds_per_step));
+        observed.step + static_cast<int64_t>(std::ceil((*plan)->transfer.seconds / options_.seconds_per_step));
     return absl::OkStatus();
   }
 

@@ -1,0 +1,116 @@
+// One layer of a placement under change: what incremental.cc and failure.cc search with.
+#ifndef BALLAST_CONTROLLER_PLANNER_LAYER_SEARCH_H_
+#define BALLAST_CONTROLLER_PLANNER_LAYER_SEARCH_H_
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "controller/planner/incremental.h"
+#include "proto/placement/quotas.h"
+
+namespace ballast {
+
+// Room on the workers, over all layers; shared by the layers that are searched.
+struct Room {
+  // [workers] slots that a placement may still use; a worker is only ever given something when it has a slot to take it
+  // in through, so one without any free slot at all has `closed`.
+  std::vector<int32_t> free;
+  std::vector<bool> closed;
+
+  Room(const Placement& placement, const Topology& topology, int32_t slots_per_worker);
+};
+
+// At most two replicas that arrive and two that leave, (expert, worker).
+struct Edit {
+  std::array<Change::Place, 2> arrive;
+  std::array<Change::Place, 2> leave;
+  int32_t arrivals = 0;
+  int32_t leaves = 0;
+};
+
+class LayerSearch {
+ public:
+  // `tokens` [scenarios][experts], and `topology`, must outlive it.
+  LayerSearch(const DispatchTable& table, std::vector<std::span<const double>> tokens, const Topology& topology,
+              Split split, int32_t slots);
+
+  // [scenarios] tokens over speed of the busiest worker.
+  const std::vector<double>& busiest() const { return busiest_; }
+  // The edit of most gain a move, each scenario's tokens counting `slopes` times, within `room` less what the caller's
+  // edits of this layer have `used` of it ([workers]). Busiest does not get worse. False: there is none.
+  bool FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used, Edit& best);
+  // Arrived replicas are never chosen to leave again.
+  void Apply(const Edit& edit);
+  void Undo(const Edit& edit);
+
+  // Where a replica of `expert`, which has none, hurts least: a worker with room, or the slot of a spare replica. Sets
+  // the edit and its cost (the change of the sum of the loads' 16th powers, the level being 1, slopes as above).
+  bool FindHome(int32_t expert, std::span<const double> slopes, const Room& room, Edit& best, double& cost);
+  // The spare replica that is missed least, in the same terms. False: there is none.
+  bool FindSpare(std::span<const double> slopes, Edit& best, double& cost);
+
+  // As it stands, workers ascending, weights 1.
+  DispatchTable Table() const;
+
+ private:
+  using Holders = absl::InlinedVector<int32_t, 4>;
+  using Pack = absl::InlinedVector<int32_t, 12>;
+
+  int32_t Count(int32_t e) const { return static_cast<int32_t>(holders_[e].size()); }
+  bool Holds(int32_t w, int32_t e) const;
+  bool Arrived(int32_t e, int32_t w) const;
+  bool Spare(int32_t e, int32_t w) const { return Count(e) > 1 && !Arrived(e, w); }
+  bool HasSlot(int32_t w, const Room& room, std::span<const int32_t> used) const {
+    return room.free[w] - (used.empty() ? 0 : used[w]) > 0 &&
+           (slots_ == 0 || static_cast<int32_t>(packs_[w].size()) < slots_);
+  }
+  void Restructure(std::span<const Change::Place> arrive, std::span<const Change::Place> leave);
+  void Refresh();
+  void SplitEqually();
+  void SolveShares();
+  // The value of an edit a move, by equal split; negative where the busiest gets worse.
+  double Value(const Edit& edit, std::span<const double> slopes);
+  void Gather(const Edit& edit);
+  // The change of the 16th powers, see FindHome.
+  double Cost(const Edit& edit, std::span<const double> slopes);
+  void ClearGathered();
+  void AddTo(int32_t w, int32_t e, double part);
+  void Consider(const Edit& edit, std::span<const double> slopes, double& value, Edit& best);
+  void FromBusiest(size_t s, std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
+                   double& value, Edit& best);
+  bool FindEditOfShares(const Room& room, std::span<const int32_t> used, Edit& best);
+  std::vector<int32_t> Lightest(size_t s, size_t most) const;
+
+  const std::vector<std::span<const double>> tokens_;  // [scenarios][experts]
+  const int32_t workers_;
+  const int32_t experts_;
+  const size_t scenarios_;
+  const Split split_;
+  const int32_t slots_;
+  std::vector<double> speed_;     // [workers]
+  std::vector<uint32_t> speeds_;  // empty: all alike
+  std::vector<Holders> holders_;  // [experts]
+  std::vector<Pack> packs_;       // [workers]
+  std::vector<Change::Place> arrived_;
+  std::vector<double> load_;                    // [scenarios][workers]
+  std::vector<double> level_;                   // [scenarios] mean load
+  std::vector<double> busiest_;                 // [scenarios]
+  std::vector<std::vector<int32_t>> heaviest_;  // [scenarios] workers, most loaded first, some of them
+  // Shares: the solution for the one load.
+  std::vector<int64_t> whole_;  // tokens as integers
+  double unit_ = 1;             // tokens of one of them
+  std::vector<int32_t> begin_;  // [experts + 1] into flow_, in the order of holders_
+  std::vector<int64_t> flow_;
+  // Scratch of Value: changes by worker.
+  std::vector<double> delta_;  // [scenarios][workers]
+  std::vector<int32_t> touched_;
+  std::vector<bool> marked_;
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_PLANNER_LAYER_SEARCH_H_
