@@ -9,6 +9,7 @@ void AddOfflineVerbs(CLI::App& app, CtlContext& context) {
   AddScoreVerb(app, context);
   AddDiffVerb(app, context);
   AddExportVerb(app, context);
+  AddImportVerb(app, context);
   AddSimulateVerb(app, context);
 }
 

@@ -13,6 +13,7 @@ void AddPlanVerb(CLI::App& app, CtlContext& context);
 void AddScoreVerb(CLI::App& app, CtlContext& context);
 void AddDiffVerb(CLI::App& app, CtlContext& context);
 void AddExportVerb(CLI::App& app, CtlContext& context);
+void AddImportVerb(CLI::App& app, CtlContext& context);
 void AddSimulateVerb(CLI::App& app, CtlContext& context);
 
 // A balancedness or another ratio as tables show it: "0.9939".

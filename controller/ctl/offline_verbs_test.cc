@@ -102,6 +102,23 @@ TEST_F(OfflineVerbsTest, SharesAreRefusedOrEqualized) {
   EXPECT_THAT(err_.str(), HasSubstr("equalized: scenario load: balancedness"));
 }
 
+TEST_F(OfflineVerbsTest, ExportsToEveryEngineAndImportsBack) {
+  ASSERT_EQ(Run("plan --policy eplb --load @load.json --gpus 2 --slots-per-gpu 3 --out @plan.json"), 0) << err_.str();
+  for (const std::string format : {"sglang", "trtllm", "vllm-ascend", "eplb"}) {
+    ASSERT_EQ(Run("export --plan @plan.json --equalize --out @engine --format " + format), 0) << err_.str();
+    ASSERT_EQ(Run("export --plan @plan.json --equalize --format " + format), 0) << err_.str();
+    const std::string text = out_.str();
+    const auto imported = Json("import --file @engine --gpus 2 --load @load.json --out @back.json --format " + format);
+    EXPECT_EQ(imported["layers"], 2) << format;
+    EXPECT_EQ(imported["merged"], 0) << format;
+    EXPECT_GT(imported["balancedness"], 0.9) << format;
+    ASSERT_EQ(Run("export --plan @back.json --format " + format), 0) << err_.str();
+    EXPECT_EQ(out_.str(), text) << format;
+  }
+  ASSERT_EQ(Run("import --file @engine --gpus 2 --out @back.json"), 0) << err_.str();
+  EXPECT_THAT(out_.str(), HasSubstr("3 layers of 4 experts in 6 slots on 2 GPUs"));
+}
+
 TEST_F(OfflineVerbsTest, BudgetsOfReplicas) {
   for (const char* policy : {"cost-aware", "craft"}) {
     const auto plan =
@@ -175,6 +192,8 @@ TEST_F(OfflineVerbsTest, TopologyFiles) {
 
 TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
   Write("bad.json", R"({"logical_count": [[1, -2]]})");
+  Write("engine.json", R"({"physical_to_logical_map": [[0, 1, 2, 3]]})");
+  Write("ragged.json", R"({"physical_to_logical_map": [[0, 1], [0]]})");
   const struct {
     const char* line;
     int status;
@@ -196,6 +215,13 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2", 2, "--out is required"},
       {"score --plan @load.json --load @load.json", 1, "plan.format"},
       {"export --plan @load.json --format fancy", 2, "--format"},
+      {"export --plan @load.json --format sglang --out @x.json", 1, "load.json: plan.format"},
+      {"import --file @load.json --gpus 2 --out @x.json", 1, "load.json: not a placement that is known"},
+      {"import --file @none.json --gpus 2 --out @x.json", 1, "none.json: cannot be opened"},
+      {"import --file @ragged.json --gpus 2 --out @x.json", 1, "ragged.json: physical_to_logical_map row 1: 1 slots"},
+      {"import --file @engine.json --gpus 3 --out @x.json", 1, "row 0: 4 slots do not divide by 3 GPUs"},
+      {"import --file @engine.json --gpus 2 --nodes 3 --out @x.json", 1, "--nodes 3: there are 2 GPUs"},
+      {"import --file @engine.json --gpus 2 --load @load.json --out @x.json", 1, "engine.json: row 1 of the load has"},
   };
   for (const auto& c : cases) {
     EXPECT_EQ(Run(c.line), c.status) << c.line;
@@ -208,7 +234,7 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
 }
 
 TEST_F(OfflineVerbsTest, HelpTeaches) {
-  for (const char* verb : {"plan", "score", "diff", "export", "simulate"}) {
+  for (const char* verb : {"plan", "score", "diff", "export", "import", "simulate"}) {
     EXPECT_EQ(Run(std::string(verb) + " --help"), 0);
     EXPECT_THAT(out_.str(), HasSubstr("Example")) << verb;
   }

@@ -5,7 +5,6 @@
 #include <functional>
 #include <numeric>
 
-#include "controller/formats/engine_file.h"
 #include "controller/formats/load_file.h"
 #include "controller/formats/plan_file.h"
 #include "controller/planner/eplb.h"
@@ -232,44 +231,6 @@ TEST(ParseTopology, ReadsAndChecks) {
   EXPECT_EQ(topology->cross_node_bytes_per_second, 1e9);
   EXPECT_THAT(ParseTopology(R"({"format": "ballast.topology/v1", "workers": []})", "t").status().ToString(),
               HasSubstr("t: topology: 0 workers"));
-}
-
-TEST(ExportSglang, WritesEveryRow) {
-  PlanFile plan = SmallPlan();
-  for (Replica& r : plan.placement.replicas) r.weight = 1;
-  const auto text = ExportSglang(plan);
-  ASSERT_TRUE(text.ok()) << text.status();
-  const auto map = nlohmann::json::parse(*text)["physical_to_logical_map"];
-  ASSERT_EQ(map.size(), 3u);
-  EXPECT_EQ(map[0], nlohmann::json({0, 1, 2, 0}));
-  EXPECT_EQ(map[1].size(), 4u);
-  // Worker 0's slots first.
-  std::vector<int> first;
-  for (const Replica& r : plan.placement.replicas) {
-    if (r.expert.layer == 0 && r.worker == 0) first.push_back(r.expert.expert);
-  }
-  EXPECT_THAT(first, ::testing::UnorderedElementsAre(map[1][0], map[1][1]));
-}
-
-TEST(ExportSglang, RefusesWhatItCannotSay) {
-  PlanFile plan = SmallPlan();
-  EXPECT_THAT(ExportSglang(plan).status().ToString(), HasSubstr("has replicas of different shares"));
-  auto equal = Equalize(plan);
-  ASSERT_TRUE(equal.ok()) << equal.status();
-  EXPECT_TRUE(ExportSglang(equal->plan).ok());
-  ASSERT_EQ(equal->losses.size(), 1u);
-  EXPECT_EQ(equal->losses[0].scenario, "day");
-  EXPECT_LE(equal->losses[0].after, equal->losses[0].before);
-  // One replica less: slots are no longer equal.
-  for (size_t i = 1; i < plan.placement.replicas.size(); ++i) {
-    if (plan.placement.replicas[i].expert == plan.placement.replicas[i - 1].expert) {
-      plan.placement.replicas.erase(plan.placement.replicas.begin() + i);
-      break;
-    }
-  }
-  for (Replica& r : plan.placement.replicas) r.weight = 1;
-  EXPECT_THAT(ExportSglang(plan).status().ToString(), HasSubstr("and the engine wants as many everywhere"));
-  EXPECT_THAT(Equalize(plan).status().ToString(), HasSubstr("1 slots a layer on each of 2 workers when made equal"));
 }
 
 TEST(SharedLoads, AreAllRecognised) {
