@@ -8,6 +8,7 @@ help:
 	@echo 'make demo    serve a real model with four workers on this machine and watch it being levelled (ARGS="--combine fast")'
 	@echo 'make test    everything that CI runs; LONG=1: the long forms too'
 	@echo 'make build   everything; links to the programs in bin/'
+	@echo 'make cuda    the CUDA code, and its tests where there is a GPU'
 	@echo 'make check   formatting, lint, thread-safety analysis, proto compatibility, docs'
 	@echo 'make bench   every benchmark; results in bench-results/'
 
@@ -26,6 +27,11 @@ test:
 build:
 	@.ci/setup.sh build
 	@.ci/build.sh //...
+
+.PHONY: cuda
+cuda:
+	@.ci/setup.sh cuda
+	@.ci/cuda.sh
 
 .PHONY: check
 check:

@@ -40,7 +40,7 @@ proto_compatibility() {
 }
 
 clang() {
-  bazel build --keep_going --output_groups=clang_check --aspects=//third_party/bazel:clang_check.bzl%clang_check //...
+  bazel build --config=cuda --keep_going --output_groups=clang_check --aspects=//third_party/bazel:clang_check.bzl%clang_check //...
 }
 
 # Prints what breaks "A never depends on B" and fails then. $1, $2: regular expressions of top folders.

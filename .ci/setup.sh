@@ -1,7 +1,8 @@
 #!/bin/bash
-# Installs what is missing to build (setup.sh build) or to build and test (setup.sh test, the default) on Debian 12:
-# the packages of packages.txt, the pinned registry packages of requirements.txt, and tools built once into
-# ~/.cache/ballast/tools. Says what it installs, and nothing when there is nothing to do; run by every make target.
+# Installs what is missing to build (setup.sh build), to build the CUDA code too (setup.sh cuda) or to build and test
+# everything (setup.sh test, the default) on Debian 12: the packages of packages.txt, the pinned registry packages of
+# requirements.txt and cuda-requirements.txt, and tools built once into ~/.cache/ballast/tools. Says what it installs, and
+# nothing when there is nothing to do; run by every make target.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,8 +12,8 @@ say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }
 
 case $group in
-build | test) ;;
-*) die "unknown group '$group': build or test" ;;
+build | cuda | test) ;;
+*) die "unknown group '$group': build, cuda or test" ;;
 esac
 
 as_root() {
@@ -28,7 +29,7 @@ as_root() {
 # Prints the packages of the group that are not installed.
 missing_packages() {
   local wanted installed
-  wanted=$(awk -v group="$group" '!/^#/ && NF && ($2 == "build" || $2 == group) {print $1}' .ci/packages.txt | sort)
+  wanted=$(awk -v group="$group" '!/^#/ && NF && (group == "test" || $2 == "build" || $2 == group) {print $1}' .ci/packages.txt | sort)
   installed=$(dpkg-query -W -f '${binary:Package} ${db:Status-Status}\n' | sed -n 's/\(:[a-z0-9]*\)\{0,1\} installed$//p' | sort -u)
   comm -23 <(echo "$wanted") <(echo "$installed")
 }
@@ -76,23 +77,46 @@ link_current() {
   [ "$(readlink "$tools/$2" || true)" = "$1" ] || ln -sfn "$1" "$tools/$2"
 }
 
-make_python_tools() {
-  # Not a venv that moves afterwards: --prefix makes programs that run from any place.
-  local venv
+# pip_install REQUIREMENTS FLAG...: installs exactly these files, by hash, with a pip of its own.
+pip_install() {
+  local venv requirements=$1
+  shift
   venv=$(mktemp -d)
   /usr/bin/python3 -m venv "$venv" &&
     "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
-      --prefix "$1" -r .ci/requirements.txt
+      "$@" -r "$requirements"
   local status=$?
   rm -rf "$venv"
   return $status
 }
 
+# Not a venv that moves afterwards: --prefix makes programs that run from any place.
+make_python_tools() { pip_install .ci/requirements.txt --prefix "$1"; }
+
+# The packages leave a CUDA_HOME in nvidia/cu13.
+make_cuda() {
+  pip_install .ci/cuda-requirements.txt --target "$1/packages" || {
+    echo "PyPI is needed for the CUDA toolkit; on a machine that cannot reach it install CUDA 13.0 and set CUDA_HOME to it"
+    return 1
+  }
+  mv "$1/packages/nvidia/cu13"/* "$1" && rm -rf "$1/packages" && ln -s lib "$1/lib64" && "$1/bin/nvcc" --version
+}
+
 install_packages
-if [ "$group" = test ]; then
+if [ "$group" != build ]; then
   mkdir -p "$tools"
   exec 9> "$tools/.lock"
   flock 9 # two checkouts may set up at the same time
+  # third_party/cuda looks in the same two places.
+  if [ -z "${CUDA_HOME:-}" ]; then
+    pinned=cuda-$(sha256sum .ci/cuda-requirements.txt | cut -c1-12)
+    build_once "$pinned" make_cuda
+    link_current "$pinned" cuda
+  elif [ ! -x "$CUDA_HOME/bin/nvcc" ]; then
+    die "CUDA_HOME is $CUDA_HOME, which has no bin/nvcc: unset it, and the pinned toolkit is fetched"
+  fi
+fi
+if [ "$group" = test ]; then
   pinned=python-$(sha256sum .ci/requirements.txt | cut -c1-12)
   build_once "$pinned" make_python_tools
   link_current "$pinned" python

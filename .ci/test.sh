@@ -32,7 +32,10 @@ bazel_tests() {
 
 echo "== checks"
 .ci/check.sh --outcomes "$outcomes" || true
-bazel_tests plain //...
+# All CUDA code is compiled; its tests run where there is a GPU.
+plain_flags=(--config=cuda)
+[ -e /dev/nvidiactl ] || plain_flags+=(--test_tag_filters=-gpu)
+bazel_tests plain "${plain_flags[@]}" //...
 for sanitizer in asan ubsan tsan; do
   bazel_tests $sanitizer --config=$sanitizer --build_tests_only --test_tag_filters=$sanitizer //...
 done

@@ -1,0 +1,31 @@
+"""The CUDA toolkit as an external repository: CUDA_HOME where that is set, else what .ci/setup.sh laid out."""
+
+# The link to the pinned toolkit, from the home folder.
+_PINNED = "/.cache/ballast/tools/cuda"
+
+def _impl(ctx):
+    home = ctx.os.environ.get("CUDA_HOME", "") or ctx.os.environ.get("HOME", "/") + _PINNED
+
+    # The real path names the pinned versions, so that another toolkit recompiles.
+    nvcc = ctx.path(home + "/bin/nvcc")
+    found = nvcc.exists
+    home = str(ctx.path(home).realpath) if found else home
+    version = ""
+    if found:
+        res = ctx.execute([home + "/bin/nvcc", "--version"])
+        if res.return_code:
+            fail("%s/bin/nvcc --version failed: %s" % (home, res.stderr))
+        version = [w for w in res.stdout.replace("\n", " ").split(" ") if w.startswith("V")][0]
+        ctx.symlink(home + "/include", "include")
+    ctx.file("info.bzl", "CUDA_HOME = %r\nCUDA_VERSION = %r\n" % (home, version))
+    ctx.template("BUILD", Label("//third_party/cuda:cuda.BUILD.tpl"), {
+        "%{HOME}": home,
+        "%{VERSION}": version,
+    })
+
+cuda_configure = repository_rule(
+    implementation = _impl,
+    local = True,
+    configure = True,
+    environ = ["CUDA_HOME", "HOME"],
+)
