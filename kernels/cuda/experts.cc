@@ -1,0 +1,143 @@
+#include "kernels/cuda/experts.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/experts_kernel.h"
+#include "kernels/cuda/status.h"
+
+namespace ballast {
+namespace {
+
+constexpr size_t kAlignment = 256;
+
+size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Parts of a workspace, in bytes from its start.
+struct WorkspaceLayout {
+  WorkspaceLayout(int max_rows, int max_groups, int intermediate_size, int blocks) {
+    tile_flags = max_rows / internal::kTileTokens + max_groups;
+    flag_words = tile_flags + 4 * blocks;
+    flags = Align(2 * sizeof(uint32_t));
+    partials = flags + Align(2 * sizeof(uint32_t) * flag_words);
+    activations = partials + sizeof(float) * internal::kPartialFloats * 2 * static_cast<size_t>(blocks);
+    bytes = activations + Align(size_t{2} * max_rows * intermediate_size);
+  }
+
+  int tile_flags, flag_words;
+  size_t flags, partials, activations, bytes;
+};
+
+absl::Status Field(const char* name, int64_t value, const char* limit) {
+  return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, ", has to be ", limit));
+}
+
+bool Aligned(const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
+
+absl::Status Check(const ExpertArena& arena) {
+  if (arena.hidden_size < 8 || arena.hidden_size % 8 != 0) {
+    return Field("hidden_size", arena.hidden_size, "a positive multiple of 8");
+  }
+  if (arena.intermediate_size < 8 || arena.intermediate_size % 8 != 0) {
+    return Field("intermediate_size", arena.intermediate_size, "a positive multiple of 8");
+  }
+  if (arena.num_slots < 1) return Field("num_slots", arena.num_slots, "at least 1");
+  const size_t expert = size_t{6} * arena.hidden_size * arena.intermediate_size;
+  if (arena.slot_stride % 16 != 0 || arena.slot_stride < expert) {
+    return Field("slot_stride", arena.slot_stride, absl::StrCat("a multiple of 16 and at least ", expert).c_str());
+  }
+  if (arena.slots == nullptr || !Aligned(arena.slots, 16)) {
+    return Field("slots", reinterpret_cast<int64_t>(arena.slots), "an address on 16 bytes");
+  }
+  return absl::OkStatus();
+}
+
+// Boxes of 64 columns of k, swizzled by 128 bytes.
+absl::Status Encode(const void* base, std::initializer_list<cuuint64_t> sizes,
+                    std::initializer_list<cuuint64_t> strides, std::initializer_list<cuuint32_t> box,
+                    CUtensorMap* map) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found;
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+  if (error != cudaSuccess) return CudaStatus(error, "cuTensorMapEncodeTiled");
+  if (found != cudaDriverEntryPointSuccess) {
+    return absl::UnavailableError("the driver has no cuTensorMapEncodeTiled: CUDA 12.0 or later is needed");
+  }
+  constexpr cuuint32_t kOne[5] = {1, 1, 1, 1, 1};
+  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
+      map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, sizes.size(), const_cast<void*>(base), sizes.begin(), strides.begin(),
+      box.begin(), kOne, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) return absl::InternalError(absl::StrCat("cuTensorMapEncodeTiled: CUDA error ", result));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<CudaExperts> CudaExperts::Create(const ExpertArena& arena) {
+  if (absl::Status status = Check(arena); !status.ok()) return status;
+  int device = 0, major = 0, minor = 0;
+  CudaExperts experts;
+  experts.arena_ = arena;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&experts.multiprocessors_, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error != cudaSuccess) return CudaStatus(error, "the device's attributes");
+  if (major != 9 || minor != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("device ", device, " has compute capability ", major, ".", minor, ", has to be 9.0"));
+  }
+  const cuuint64_t h = arena.hidden_size, i = arena.intermediate_size, slots = arena.num_slots;
+  // Columns, 8 rows, gate or up, groups of 8 rows, slots: a box holds groups of gates and ups in turn, so that one
+  // thread of the kernel gets both sums of an activation.
+  absl::Status status = Encode(arena.slots, {h, 8, 2, i / 8, slots}, {2 * h, 2 * h * i, 16 * h, arena.slot_stride},
+                               {internal::kTileK, 8, 2, internal::kGateUpGroups, 1}, &experts.gate_up_);
+  if (status.ok()) {
+    status = Encode(static_cast<const uint8_t*>(arena.slots) + 4 * h * i, {i, h, slots}, {2 * i, arena.slot_stride},
+                    {internal::kTileK, internal::kTileRows, 1}, &experts.down_);
+  }
+  if (!status.ok()) return status;
+  return experts;
+}
+
+size_t CudaExperts::WorkspaceBytes(int max_rows, int max_groups) const {
+  return WorkspaceLayout(max_rows, max_groups, arena_.intermediate_size, multiprocessors_).bytes;
+}
+
+absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups,
+                              cudaStream_t stream) const {
+  if (max_groups < 1 || max_groups > kMaxGroups) return Field("max_groups", max_groups, "1 to 1024");
+  if (step.num_groups < 1 || step.num_groups > max_groups) {
+    return Field("num_groups", step.num_groups, absl::StrCat("1 to max_groups, ", max_groups).c_str());
+  }
+  if (step.pairs_per_token < 1) return Field("pairs_per_token", step.pairs_per_token, "at least 1");
+  if (max_rows < 1) return Field("max_rows", max_rows, "at least 1");
+  if (!Aligned(step.x, 16)) return Field("x", reinterpret_cast<int64_t>(step.x), "on 16 bytes");
+  if (!Aligned(step.out, 16)) return Field("out", reinterpret_cast<int64_t>(step.out), "on 16 bytes");
+  if (!Aligned(workspace, kAlignment)) return Field("workspace", reinterpret_cast<int64_t>(workspace), "on 256 bytes");
+  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, multiprocessors_);
+  auto* bytes = static_cast<uint8_t*>(workspace);
+  internal::ExpertsArgs args = {};
+  args.x = step.x;
+  args.order = step.order;
+  args.begin = step.begin;
+  args.slots = step.slots;
+  args.out = step.out;
+  args.activations = bytes + layout.activations;
+  args.partials = reinterpret_cast<float*>(bytes + layout.partials);
+  args.flags = reinterpret_cast<uint32_t*>(bytes + layout.flags);
+  args.launch = reinterpret_cast<uint32_t*>(bytes);
+  args.num_groups = step.num_groups;
+  args.pairs_per_token = step.pairs_per_token;
+  args.hidden_size = arena_.hidden_size;
+  args.intermediate_size = arena_.intermediate_size;
+  args.flag_words = layout.flag_words;
+  args.tile_flags = layout.tile_flags;
+  return CudaStatus(internal::LaunchExperts(gate_up_, down_, args, multiprocessors_, stream), "the expert kernel");
+}
+
+}  // namespace ballast

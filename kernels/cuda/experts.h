@@ -1,0 +1,81 @@
+// Expert feed-forward networks over the tokens that each replica got, on one GPU: both GEMMs and SwiGLU in one kernel.
+#ifndef BALLAST_KERNELS_CUDA_EXPERTS_H_
+#define BALLAST_KERNELS_CUDA_EXPERTS_H_
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/cuda/experts_kernel.h"
+
+namespace ballast {
+
+// Expert slots in device memory. H = hidden_size, I = intermediate_size, both multiples of 8.
+struct ExpertArena {
+  // 16-byte aligned. Slot s begins at slots + s * slot_stride bytes, a multiple of 16, in the layout that the CPU's
+  // kernels have too: bf16 [gate I x H][up I x H][down H x I].
+  const void* slots = nullptr;
+  size_t slot_stride = 0;
+  int num_slots = 0;
+  int hidden_size = 0;
+  int intermediate_size = 0;
+};
+
+// One layer's step. All pointers are device memory, 16-byte aligned but for those to int32_t. `begin` and `order` are
+// read by the kernel alone, so that a captured graph serves any routing of at most the workspace's rows.
+struct ExpertsStep {
+  // [tokens][H] bf16.
+  const void* x = nullptr;
+  // Row r of the output is expert(x[order[r] / pairs_per_token]).
+  const int32_t* order = nullptr;
+  int pairs_per_token = 1;
+  // Group g, of [0, num_groups), has the rows begin[g] .. begin[g + 1] - 1 and the weights of slot slots[g]. begin[0]
+  // is 0, begin ascends, and begin[num_groups] is at most the workspace's max_rows.
+  const int32_t* begin = nullptr;
+  const int32_t* slots = nullptr;
+  int num_groups = 0;
+  // [max_rows][H] bf16, written up to begin[num_groups]: down(silu(gate x) * (up x)), not weighted. No overlap with x.
+  void* out = nullptr;
+};
+
+// Runs expert networks for slots of one arena on GPUs of compute capability 9.0. Immutable and thread-safe; the calls
+// that share a workspace have to be of one stream.
+//
+// Products of bf16 are summed in float32; silu(gate) * up is rounded to bf16 between the GEMMs. Sums are in a fixed
+// order for a given `begin` and number of multiprocessors: equal inputs give equal bits, but a row's bits depend on
+// what else is in the step.
+//
+// Roofline: 6 H I bytes for each group with rows, read once for every 128 rows, over read bandwidth; 6 H I flops a row
+// over the tensor cores' rate. With fewer than about 190 rows a group (H200) the first is larger.
+class CudaExperts {
+ public:
+  // Errors:
+  //   InvalidArgument      a size or an alignment of the arena; the message names field, value and limit
+  //   FailedPrecondition   the current device is not of compute capability 9.0
+  //   Unavailable          no device or driver
+  static absl::StatusOr<CudaExperts> Create(const ExpertArena& arena);
+
+  // Bytes of a workspace for steps of up to max_rows rows and max_groups groups: zeroed once by the owner, then the
+  // kernels' own; 256-byte aligned.
+  size_t WorkspaceBytes(int max_rows, int max_groups) const;
+
+  // Enqueues the step on the stream. Neither allocates nor waits; may be captured. The kernel's blocks wait for each
+  // other, so it needs the whole device: it is launched cooperatively and begins when every multiprocessor is free.
+  // Errors: InvalidArgument, as Create; what the launch says.
+  absl::Status Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups, cudaStream_t stream) const;
+
+ private:
+  CudaExperts() = default;
+
+  ExpertArena arena_;
+  int multiprocessors_ = 0;
+  CUtensorMap gate_up_ = {}, down_ = {};
+};
+
+}  // namespace ballast
+
+#endif  // BALLAST_KERNELS_CUDA_EXPERTS_H_

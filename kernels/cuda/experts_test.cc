@@ -1,0 +1,213 @@
+#include "kernels/cuda/experts.h"
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/cuda/reference.h"
+#include "kernels/cuda/test_support.h"
+
+namespace ballast {
+namespace {
+
+struct Case {
+  int hidden, intermediate, tokens, top_k;
+  // Rows of each group; their sum is at most tokens * top_k.
+  std::vector<int> rows;
+};
+
+// Rows of `groups` groups, drawn by weights that fall as 1 / (1 + g).
+std::vector<int> SkewedRows(int groups, int total, std::mt19937& random) {
+  std::vector<double> weights(groups);
+  for (int g = 0; g < groups; ++g) weights[g] = 1.0 / (1 + g);
+  std::discrete_distribution<int> group(weights.begin(), weights.end());
+  std::vector<int> rows(groups);
+  for (int i = 0; i < total; ++i) ++rows[group(random)];
+  std::shuffle(rows.begin(), rows.end(), random);
+  return rows;
+}
+
+class Fixture {
+ public:
+  explicit Fixture(const Case& c)
+      : c_(c),
+        pairs_(c.tokens * c.top_k),
+        groups_(static_cast<int>(c.rows.size())),
+        num_slots_(groups_ + 3),
+        stride_(size_t{6} * c.hidden * c.intermediate + 256),
+        x_(static_cast<size_t>(c.tokens) * c.hidden),
+        arena_(stride_ / 2 * num_slots_),
+        out_(static_cast<size_t>(pairs_) * c.hidden) {
+    CheckCuda(FillUniformBf16(x_.data(), x_.size(), 1, 1, nullptr));
+    CheckCuda(FillUniformBf16(arena_.data(), arena_.size(), 2, 0.1f, nullptr));
+    std::mt19937 random(3);
+    order_.resize(pairs_);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::shuffle(order_.begin(), order_.end(), random);
+    begin_ = {0};
+    for (const int rows : c.rows) begin_.push_back(begin_.back() + rows);
+    slots_.resize(num_slots_);
+    std::iota(slots_.begin(), slots_.end(), 0);
+    std::shuffle(slots_.begin(), slots_.end(), random);
+    slots_.resize(groups_);
+  }
+
+  void Run(int times) {
+    absl::StatusOr<CudaExperts> experts =
+        CudaExperts::Create({arena_.data(), stride_, num_slots_, c_.hidden, c_.intermediate});
+    ASSERT_TRUE(experts.ok()) << experts.status();
+    DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(pairs_, groups_));
+    workspace.Fill(0);
+    DeviceArray<int32_t> order(order_), begin(begin_), slots(slots_);
+    const ExpertsStep step = {x_.data(), order.data(), c_.top_k, begin.data(), slots.data(), groups_, out_.data()};
+    std::vector<uint16_t> first;
+    for (int i = 0; i < times; ++i) {
+      out_.Fill(0xff);
+      ASSERT_TRUE(experts->Run(step, workspace.data(), pairs_, groups_, nullptr).ok());
+      CheckCuda(cudaDeviceSynchronize());
+      if (i == 0) {
+        first = out_.Read();
+      } else {
+        ASSERT_EQ(out_.Read(), first) << "run " << i;
+      }
+    }
+    Verify(first);
+  }
+
+ private:
+  void Verify(const std::vector<uint16_t>& out) {
+    const int rows = begin_.back();
+    for (size_t i = static_cast<size_t>(rows) * c_.hidden; i < out.size(); ++i) ASSERT_EQ(out[i], 0xffff) << i;
+    // All rows of a few, some of many.
+    std::vector<int> checked;
+    const int stride = std::max(1, rows / 500);
+    for (int row = 0; row < rows; row += stride) checked.push_back(row);
+    if (rows > 0) checked.push_back(rows - 1);
+    std::vector<int32_t> tokens;
+    std::vector<const void*> weights;
+    for (const int row : checked) {
+      tokens.push_back(order_[row] / c_.top_k);
+      const auto group = std::upper_bound(begin_.begin(), begin_.end(), row) - begin_.begin() - 1;
+      weights.push_back(reinterpret_cast<const uint8_t*>(arena_.data()) + stride_ * slots_[group]);
+    }
+    const int n = static_cast<int>(checked.size());
+    DeviceArray<int32_t> device_tokens(tokens);
+    DeviceArray<const void*> device_weights(weights);
+    DeviceArray<double> activations(static_cast<size_t>(n) * c_.intermediate),
+        wanted(static_cast<size_t>(n) * c_.hidden);
+    CheckCuda(ReferenceExperts(x_.data(), device_tokens.data(), device_weights.data(), n, c_.hidden, c_.intermediate,
+                               activations.data(), wanted.data(), nullptr));
+    const std::vector<double> reference = wanted.Read();
+    for (int r = 0; r < n; ++r) {
+      RelativeError error;
+      for (int d = 0; d < c_.hidden; ++d) {
+        error.Add(FromBf16(out[static_cast<size_t>(checked[r]) * c_.hidden + d]),
+                  reference[static_cast<size_t>(r) * c_.hidden + d]);
+      }
+      ASSERT_LT(error.value(), 1e-2) << "row " << checked[r] << " of " << rows;
+    }
+  }
+
+  Case c_;
+  int pairs_, groups_, num_slots_;
+  size_t stride_;
+  DeviceArray<uint16_t> x_, arena_, out_;
+  std::vector<int32_t> order_, begin_, slots_;
+};
+
+TEST(CudaExpertsTest, TokensOfOneGroup) {
+  for (const int tokens : {1, 3, 8, 9, 17, 64, 127, 128, 129, 130, 257, 1000}) {
+    SCOPED_TRACE(tokens);
+    Fixture({256, 128, tokens, 1, {tokens}}).Run(2);
+  }
+}
+
+TEST(CudaExpertsTest, SizesThatTilesDoNotDivide) {
+  for (const auto& [hidden, intermediate] : std::vector<std::pair<int, int>>{
+           {8, 8}, {64, 128}, {72, 40}, {192, 64}, {256, 64}, {264, 136}, {520, 1000}, {1000, 520}, {768, 3072}}) {
+    SCOPED_TRACE(testing::Message() << hidden << " x " << intermediate);
+    Fixture({hidden, intermediate, 20, 2, {0, 17, 0, 3, 20, 0}}).Run(2);
+    Fixture({hidden, intermediate, 300, 1, {150, 0, 131, 19}}).Run(2);
+  }
+}
+
+TEST(CudaExpertsTest, NoRows) { Fixture({256, 128, 4, 2, {0, 0, 0}}).Run(3); }
+
+TEST(CudaExpertsTest, FewerRowsThanPairs) { Fixture({256, 128, 100, 8, {1, 200, 0, 77}}).Run(2); }
+
+TEST(CudaExpertsTest, ModelShapesAtDecodeAndPrefillSizes) {
+  std::mt19937 random(4);
+  struct Model {
+    int hidden, intermediate, groups, top_k;
+  };
+  for (const Model& m : {Model{2048, 768, 128, 8}, Model{2048, 1024, 64, 8}, Model{7168, 2048, 8, 1}}) {
+    for (const int tokens : {1, 3, 17, 64, 129, 1000, 4096}) {
+      SCOPED_TRACE(testing::Message() << m.hidden << " x " << m.intermediate << ", " << tokens << " tokens");
+      Fixture({m.hidden, m.intermediate, tokens, m.top_k, SkewedRows(m.groups, tokens * m.top_k, random)}).Run(2);
+    }
+  }
+}
+
+TEST(CudaExpertsTest, ManyGroups) {
+  std::mt19937 random(5);
+  Fixture({128, 64, 500, 4, SkewedRows(kMaxGroups, 2000, random)}).Run(2);
+}
+
+TEST(CudaExpertsTest, OneGraphServesEveryRouting) {
+  const int hidden = 256, intermediate = 192, groups = 5, tokens = 64;
+  const size_t stride = size_t{6} * hidden * intermediate;
+  DeviceArray<uint16_t> x(tokens * hidden), arena(stride / 2 * groups), out(tokens * hidden);
+  CheckCuda(FillUniformBf16(x.data(), x.size(), 1, 1, nullptr));
+  CheckCuda(FillUniformBf16(arena.data(), arena.size(), 2, 0.1f, nullptr));
+  absl::StatusOr<CudaExperts> experts = CudaExperts::Create({arena.data(), stride, groups, hidden, intermediate});
+  ASSERT_TRUE(experts.ok()) << experts.status();
+  DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(tokens, groups));
+  workspace.Fill(0);
+  std::vector<int32_t> all(tokens);
+  std::iota(all.begin(), all.end(), 0);
+  DeviceArray<int32_t> order(all), begin(groups + 1), slots(std::vector<int32_t>{0, 1, 2, 3, 4});
+  const ExpertsStep step = {x.data(), order.data(), 1, begin.data(), slots.data(), groups, out.data()};
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  CheckCuda(cudaStreamCreate(&stream));
+  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  ASSERT_TRUE(experts->Run(step, workspace.data(), tokens, groups, stream).ok());
+  CheckCuda(cudaStreamEndCapture(stream, &graph));
+  CheckCuda(cudaGraphInstantiate(&executable, graph, 0));
+  for (const std::vector<int32_t>& routing : std::vector<std::vector<int32_t>>{
+           {0, 64, 64, 64, 64, 64}, {0, 0, 1, 1, 30, 64}, {0, 0, 0, 0, 0, 0}, {0, 10, 20, 30, 40, 50}}) {
+    CheckCuda(cudaMemcpy(begin.data(), routing.data(), sizeof(int32_t) * routing.size(), cudaMemcpyHostToDevice));
+    out.Fill(0xff);
+    CheckCuda(cudaGraphLaunch(executable, stream));
+    CheckCuda(cudaStreamSynchronize(stream));
+    const std::vector<uint16_t> replayed = out.Read();
+    out.Fill(0xff);
+    ASSERT_TRUE(experts->Run(step, workspace.data(), tokens, groups, nullptr).ok());
+    CheckCuda(cudaDeviceSynchronize());
+    EXPECT_EQ(out.Read(), replayed);
+  }
+  CheckCuda(cudaGraphExecDestroy(executable));
+  CheckCuda(cudaGraphDestroy(graph));
+  CheckCuda(cudaStreamDestroy(stream));
+}
+
+TEST(CudaExpertsTest, ErrorsNameFieldValueAndLimit) {
+  DeviceArray<uint16_t> arena(3 * 64 * 64);
+  EXPECT_EQ(CudaExperts::Create({arena.data(), 6 * 64 * 64, 1, 60, 64}).status().message(),
+            "hidden_size is 60, has to be a positive multiple of 8");
+  EXPECT_EQ(CudaExperts::Create({arena.data(), 6 * 64 * 64, 0, 64, 64}).status().message(),
+            "num_slots is 0, has to be at least 1");
+  EXPECT_EQ(CudaExperts::Create({arena.data(), 16, 1, 64, 64}).status().message(),
+            "slot_stride is 16, has to be a multiple of 16 and at least 24576");
+  absl::StatusOr<CudaExperts> experts = CudaExperts::Create({arena.data(), 6 * 64 * 64, 1, 64, 64});
+  ASSERT_TRUE(experts.ok()) << experts.status();
+  ExpertsStep step;
+  step.num_groups = 5;
+  EXPECT_EQ(experts->Run(step, nullptr, 1, 4, nullptr).message(), "num_groups is 5, has to be 1 to max_groups, 4");
+}
+
+}  // namespace
+}  // namespace ballast

@@ -1,0 +1,297 @@
+// A whole MoE layer (router, grouping, experts, combine) on one GPU: its result against float64, then its time against
+// the floor, the larger of the activated weights' bytes over read bandwidth and flops over the matmul rate.
+//
+//   layer_benchmark [PEER]
+//
+// Bandwidth is measured here. PEER is what torch_layer.py wrote on the same machine: the matmul rate (else 790 TFLOP/s
+// is taken) and PyTorch's times for the same shapes. A step is a layer of a captured graph of 16, each with other
+// tokens and the weights in turn of copies of more than 2 GB together, so that no layer finds its weights in L2.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/experts.h"
+#include "kernels/cuda/reference.h"
+#include "kernels/cuda/router.h"
+#include "kernels/cuda/test_support.h"
+#include "kernels/cuda/tokens.h"
+
+namespace ballast {
+namespace {
+
+constexpr int kLayers = 16;
+constexpr int kReplays = 15;
+constexpr size_t kWeightBytes = size_t{2} << 30;
+
+struct Model {
+  const char* name;
+  int experts, top_k, hidden, intermediate;
+};
+
+constexpr Model kModels[] = {
+    {"qwen3-30b-a3b", 128, 8, 2048, 768},
+    {"deepseek-v3-slice", 8, 1, 7168, 2048},
+    {"olmoe", 64, 8, 2048, 1024},
+    {"mixtral-8x7b", 8, 2, 4096, 14336},
+};
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Seconds of one call of `enqueue`, recorded on `stream`.
+double Time(cudaStream_t stream, const std::function<void()>& enqueue, int times) {
+  cudaEvent_t begin, end;
+  CheckCuda(cudaEventCreate(&begin));
+  CheckCuda(cudaEventCreate(&end));
+  std::vector<double> seconds;
+  for (int i = 0; i < times + 3; ++i) {
+    CheckCuda(cudaEventRecord(begin, stream));
+    enqueue();
+    CheckCuda(cudaEventRecord(end, stream));
+    CheckCuda(cudaEventSynchronize(end));
+    float ms;
+    CheckCuda(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 3) seconds.push_back(ms / 1e3);
+  }
+  CheckCuda(cudaEventDestroy(begin));
+  CheckCuda(cudaEventDestroy(end));
+  return Median(seconds);
+}
+
+void CheckOk(const absl::Status& status) { BALLAST_CHECK(status.ok()) << status.message(); }
+
+double ReadBandwidth(cudaStream_t stream) {
+  const size_t bytes = size_t{4} << 30;
+  DeviceArray<uint16_t> data(bytes / 2);
+  DeviceArray<uint32_t> sink(1);
+  CheckCuda(FillUniformBf16(data.data(), data.size(), 1, 1, stream));
+  return bytes / Time(
+                     stream, [&] { CheckCuda(ReadAll(data.data(), bytes, sink.data(), stream)); }, 10);
+}
+
+struct Result {
+  double error, seconds, experts_seconds, floor_seconds, bytes;
+};
+
+// The layers' inputs and outputs, and one step of each.
+class Bench {
+ public:
+  Bench(const Model& model, int tokens, cudaStream_t stream)
+      : m_(model),
+        tokens_(tokens),
+        pairs_(tokens * model.top_k),
+        stream_(stream),
+        stride_(size_t{6} * model.hidden * model.intermediate),
+        copies_(static_cast<int>(kWeightBytes / (stride_ * model.experts)) + 1),
+        arena_(stride_ / 2 * model.experts * copies_),
+        router_(static_cast<size_t>(model.experts) * model.hidden),
+        x_(static_cast<size_t>(kLayers) * tokens * model.hidden),
+        rows_(static_cast<size_t>(pairs_) * model.hidden),
+        out_(static_cast<size_t>(kLayers) * tokens * model.hidden),
+        ids_(static_cast<size_t>(kLayers) * pairs_),
+        begin_(model.experts + 1),
+        order_(pairs_),
+        row_of_(pairs_),
+        weights_(static_cast<size_t>(kLayers) * pairs_),
+        counts_(model.experts),
+        mass_(model.experts) {
+    CheckCuda(FillUniformBf16(arena_.data(), arena_.size(), 1, 0.02f, stream));
+    CheckCuda(FillUniformBf16(router_.data(), router_.size(), 2, 0.05f, stream));
+    CheckCuda(FillUniformBf16(x_.data(), x_.size(), 3 + tokens, 1.7f, stream));
+    counts_.Fill(0);
+    mass_.Fill(0);
+    rule_.num_experts = m_.experts;
+    rule_.top_k = m_.top_k;
+    rule_.renormalize = true;
+    absl::StatusOr<CudaExperts> experts =
+        CudaExperts::Create({arena_.data(), stride_, m_.experts * copies_, m_.hidden, m_.intermediate});
+    CheckOk(experts.status());
+    experts_ = std::make_unique<CudaExperts>(*experts);
+    workspace_ = std::make_unique<DeviceArray<uint8_t>>(experts_->WorkspaceBytes(pairs_, m_.experts));
+    workspace_->Fill(0);
+    route_workspace_ = std::make_unique<DeviceArray<uint8_t>>(RouteTokensWorkspaceBytes(rule_, tokens));
+    group_workspace_ = std::make_unique<DeviceArray<uint8_t>>(GroupPairsWorkspaceBytes(pairs_, m_.experts));
+    std::vector<int32_t> slots(m_.experts * copies_), group_of(m_.experts);
+    for (size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<int32_t>(i);
+    for (int i = 0; i < m_.experts; ++i) group_of[i] = i;
+    slots_ = std::make_unique<DeviceArray<int32_t>>(slots);
+    group_of_ = std::make_unique<DeviceArray<int32_t>>(group_of);
+  }
+
+  Result Run(double bandwidth, double flops) {
+    Result result = {};
+    out_.Fill(0xff);
+    for (int layer = 0; layer < kLayers; ++layer) EnqueueLayer(layer);
+    CheckCuda(cudaStreamSynchronize(stream_));
+    result.error = Error();
+    result.seconds = TimeGraph([&](int layer) { EnqueueLayer(layer); });
+    // The last layer's routing, with every copy of the weights in turn.
+    result.experts_seconds = TimeGraph([&](int layer) { EnqueueExperts(layer); });
+    const std::vector<int32_t> ids = ids_.Read();
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const std::set<int32_t> active(ids.begin() + layer * pairs_, ids.begin() + (layer + 1) * pairs_);
+      const double bytes = static_cast<double>(active.size()) * stride_;
+      result.bytes += bytes / kLayers;
+      result.floor_seconds += std::max(bytes / bandwidth, static_cast<double>(stride_) * pairs_ / flops) / kLayers;
+    }
+    return result;
+  }
+
+ private:
+  void EnqueueLayer(int layer) {
+    RouteTokensArgs route;
+    route.rule = rule_;
+    route.hidden = x_.data() + XOffset(layer);
+    route.router_weights = router_.data();
+    route.num_tokens = tokens_;
+    route.hidden_size = m_.hidden;
+    route.ids = ids_.data() + static_cast<size_t>(layer) * pairs_;
+    route.weights = weights_.data() + static_cast<size_t>(layer) * pairs_;
+    route.counts = counts_.data();
+    route.gate_mass = mass_.data();
+    CheckOk(RouteTokens(route, route_workspace_->data(), stream_));
+    CheckOk(GroupPairs(
+        {route.ids, pairs_, group_of_->data(), m_.experts, m_.experts, begin_.data(), order_.data(), row_of_.data()},
+        group_workspace_->data(), stream_));
+    EnqueueExperts(layer);
+    CheckOk(CombineRows({rows_.data(), row_of_.data(), route.ids, route.weights, tokens_, m_.top_k, m_.hidden,
+                         out_.data() + XOffset(layer)},
+                        stream_));
+  }
+
+  void EnqueueExperts(int layer) {
+    CheckOk(experts_->Run({x_.data() + XOffset(layer), order_.data(), m_.top_k, begin_.data(),
+                           slots_->data() + layer % copies_ * m_.experts, m_.experts, rows_.data()},
+                          workspace_->data(), pairs_, m_.experts, stream_));
+  }
+
+  size_t XOffset(int layer) const { return static_cast<size_t>(layer) * tokens_ * m_.hidden; }
+
+  double TimeGraph(const std::function<void(int)>& enqueue) {
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    for (int layer = 0; layer < kLayers; ++layer) enqueue(layer);
+    CheckCuda(cudaStreamEndCapture(stream_, &graph));
+    CheckCuda(cudaGraphInstantiate(&executable, graph, 0));
+    const double seconds = Time(
+                               stream_, [&] { CheckCuda(cudaGraphLaunch(executable, stream_)); }, kReplays) /
+                           kLayers;
+    CheckCuda(cudaGraphExecDestroy(executable));
+    CheckCuda(cudaGraphDestroy(graph));
+    return seconds;
+  }
+
+  // Of up to 64 tokens of two layers, against float64 with the experts and weights that the router chose.
+  double Error() {
+    RelativeError error;
+    const std::vector<int32_t> ids = ids_.Read();
+    const std::vector<float> weights = weights_.Read();
+    for (const int layer : {0, kLayers - 1}) {
+      std::vector<int> checked;
+      for (int t = 0; t < tokens_; t += std::max(1, tokens_ / 64)) checked.push_back(t);
+      std::vector<int32_t> token;
+      std::vector<const void*> expert;
+      for (const int t : checked) {
+        for (int j = 0; j < m_.top_k; ++j) {
+          token.push_back(t);
+          const int slot = layer % copies_ * m_.experts + ids[static_cast<size_t>(layer) * pairs_ + t * m_.top_k + j];
+          expert.push_back(reinterpret_cast<const uint8_t*>(arena_.data()) + stride_ * slot);
+        }
+      }
+      const int rows = static_cast<int>(token.size());
+      DeviceArray<int32_t> device_token(token);
+      DeviceArray<const void*> device_expert(expert);
+      DeviceArray<double> activations(static_cast<size_t>(rows) * m_.intermediate);
+      DeviceArray<double> wanted(static_cast<size_t>(rows) * m_.hidden);
+      CheckCuda(ReferenceExperts(x_.data() + XOffset(layer), device_token.data(), device_expert.data(), rows, m_.hidden,
+                                 m_.intermediate, activations.data(), wanted.data(), stream_));
+      CheckCuda(cudaStreamSynchronize(stream_));
+      const std::vector<double> reference = wanted.Read();
+      std::vector<uint16_t> got(static_cast<size_t>(tokens_) * m_.hidden);
+      CheckCuda(cudaMemcpy(got.data(), out_.data() + XOffset(layer), got.size() * 2, cudaMemcpyDeviceToHost));
+      for (size_t i = 0; i < checked.size(); ++i) {
+        for (int d = 0; d < m_.hidden; ++d) {
+          double sum = 0;
+          for (int j = 0; j < m_.top_k; ++j) {
+            sum += weights[static_cast<size_t>(layer) * pairs_ + checked[i] * m_.top_k + j] *
+                   reference[(i * m_.top_k + j) * m_.hidden + d];
+          }
+          error.Add(FromBf16(got[static_cast<size_t>(checked[i]) * m_.hidden + d]), sum);
+        }
+      }
+    }
+    return error.value();
+  }
+
+  Model m_;
+  int tokens_, pairs_;
+  cudaStream_t stream_;
+  size_t stride_;
+  int copies_;
+  DeviceArray<uint16_t> arena_, router_, x_, rows_, out_;
+  DeviceArray<int32_t> ids_, begin_, order_, row_of_;
+  DeviceArray<float> weights_;
+  DeviceArray<uint64_t> counts_, mass_;
+  CudaRouterRule rule_;
+  std::unique_ptr<CudaExperts> experts_;
+  std::unique_ptr<DeviceArray<uint8_t>> workspace_, route_workspace_, group_workspace_;
+  std::unique_ptr<DeviceArray<int32_t>> slots_, group_of_;
+};
+
+// Lines "NAME TOKENS SECONDS"; the matmul rate is "matmul 0 FLOPS".
+std::map<std::pair<std::string, int>, double> ReadPeer(const char* path) {
+  std::map<std::pair<std::string, int>, double> values;
+  std::ifstream in(path);
+  BALLAST_CHECK(in.good()) << "cannot read " << path;
+  std::string name;
+  int tokens;
+  double value;
+  while (in >> name >> tokens >> value) values[{name, tokens}] = value;
+  return values;
+}
+
+int Main(int argc, char** argv) {
+  std::map<std::pair<std::string, int>, double> peer;
+  if (argc > 1) peer = ReadPeer(argv[1]);
+  cudaStream_t stream;
+  CheckCuda(cudaStreamCreate(&stream));
+  const double bandwidth = ReadBandwidth(stream);
+  const auto matmul = peer.find({"matmul", 0});
+  const double flops = matmul != peer.end() ? matmul->second : 790e12;
+  std::printf("read bandwidth %.2f TB/s, bf16 matmul %.0f TFLOP/s\n", bandwidth / 1e12, flops / 1e12);
+  std::printf("%-18s %6s %8s %9s %9s %9s %7s %9s %6s\n", "layer", "tokens", "MB", "floor us", "us", "experts",
+              "of floor", "PyTorch", "ratio");
+  bool right = true;
+  for (const Model& model : kModels) {
+    for (const int tokens : {1, 8, 32, 128, 1024, 4096, 16384}) {
+      Bench bench(model, tokens, stream);
+      const Result r = bench.Run(bandwidth, flops);
+      std::printf("%-18s %6d %8.0f %9.1f %9.1f %9.1f %7.1f%%", model.name, tokens, r.bytes / 1e6, r.floor_seconds * 1e6,
+                  r.seconds * 1e6, r.experts_seconds * 1e6, 100 * r.floor_seconds / r.seconds);
+      const auto other = peer.find({model.name, tokens});
+      if (other != peer.end()) std::printf(" %9.1f %6.2f", other->second * 1e6, other->second / r.seconds);
+      std::printf("  error %.1e%s\n", r.error, r.error < 1e-2 ? "" : "  WRONG");
+      std::fflush(stdout);
+      right = right && r.error < 1e-2;
+    }
+  }
+  CheckCuda(cudaStreamDestroy(stream));
+  return right ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace ballast
+
+int main(int argc, char** argv) { return ballast::Main(argc, argv); }

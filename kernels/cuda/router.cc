@@ -1,0 +1,65 @@
+#include "kernels/cuda/router.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/status.h"
+
+namespace ballast {
+namespace {
+
+absl::Status Field(const char* name, int64_t value, const std::string& limit) {
+  return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, ", has to be ", limit));
+}
+
+}  // namespace
+
+absl::Status CheckRouterRule(const CudaRouterRule& rule) {
+  if (rule.num_experts < 1 || rule.num_experts > 512) return Field("num_experts", rule.num_experts, "1 to 512");
+  const int most = std::min(rule.num_experts, 32);
+  if (rule.top_k < 1 || rule.top_k > most) return Field("top_k", rule.top_k, absl::StrCat("1 to ", most));
+  if (rule.num_groups == 1) return absl::OkStatus();
+  const int e = rule.num_experts;
+  if (rule.score != RouterScore::kSigmoid) return Field("num_groups", rule.num_groups, "1 with softmax scores");
+  if (e != 64 && e != 128 && e != 256 && e != 512) return Field("num_experts", e, "64, 128, 256 or 512 with groups");
+  if (rule.num_groups < 2 || rule.num_groups > 32 || 32 % rule.num_groups != 0) {
+    return Field("num_groups", rule.num_groups, "1, 2, 4, 8, 16 or 32");
+  }
+  if (rule.top_groups < 1 || rule.top_groups > rule.num_groups) {
+    return Field("top_groups", rule.top_groups, absl::StrCat("1 to num_groups, ", rule.num_groups));
+  }
+  const int reachable = e / rule.num_groups * rule.top_groups;
+  if (rule.top_k > reachable) return Field("top_k", rule.top_k, absl::StrCat("at most the top groups' ", reachable));
+  return absl::OkStatus();
+}
+
+size_t RouteTokensWorkspaceBytes(const CudaRouterRule& rule, int max_tokens) {
+  const size_t rows = std::max<size_t>(
+      max_tokens, std::min<size_t>(size_t{internal::kMaxRouterParts} * max_tokens, internal::kMaxPartialRows));
+  return sizeof(float) * rows * rule.num_experts;
+}
+
+absl::Status RouteTokens(const RouteTokensArgs& args, void* workspace, cudaStream_t stream) {
+  if (absl::Status status = CheckRouterRule(args.rule); !status.ok()) return status;
+  if (args.num_tokens < 0) return Field("num_tokens", args.num_tokens, "at least 0");
+  if (args.hidden_size < 8 || args.hidden_size % 8 != 0) {
+    return Field("hidden_size", args.hidden_size, "a positive multiple of 8");
+  }
+  if (args.num_tokens == 0) return absl::OkStatus();
+  internal::RouterArgs kernel_args = {};
+  kernel_args.rule = args.rule;
+  kernel_args.hidden = args.hidden;
+  kernel_args.router_weights = args.router_weights;
+  kernel_args.bias = args.bias;
+  kernel_args.task = args.task;
+  kernel_args.logits = static_cast<float*>(workspace);
+  kernel_args.num_tokens = args.num_tokens;
+  kernel_args.hidden_size = args.hidden_size;
+  kernel_args.ids = args.ids;
+  kernel_args.weights = args.weights;
+  kernel_args.counts = args.counts;
+  kernel_args.gate_mass = args.gate_mass;
+  return CudaStatus(internal::LaunchRouter(kernel_args, stream), "the router kernels");
+}
+
+}  // namespace ballast

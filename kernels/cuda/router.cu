@@ -1,0 +1,312 @@
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/router_kernel.h"
+
+namespace ballast::internal {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kTileExperts = 128;
+constexpr int kTileK = 64;
+constexpr int kRowBytes = kTileK * 2;
+constexpr int kStages = 3;
+constexpr int kSelectTokens = 4;  // of a block of the second kernel: a warp each
+constexpr int kFewTokens = 512;   // up to here the tiles of the first kernel have 16 tokens
+constexpr unsigned kAll = ~0u;
+
+__host__ __device__ constexpr int DivideUp(int a, int b) { return (a + b - 1) / b; }
+
+__device__ uint32_t SharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// Four 8x8 matrices of bf16, whose rows are at the lanes' addresses.
+__device__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+__device__ void Multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Address of 16 bytes of a row of 128, swizzled so that 8 rows' are in different banks.
+__device__ uint32_t Chunk(uint32_t tile, int row, int chunk) {
+  return tile + row * kRowBytes + ((chunk ^ (row & 7)) << 4);
+}
+
+// Rows [first, first + count) of a matrix of `rows` rows, 64 columns from `column` on; zeros outside.
+template <int kRows>
+__device__ void LoadRows(uint32_t tile, const void* matrix, int first, int rows, int column, int columns) {
+#pragma unroll
+  for (int i = 0; i < DivideUp(kRows * 8, kThreads); ++i) {
+    const int index = i * kThreads + threadIdx.x, row = index / 8, chunk = index % 8;
+    if (kRows * 8 % kThreads != 0 && row >= kRows) break;
+    const int at = column + chunk * 8;
+    const bool inside = first + row < rows && at < columns;
+    const auto* from =
+        static_cast<const __nv_bfloat16*>(matrix) + (inside ? static_cast<size_t>(first + row) * columns + at : 0);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(Chunk(tile, row, chunk)), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+  }
+}
+
+// Logits of kTokens tokens by 128 experts over one part of the hidden size: grid (token tiles, expert tiles, parts).
+template <int kTokens>
+__global__ void __launch_bounds__(kThreads) LogitsKernel(const RouterArgs args) {
+  // Warps side by side over experts, and over tokens where there are many.
+  constexpr int kWarpTokens = kTokens == 16 ? 16 : 32;
+  constexpr int kTokenWarps = kTokens / kWarpTokens;
+  constexpr int kWarpExperts = kTileExperts / (kThreads / 32 / kTokenWarps);
+  constexpr int kStageBytes = (kTokens + kTileExperts) * kRowBytes;
+  extern __shared__ __align__(128) uint8_t storage[];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_token = blockIdx.x * kTokens, first_expert = blockIdx.y * kTileExperts;
+  const int warp_token = warp % kTokenWarps * kWarpTokens, warp_expert = warp / kTokenWarps * kWarpExperts;
+  const int steps = DivideUp(args.hidden_size, kTileK);
+  const int begin = static_cast<int>(static_cast<int64_t>(steps) * blockIdx.z / gridDim.z);
+  const int end = static_cast<int>(static_cast<int64_t>(steps) * (blockIdx.z + 1) / gridDim.z);
+  const uint32_t shared = SharedAddress(storage);
+  const auto load = [&](int step) {
+    if (step < end) {
+      const uint32_t tile = shared + step % kStages * kStageBytes;
+      LoadRows<kTokens>(tile, args.hidden, first_token, args.num_tokens, step * kTileK, args.hidden_size);
+      LoadRows<kTileExperts>(tile + kTokens * kRowBytes, args.router_weights, first_expert, args.rule.num_experts,
+                             step * kTileK, args.hidden_size);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+  float sums[kWarpTokens / 16][kWarpExperts / 8][4] = {};
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) load(begin + i);
+  for (int step = begin; step < end; ++step) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
+    __syncthreads();
+    load(step + kStages - 1);
+    const uint32_t tokens = shared + step % kStages * kStageBytes, experts = tokens + kTokens * kRowBytes;
+#pragma unroll
+    for (int k = 0; k < kTileK / 16; ++k) {
+      uint32_t a[kWarpTokens / 16][4];
+#pragma unroll
+      for (int m = 0; m < kWarpTokens / 16; ++m) {
+        LoadMatrices(a[m], Chunk(tokens, warp_token + m * 16 + lane % 16, k * 2 + lane / 16));
+      }
+#pragma unroll
+      for (int n = 0; n < kWarpExperts / 16; ++n) {
+        // Experts 0-7 and 8-15, k 0-7 and 8-15.
+        uint32_t b[4];
+        LoadMatrices(b, Chunk(experts, warp_expert + n * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+#pragma unroll
+        for (int m = 0; m < kWarpTokens / 16; ++m) {
+          Multiply(sums[m][n * 2], a[m], b[0], b[1]);
+          Multiply(sums[m][n * 2 + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+  float* logits = args.logits + static_cast<size_t>(blockIdx.z) * args.num_tokens * args.rule.num_experts;
+#pragma unroll
+  for (int m = 0; m < kWarpTokens / 16; ++m) {
+#pragma unroll
+    for (int n = 0; n < kWarpExperts / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = first_token + warp_token + m * 16 + lane / 4 + i / 2 * 8;
+        const int expert = first_expert + warp_expert + n * 8 + lane % 4 * 2 + i % 2;
+        if (token < args.num_tokens && expert < args.rule.num_experts) {
+          logits[static_cast<size_t>(token) * args.rule.num_experts + expert] = sums[m][n][i];
+        }
+      }
+    }
+  }
+}
+
+// Order of floats as order of integers.
+__device__ uint32_t Ordered(float f) {
+  const uint32_t u = __float_as_uint(f);
+  return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+__device__ float WarpSum(float v) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(kAll, v, distance);
+  return v;
+}
+
+// The lane's kOwn neighbours: the warp's best, ties to the lower expert; -infinity is never chosen while another is
+// left.
+template <int kOwn>
+__device__ int Best(const float (&scores)[kOwn], int lane) {
+  float own = scores[0];
+  int at = 0;
+#pragma unroll
+  for (int i = 1; i < kOwn; ++i) {
+    if (scores[i] > own) {
+      own = scores[i];
+      at = i;
+    }
+  }
+  const uint32_t key = Ordered(own), best = __reduce_max_sync(kAll, key);
+  return __reduce_min_sync(kAll, key == best ? lane * kOwn + at : 0x7fffffff);
+}
+
+// Sums the parts of a token's logits, in order, and chooses its experts: a warp a token, kOwn neighbouring experts a
+// lane.
+template <int kOwn>
+__global__ void __launch_bounds__(kSelectTokens * 32) SelectKernel(const RouterArgs args, int parts) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const CudaRouterRule& rule = args.rule;
+  const int lane = threadIdx.x % 32, token = blockIdx.x * kSelectTokens + threadIdx.x / 32, experts = rule.num_experts;
+  if (token >= args.num_tokens) return;
+  const float kNone = -__int_as_float(0x7f800000);
+  float scores[kOwn] = {};
+  const float* logits = args.logits + static_cast<size_t>(token) * experts + lane * kOwn;
+#pragma unroll 4
+  for (int part = 0; part < parts; ++part) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (lane * kOwn + i < experts) scores[i] += logits[static_cast<size_t>(part) * args.num_tokens * experts + i];
+    }
+  }
+  float chosen_by[kOwn];
+  if (rule.score == RouterScore::kSoftmax) {
+    float most = kNone;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (lane * kOwn + i >= experts) scores[i] = kNone;
+      most = fmaxf(most, scores[i]);
+    }
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) most = fmaxf(most, __shfl_xor_sync(kAll, most, distance));
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      scores[i] = expf(scores[i] - most);
+      sum += scores[i];
+    }
+    sum = WarpSum(sum);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      scores[i] /= sum;
+      chosen_by[i] = lane * kOwn + i < experts ? scores[i] : kNone;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int expert = lane * kOwn + i;
+      scores[i] = 1 / (1 + expf(-scores[i]));
+      chosen_by[i] = expert < experts ? scores[i] + (args.bias != nullptr ? args.bias[expert] : 0) : kNone;
+    }
+    if (rule.num_groups > 1) {
+      // The group's lanes are neighbours, too.
+      const int group_lanes = 32 / rule.num_groups;
+      float first = kNone, second = kNone;
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        second = fmaxf(second, fminf(first, chosen_by[i]));
+        first = fmaxf(first, chosen_by[i]);
+      }
+      for (int distance = 1; distance < group_lanes; distance *= 2) {
+        const float other_first = __shfl_xor_sync(kAll, first, distance);
+        const float other_second = __shfl_xor_sync(kAll, second, distance);
+        second = fmaxf(fmaxf(second, other_second), fminf(first, other_first));
+        first = fmaxf(first, other_first);
+      }
+      const float score = first + second;
+      int better = 0;
+      for (int g = 0; g < rule.num_groups; ++g) {
+        const float other = __shfl_sync(kAll, score, g * group_lanes);
+        better += other > score || (other == score && g < lane / group_lanes);
+      }
+      if (better >= rule.top_groups) {
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) chosen_by[i] = kNone;
+      }
+    }
+  }
+  // Lane j keeps choice j.
+  int own_id = 0;
+  float own_weight = 0;
+  for (int j = 0; j < rule.top_k; ++j) {
+    const int id = Best<kOwn>(chosen_by, lane);
+    float weight = 0;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (lane * kOwn + i == id) {
+        weight = scores[i];
+        chosen_by[i] = kNone;
+      }
+    }
+    weight = __shfl_sync(kAll, weight, id / kOwn);
+    if (lane == j) {
+      own_id = id;
+      own_weight = weight;
+    }
+  }
+  if (rule.renormalize) {
+    float sum = 0;  // in the order of choices
+    for (int j = 0; j < rule.top_k; ++j) sum += __shfl_sync(kAll, own_weight, j);
+    // Sigmoids can all be 0.
+    own_weight /= rule.score == RouterScore::kSigmoid ? sum + 1e-20f : sum;
+  }
+  own_weight *= rule.scale;
+  if (lane < rule.top_k) {
+    const size_t at = static_cast<size_t>(token) * rule.top_k + lane;
+    args.ids[at] = own_id;
+    args.weights[at] = own_weight;
+    const size_t cell = (args.task != nullptr ? static_cast<size_t>(args.task[token]) * experts : 0) + own_id;
+    if (args.counts != nullptr) atomicAdd(reinterpret_cast<unsigned long long*>(args.counts) + cell, 1ull);
+    if (args.gate_mass != nullptr) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(args.gate_mass) + cell,
+                __float2ull_rn(own_weight * 4294967296.0f));
+    }
+  }
+}
+
+template <int kTokens>
+cudaError_t LaunchLogits(const RouterArgs& args, int parts, cudaStream_t stream) {
+  constexpr size_t kSharedBytes = size_t{kStages} * (kTokens + kTileExperts) * kRowBytes;
+  static const cudaError_t allowed = AllowSharedMemory(LogitsKernel<kTokens>, kSharedBytes);
+  if (allowed != cudaSuccess) return allowed;
+  const dim3 grid(DivideUp(args.num_tokens, kTokens), DivideUp(args.rule.num_experts, kTileExperts), parts);
+  return Launch(LogitsKernel<kTokens>, grid, kThreads, kSharedBytes, /*cooperative=*/false, stream, args);
+}
+
+template <int kOwn>
+cudaError_t LaunchSelect(const RouterArgs& args, int parts, cudaStream_t stream) {
+  return Launch(SelectKernel<kOwn>, dim3(DivideUp(args.num_tokens, kSelectTokens)), kSelectTokens * 32, 0,
+                /*cooperative=*/false, stream, args, parts);
+}
+
+}  // namespace
+
+int RouterParts(int num_tokens, int num_experts) {
+  const int tiles = DivideUp(num_tokens, num_tokens <= kFewTokens ? 16 : 128) * DivideUp(num_experts, kTileExperts);
+  // About a block a multiprocessor; sums of more parts take longer than they save.
+  int parts = 1;
+  while (parts < kMaxRouterParts && tiles * parts * 2 <= 132) parts *= 2;
+  return parts;
+}
+
+cudaError_t LaunchRouter(const RouterArgs& args, cudaStream_t stream) {
+  const int parts = RouterParts(args.num_tokens, args.rule.num_experts);
+  const cudaError_t error =
+      args.num_tokens <= kFewTokens ? LaunchLogits<16>(args, parts, stream) : LaunchLogits<128>(args, parts, stream);
+  if (error != cudaSuccess) return error;
+  if (args.rule.num_experts <= 32) return LaunchSelect<1>(args, parts, stream);
+  if (args.rule.num_experts <= 64) return LaunchSelect<2>(args, parts, stream);
+  if (args.rule.num_experts <= 128) return LaunchSelect<4>(args, parts, stream);
+  if (args.rule.num_experts <= 256) return LaunchSelect<8>(args, parts, stream);
+  return LaunchSelect<16>(args, parts, stream);
+}
+
+}  // namespace ballast::internal

@@ -1,0 +1,181 @@
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/tokens_kernel.h"
+
+namespace ballast::internal {
+namespace {
+
+constexpr int kGroupThreads = 1024;
+constexpr int kGroupWarps = kGroupThreads / 32;
+constexpr int kWarpPairs = kGroupTilePairs / kGroupWarps;
+constexpr int kCombineThreads = 128;
+constexpr int kCombineColumns = 8;  // of a thread: 16 bytes
+
+__device__ int GroupOf(const GroupKernelArgs& args, int pair) {
+  return pair < args.num_pairs ? args.group_of[args.ids[pair]] : -1;
+}
+
+__global__ void __launch_bounds__(kGroupThreads) CountTileKernel(const GroupKernelArgs args) {
+  extern __shared__ int32_t counts[];
+  for (int g = threadIdx.x; g < args.num_groups; g += kGroupThreads) counts[g] = 0;
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  __syncthreads();
+  for (int i = threadIdx.x; i < kGroupTilePairs; i += kGroupThreads) {
+    const int group = GroupOf(args, blockIdx.x * kGroupTilePairs + i);
+    if (group >= 0) atomicAdd(&counts[group], 1);
+  }
+  __syncthreads();
+  for (int g = threadIdx.x; g < args.num_groups; g += kGroupThreads) {
+    args.tile_counts[blockIdx.x * args.num_groups + g] = counts[g];
+  }
+}
+
+// Exclusive prefix sums over the block's threads; `total` gets the sum of all.
+__device__ int BlockPrefix(int value, int* warp_sums, int& total) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int sum = value;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int v = __shfl_up_sync(~0u, sum, distance);
+    if (lane >= distance) sum += v;
+  }
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  int before = 0;
+  total = 0;
+  for (int w = 0; w < kGroupWarps; ++w) {
+    if (w == warp) before = total;
+    total += warp_sums[w];
+  }
+  return before + sum - value;
+}
+
+// Each warp counts its own run of pairs; a group's rows begin where the groups before, the tiles before and the warps
+// before end; then each warp hands out its rows in the order of its pairs. A thread has one group (kMaxGroups are
+// kGroupThreads).
+__global__ void __launch_bounds__(kGroupThreads) GroupTileKernel(const GroupKernelArgs args) {
+  extern __shared__ int32_t next_row[];  // [warps][num_groups]
+  __shared__ int warp_sums[kGroupWarps];
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  for (int i = thread; i < kGroupWarps * args.num_groups; i += kGroupThreads) next_row[i] = 0;
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  __syncthreads();
+  int groups[kWarpPairs / 32];
+  const int first_pair = blockIdx.x * kGroupTilePairs + warp * kWarpPairs;
+#pragma unroll
+  for (int i = 0; i < kWarpPairs / 32; ++i) {
+    groups[i] = GroupOf(args, first_pair + i * 32 + lane);
+    if (groups[i] >= 0) atomicAdd(&next_row[warp * args.num_groups + groups[i]], 1);
+  }
+  __syncthreads();
+  int own = 0, before_tiles = 0;
+  if (thread < args.num_groups) {
+    for (int w = 0; w < kGroupWarps; ++w) own += next_row[w * args.num_groups + thread];
+    if (gridDim.x > 1) {
+      own = 0;
+      for (int tile = 0; tile < gridDim.x; ++tile) {
+        const int count = args.tile_counts[tile * args.num_groups + thread];
+        if (tile < blockIdx.x) before_tiles += count;
+        own += count;
+      }
+    }
+  }
+  int total;
+  const int begin = BlockPrefix(own, warp_sums, total);
+  if (thread < args.num_groups) {
+    int row = begin + before_tiles;
+    for (int w = 0; w < kGroupWarps; ++w) {
+      int32_t& at = next_row[w * args.num_groups + thread];
+      const int count = at;
+      at = row;
+      row += count;
+    }
+    if (blockIdx.x == 0) args.begin[thread] = begin;
+  }
+  if (blockIdx.x == 0 && thread == 0) args.begin[args.num_groups] = total;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kWarpPairs / 32; ++i) {
+    const int pair = first_pair + i * 32 + lane, group = groups[i];
+    const unsigned same = __match_any_sync(~0u, group);
+    int row = -1;
+    if (group >= 0) row = next_row[warp * args.num_groups + group] + __popc(same & ((1u << lane) - 1));
+    __syncwarp();
+    if (group >= 0 && lane == __ffs(same) - 1) next_row[warp * args.num_groups + group] += __popc(same);
+    __syncwarp();
+    if (pair < args.num_pairs) {
+      args.row_of[pair] = row;
+      if (row >= 0) args.order[row] = pair;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineKernelArgs args) {
+  __shared__ int rows[32];
+  __shared__ float weights[32];
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int token = blockIdx.x, thread = threadIdx.x;
+  if (thread < 32) {
+    const int at = token * args.top_k + thread;
+    const bool valid = thread < args.top_k;
+    const int id = valid ? args.ids[at] : 0x7fffffff;
+    int rank = 0;
+    for (int j = 0; j < args.top_k; ++j) rank += __shfl_sync(~0u, id, j) < id;
+    if (valid) {
+      rows[rank] = args.row_of[at];
+      weights[rank] = args.weights[at];
+    }
+  }
+  __syncthreads();
+  const int column = (blockIdx.y * kCombineThreads + thread) * kCombineColumns;
+  if (column >= args.hidden_size) return;
+  float sums[kCombineColumns] = {};
+  const auto* source = static_cast<const __nv_bfloat16*>(args.rows) + column;
+#pragma unroll 8
+  for (int j = 0; j < args.top_k; ++j) {
+    if (rows[j] < 0) continue;
+    const uint4 v = *reinterpret_cast<const uint4*>(source + static_cast<size_t>(rows[j]) * args.hidden_size);
+    const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&v);
+#pragma unroll
+    for (int i = 0; i < kCombineColumns / 2; ++i) {
+      const float2 f = __bfloat1622float2(pairs[i]);
+      sums[2 * i] = fmaf(weights[j], f.x, sums[2 * i]);
+      sums[2 * i + 1] = fmaf(weights[j], f.y, sums[2 * i + 1]);
+    }
+  }
+  uint4 out;
+  auto* packed = reinterpret_cast<__nv_bfloat162*>(&out);
+#pragma unroll
+  for (int i = 0; i < kCombineColumns / 2; ++i) packed[i] = __floats2bfloat162_rn(sums[2 * i], sums[2 * i + 1]);
+  *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.out) + static_cast<size_t>(token) * args.hidden_size +
+                            column) = out;
+}
+
+}  // namespace
+
+cudaError_t LaunchGroupPairs(const GroupKernelArgs& args, cudaStream_t stream) {
+  const int tiles = (args.num_pairs + kGroupTilePairs - 1) / kGroupTilePairs;
+  const size_t shared = sizeof(int32_t) * kGroupWarps * args.num_groups;
+  // 1024 groups.
+  static const cudaError_t allowed = AllowSharedMemory(GroupTileKernel, sizeof(int32_t) * kGroupWarps * kGroupThreads);
+  if (allowed != cudaSuccess) return allowed;
+  if (tiles > 1) {
+    const cudaError_t error = Launch(CountTileKernel, dim3(tiles), kGroupThreads, sizeof(int32_t) * args.num_groups,
+                                     /*cooperative=*/false, stream, args);
+    if (error != cudaSuccess) return error;
+  }
+  return Launch(GroupTileKernel, dim3(tiles > 0 ? tiles : 1), kGroupThreads, shared, /*cooperative=*/false, stream,
+                args);
+}
+
+cudaError_t LaunchCombine(const CombineKernelArgs& args, cudaStream_t stream) {
+  const int columns = kCombineThreads * kCombineColumns;
+  return Launch(CombineKernel, dim3(args.num_tokens, (args.hidden_size + columns - 1) / columns), kCombineThreads, 0,
+                /*cooperative=*/false, stream, args);
+}
+
+}  // namespace ballast::internal
