@@ -33,6 +33,11 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
   app.add_option("--staging-slots", config.staging_slots, "Slots that no placement uses")->capture_default_str();
   app.add_option("--combine", config.combine, "fast, or exact: the same bits in every placement")
       ->capture_default_str();
+  app.add_option("--step-shares", config.step_shares,
+                 "Where traffic shares come from in the steps that this worker leads: fixed (the placement), previous "
+                 "(solved for the counts of the step before), current (for the step's own), or auto: what pays, layer "
+                 "by layer")
+      ->capture_default_str();
   app.add_option("--compute-threads", config.compute_threads, "Threads of the kernels; 0: one a core")
       ->capture_default_str();
   app.add_option("--capacity", config.capacity, "Rows (tokens) of this worker in a step at most")
@@ -99,6 +104,7 @@ absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, in
   };
   BALLAST_RETURN_IF_ERROR(one_of("--role", config.role, {"mixed", "prefill", "decode"}));
   BALLAST_RETURN_IF_ERROR(one_of("--combine", config.combine, {"fast", "exact"}));
+  BALLAST_RETURN_IF_ERROR(one_of("--step-shares", config.step_shares, {"auto", "current", "previous", "fixed"}));
   BALLAST_RETURN_IF_ERROR(one_of("--log-format", config.log_format, {"text", "json"}));
   BALLAST_RETURN_IF_ERROR(one_of("--log-level", config.log_level, {"debug", "info", "warning", "error"}));
 

@@ -30,6 +30,7 @@ struct WorkerConfig {
   int slots = 0;
   int staging_slots = 2;
   std::string combine = "fast";
+  std::string step_shares = "auto";
   int compute_threads = 0;
   int capacity = 256;
   int kv_blocks = 0;

@@ -32,6 +32,8 @@ TEST(WorkerConfigTest, Refuses) {
       {"--group is needed", [](WorkerConfig& c) { c.group.clear(); }},
       {"--role is 'both'; allowed are mixed, prefill, decode", [](WorkerConfig& c) { c.role = "both"; }},
       {"--combine is 'slow'", [](WorkerConfig& c) { c.combine = "slow"; }},
+      {"--step-shares is 'best'; allowed are auto, current, previous, fixed",
+       [](WorkerConfig& c) { c.step_shares = "best"; }},
       {"--capacity is 0; it must be between 1 and 65536", [](WorkerConfig& c) { c.capacity = 0; }},
       {"--max-running is 300; it must be between 1 and 256", [](WorkerConfig& c) { c.max_running = 300; }},
       {"--slots is 2; it must be above --staging-slots, 2", [](WorkerConfig& c) { c.slots = 2; }},

@@ -170,7 +170,8 @@ absl::Status Worker::Impl::MakeEngine() {
       StepEngine::Create({.moe = {.combine = config_.combine == "exact" ? CombineMode::kExact : CombineMode::kFast,
                                   .capacity = config_.capacity},
                           .step_timeout = absl::Seconds(config_.step_timeout_seconds),
-                          .view_patience = absl::Seconds(config_.view_patience_seconds)},
+                          .view_patience = absl::Seconds(config_.view_patience_seconds),
+                          .step_shares = ParseShareMode(config_.step_shares).value_or(ShareMode::kAuto)},
                          {.decoder = model_->decoder.get(),
                           .experts = model_->store.get(),
                           .pool = model_->pool.get(),
@@ -231,8 +232,7 @@ void Worker::Impl::StartSession() {
 }
 
 absl::Status Worker::Impl::Start() {
-  metrics_ = std::make_unique<WorkerMetrics>(
-      WorkerMetrics::Names{.worker = config_.name, .model = config_.model_name, .group = config_.group});
+  metrics_ = std::make_unique<WorkerMetrics>(config_.name);
   BALLAST_ASSIGN_OR_RETURN(model_, OpenModel(config_, clock_));
   BALLAST_RETURN_IF_ERROR(StartDataPort());
   mover_ = std::make_unique<MoveAgent>(*model_->store, *peer_experts_, *this, clock_);

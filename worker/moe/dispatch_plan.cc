@@ -14,19 +14,15 @@ DispatchPlan::DispatchPlan(int num_experts, int top_k, int capacity) : top_k_(to
   newly_failed_.reserve(capacity);
 }
 
-void DispatchPlan::Plan(const DispatchTable& table, const DispatchSource& source, int num_ranks, uint32_t rotation,
-                        std::span<const int32_t> experts, std::span<const float> weights, std::span<uint8_t> failed) {
+void DispatchPlan::Count(const DispatchTable& table, std::span<const int32_t> experts, std::span<const float> weights,
+                         std::span<uint8_t> failed) {
   const size_t rows = failed.size();
   BALLAST_CHECK(experts.size() == rows * top_k_ && weights.size() == experts.size()) << rows << " rows";
   newly_failed_.clear();
   std::fill(counts_.begin(), counts_.end(), 0);
-  tokens_to_.assign(num_ranks, 0);
-  pairs_to_.assign(num_ranks, 0);
-  last_row_.assign(num_ranks, -1);
   pairs_.resize(experts.size());
   experts_.resize(experts.size());
   replicas_.resize(experts.size());
-  quotas_.resize(table.num_replicas());
 
   for (size_t row = 0; row < rows; ++row) {
     PlannedPair* const of_row = pairs_.data() + row * top_k_;
@@ -47,10 +43,14 @@ void DispatchPlan::Plan(const DispatchTable& table, const DispatchSource& source
       if (!failed[row]) ++counts_[of_row[k].expert];
     }
   }
+}
 
-  SolveQuotas(table, counts_, rotation, quotas_);
-  AssignReplicas(table, source, experts_, top_k_, quotas_, replicas_);
-
+void DispatchPlan::Assign(const DispatchTable& table, const DispatchSource& source, int num_ranks,
+                          std::span<int32_t> quotas) {
+  tokens_to_.assign(num_ranks, 0);
+  pairs_to_.assign(num_ranks, 0);
+  last_row_.assign(num_ranks, -1);
+  AssignReplicas(table, source, experts_, top_k_, quotas, replicas_);
   for (size_t i = 0; i < pairs_.size(); ++i) {
     if (experts_[i] < 0) continue;
     PlannedPair& pair = pairs_[i];

@@ -1,4 +1,5 @@
-// Decides where each of a layer's (row, expert) pairs goes. Pure: no messages, no clock.
+// Decides where each of a layer's (row, expert) pairs goes: Count, then Assign within quotas for what was counted.
+// Pure: no messages, no clock.
 #ifndef BALLAST_WORKER_MOE_DISPATCH_PLAN_H_
 #define BALLAST_WORKER_MOE_DISPATCH_PLAN_H_
 
@@ -26,11 +27,16 @@ class DispatchPlan {
   // Buffers for `capacity` rows.
   DispatchPlan(int num_experts, int top_k, int capacity);
 
-  // Plans `rows` rows: `experts` and `weights` are [rows][top_k] as routed, `failed` [rows] is not 0 for rows that take
-  // no part any more. A row that needs an expert without a replica in `table` gets `failed` set and is put into
-  // newly_failed(). `rotation`: see SolveQuotas.
-  void Plan(const DispatchTable& table, const DispatchSource& source, int num_ranks, uint32_t rotation,
-            std::span<const int32_t> experts, std::span<const float> weights, std::span<uint8_t> failed);
+  // First half: what is to be sent. `experts` and `weights` are [rows][top_k] as routed, `failed` [rows] is not 0 for
+  // rows that take no part any more. A row that needs an expert without a replica in `table` gets `failed` set and is
+  // put into newly_failed().
+  void Count(const DispatchTable& table, std::span<const int32_t> experts, std::span<const float> weights,
+             std::span<uint8_t> failed);
+  // Pairs by expert, [experts].
+  std::span<const int32_t> counts() const { return counts_; }
+
+  // Second half: where to. `quotas` [replicas], which sum to counts() expert by expert, are used up.
+  void Assign(const DispatchTable& table, const DispatchSource& source, int num_ranks, std::span<int32_t> quotas);
 
   // [rows][top_k], each row's by ascending expert.
   std::span<const PlannedPair> pairs() const { return pairs_; }
@@ -54,7 +60,6 @@ class DispatchPlan {
   std::vector<int32_t> experts_;   // of pairs_, -1 where the row failed
   std::vector<int32_t> replicas_;  // chosen
   std::vector<int32_t> counts_;    // [experts]
-  std::vector<int32_t> quotas_;    // [replicas]
   std::vector<int32_t> last_row_;  // [ranks]
 };
 

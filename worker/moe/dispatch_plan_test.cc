@@ -24,12 +24,21 @@ DispatchTable Table(const std::vector<std::vector<int32_t>>& ranks) {
   return table;
 }
 
+void Plan(const DispatchTable& table, const DispatchSource& source, int ranks, uint32_t rotation,
+          std::span<const int32_t> experts, std::span<const float> weights, std::span<uint8_t> failed,
+          DispatchPlan& plan) {
+  plan.Count(table, experts, weights, failed);
+  std::vector<int32_t> quotas(table.num_replicas());
+  SolveQuotas(table, plan.counts(), rotation, quotas);
+  plan.Assign(table, source, ranks, quotas);
+}
+
 TEST(DispatchPlan, PairsByExpert_NumberedAtEachRank) {
   DispatchPlan plan(/*num_experts=*/4, /*top_k=*/2, /*capacity=*/8);
   const int32_t experts[] = {3, 0, 1, 2, 2, 3};
   const float weights[] = {.7f, .3f, .6f, .4f, .9f, .1f};
   uint8_t failed[3] = {};
-  plan.Plan(Table({{0}, {0}, {1}, {1}}), {.rank = 0}, 2, 0, experts, weights, failed);
+  Plan(Table({{0}, {0}, {1}, {1}}), {.rank = 0}, 2, 0, experts, weights, failed, plan);
   ASSERT_EQ(plan.pairs().size(), 6u);
   EXPECT_EQ(plan.row(0)[0].expert, 0);
   EXPECT_EQ(plan.row(0)[0].weight, .3f);
@@ -53,7 +62,7 @@ TEST(DispatchPlan, ExpertWithoutReplica_FailsItsRowsAndNoOthers) {
   const int32_t experts[] = {0, 1, 1, 2, 2, 0, 0, 1};
   const float weights[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   uint8_t failed[4] = {0, 0, 0, 1};
-  plan.Plan(Table({{0}, {1}, {}}), {.rank = 0}, 2, 0, experts, weights, failed);
+  Plan(Table({{0}, {1}, {}}), {.rank = 0}, 2, 0, experts, weights, failed, plan);
   EXPECT_EQ(std::vector<uint8_t>(failed, failed + 4), (std::vector<uint8_t>{0, 1, 1, 1}));
   ASSERT_EQ(plan.newly_failed().size(), 2u);
   EXPECT_EQ(plan.newly_failed()[0].row, 1);
@@ -88,7 +97,7 @@ TEST(DispatchPlan, RandomPlans_EveryPairOnAReplicaAndNumbersDense) {
     const std::vector<float> weights(experts.size(), 0.25f);
     std::vector<uint8_t> failed(rows, 0);
     const int me = static_cast<int>(random() % ranks);
-    plan.Plan(Table(replicas), {.rank = me}, ranks, random(), experts, weights, failed);
+    Plan(Table(replicas), {.rank = me}, ranks, random(), experts, weights, failed, plan);
     std::map<int, int> pairs_seen;
     std::map<int, std::set<int>> rows_seen;
     for (int row = 0; row < rows; ++row) {

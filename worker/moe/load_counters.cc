@@ -22,12 +22,15 @@ int32_t LoadCounters::InternTask(std::string_view task) {
 }
 
 void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
-                           std::span<const RoutedLayer> layers, double balancedness) {
+                           std::span<const RoutedLayer> layers, const StepBalance& balance) {
   MutexLock lock(mu_);
   epoch_ = epoch;
-  if (balancedness >= 0) {
-    balancedness_sum_ += balancedness;
-    ++balanced_steps_;
+  if (balance.balancedness >= 0) {
+    BalanceCount& of_phase = balance_[static_cast<int>(balance.phase)];
+    ++of_phase.steps;
+    of_phase.balancedness_sum += balance.balancedness;
+    ++of_phase.buckets[StepBalancednessBucket(balance.balancedness)];
+    for (int form = 0; form < kShareForms; ++form) of_phase.layers_by_form[form] += balance.layers_by_form[form];
   }
   for (size_t row = 0; row < rows.size(); ++row) {
     const RowLabel& label = rows[row];
@@ -51,8 +54,7 @@ LoadWindow LoadCounters::Take() {
   LoadWindow window;
   MutexLock lock(mu_);
   window.epoch = epoch_;
-  window.step_balancedness_sum = std::exchange(balancedness_sum_, 0);
-  window.balanced_steps = std::exchange(balanced_steps_, 0);
+  window.balance = std::exchange(balance_, {});
   for (size_t t = 0; t < tasks_.size(); ++t) {
     Task& task = tasks_[t];
     window.tasks.push_back({.task = task.name,

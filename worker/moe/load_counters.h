@@ -2,6 +2,7 @@
 #ifndef BALLAST_WORKER_MOE_LOAD_COUNTERS_H_
 #define BALLAST_WORKER_MOE_LOAD_COUNTERS_H_
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -11,7 +12,9 @@
 #include "absl/container/flat_hash_map.h"
 #include "proto/base/ids.h"
 #include "proto/base/mutex.h"
+#include "proto/placement/balancedness.h"
 #include "proto/placement/placement.h"
+#include "worker/moe/share_form.h"
 
 namespace ballast {
 
@@ -52,16 +55,33 @@ struct TaskCount {
   friend bool operator==(const TaskCount&, const TaskCount&) = default;
 };
 
+// What the leader of a view knows of a step as a whole.
+struct StepBalance {
+  // Mean over max of routed tokens by worker, averaged over the layers that had some; below 0: not known.
+  double balancedness = -1;
+  // Prefill when any rank brought prefill rows.
+  TokenPhase phase = TokenPhase::kPrefill;
+  std::array<int, kShareForms> layers_by_form = {};
+};
+
+// Steps of one phase in a window. Only the leader of a view knows them; elsewhere all is 0.
+struct BalanceCount {
+  int64_t steps = 0;
+  double balancedness_sum = 0;
+  // Steps by balancedness: at most kStepBalancednessBounds[i], and in the last place those above all bounds.
+  std::array<int64_t, kStepBalancednessBounds.size() + 1> buckets = {};
+  std::array<int64_t, kShareForms> layers_by_form = {};
+  friend bool operator==(const BalanceCount&, const BalanceCount&) = default;
+};
+
 // Everything counted between two Takes.
 struct LoadWindow {
   // Every task ever interned, in the order of their indices.
   std::vector<TaskCount> tasks;
   // Sorted by (task, phase, layer, expert); what is absent is zero.
   std::vector<LoadCount> counts;
-  // Balancedness of the steps (mean over max of routed tokens by worker, averaged over the layers that had some),
-  // summed; and the number of steps that it is a sum of. Only the leader of a view knows it, so elsewhere both are 0.
-  double step_balancedness_sum = 0;
-  int64_t balanced_steps = 0;
+  // By phase.
+  std::array<BalanceCount, kTokenPhases> balance;
   // Of the last step counted.
   Epoch epoch;
 };
@@ -79,9 +99,9 @@ class LoadCounters {
   int32_t InternTask(std::string_view task) BALLAST_EXCLUDES(mu_);
 
   // One committed step: a label a row, and what every layer chose for those rows. Rows of which `failed` [rows, or
-  // empty] is true are not counted. `balancedness` below 0: not known. Does not allocate for tasks seen before.
+  // empty] is true are not counted. Does not allocate for tasks seen before.
   void AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
-               std::span<const RoutedLayer> layers, double balancedness) BALLAST_EXCLUDES(mu_);
+               std::span<const RoutedLayer> layers, const StepBalance& balance) BALLAST_EXCLUDES(mu_);
 
   // What was counted since the last call, and counts from zero again.
   LoadWindow Take() BALLAST_EXCLUDES(mu_);
@@ -104,8 +124,7 @@ class LoadCounters {
   Mutex mu_;
   absl::flat_hash_map<std::string, int32_t> index_ BALLAST_GUARDED_BY(mu_);
   std::vector<Task> tasks_ BALLAST_GUARDED_BY(mu_);
-  double balancedness_sum_ BALLAST_GUARDED_BY(mu_) = 0;
-  int64_t balanced_steps_ BALLAST_GUARDED_BY(mu_) = 0;
+  std::array<BalanceCount, kTokenPhases> balance_ BALLAST_GUARDED_BY(mu_);
   Epoch epoch_ BALLAST_GUARDED_BY(mu_);
 };
 

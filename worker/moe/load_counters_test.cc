@@ -21,13 +21,16 @@ TEST(LoadCounters, CountsByTaskPhaseLayerExpert_OnceATake) {
   const int32_t layer1[] = {0, 1, 0, 1, 0, 1};
   const float weights[] = {0.5, 0.25, 0.5, 0.125, 0.75, 0.25};
   const RoutedLayer layers[] = {{0, layer0, weights}, {1, layer1, weights}};
-  counters.AddStep(Epoch(7), rows, {}, layers, 0.5);
-  counters.AddStep(Epoch(8), std::span(rows).first(1), {}, std::span(layers).first(1), -1);
+  counters.AddStep(Epoch(7), rows, {}, layers,
+                   {.balancedness = 0.5, .phase = TokenPhase::kDecode, .layers_by_form = {1, 0, 2}});
+  counters.AddStep(Epoch(8), std::span(rows).first(1), {}, std::span(layers).first(1), {});
 
   const LoadWindow window = counters.Take();
   EXPECT_EQ(window.epoch, Epoch(8));
-  EXPECT_EQ(window.step_balancedness_sum, 0.5);
-  EXPECT_EQ(window.balanced_steps, 1);
+  EXPECT_EQ(window.balance[0], BalanceCount());
+  BalanceCount decode{.steps = 1, .balancedness_sum = 0.5, .layers_by_form = {1, 0, 2}};
+  decode.buckets[4] = 1;
+  EXPECT_EQ(window.balance[1], decode);
   EXPECT_THAT(window.tasks, ElementsAre(TaskCount{.task = "chat", .prefill_tokens = 3},
                                         TaskCount{.task = "code", .decode_tokens = 1}));
   const auto count = [&](int layer, int expert, int32_t task, TokenPhase phase, int64_t tokens, double mass) {
@@ -45,7 +48,7 @@ TEST(LoadCounters, CountsByTaskPhaseLayerExpert_OnceATake) {
   const LoadWindow empty = counters.Take();
   EXPECT_THAT(empty.counts, IsEmpty());
   EXPECT_EQ(empty.tasks.size(), 2u);
-  EXPECT_EQ(empty.balanced_steps, 0);
+  EXPECT_EQ(empty.balance[1], BalanceCount());
 }
 
 TEST(LoadCounters, FailedRowsDoNotCount) {
@@ -55,7 +58,7 @@ TEST(LoadCounters, FailedRowsDoNotCount) {
   const float weights[] = {1, 1};
   const uint8_t failed[] = {1, 0};
   const RoutedLayer layer{0, experts, weights};
-  counters.AddStep(Epoch(1), rows, failed, {&layer, 1}, -1);
+  counters.AddStep(Epoch(1), rows, failed, {&layer, 1}, {});
   const LoadWindow window = counters.Take();
   ASSERT_EQ(window.counts.size(), 1u);
   EXPECT_EQ(window.counts[0].expert, (ExpertId{0, 1}));
@@ -79,14 +82,14 @@ TEST(LoadCounters, TakesBesideTheStepThread_LoseNothing) {
     const int32_t expert = 1;
     const float weight = 1;
     const RoutedLayer layer{0, {&expert, 1}, {&weight, 1}};
-    for (int i = 0; i < kSteps; ++i) counters.AddStep(Epoch(1), {&row, 1}, {}, {&layer, 1}, 1);
+    for (int i = 0; i < kSteps; ++i) counters.AddStep(Epoch(1), {&row, 1}, {}, {&layer, 1}, {.balancedness = 1});
   });
   int64_t tokens = 0;
   double steps = 0;
   while (tokens < kSteps) {
     const LoadWindow window = counters.Take();
     for (const LoadCount& count : window.counts) tokens += count.tokens;
-    steps += window.step_balancedness_sum;
+    steps += window.balance[0].balancedness_sum;
   }
   step.join();
   EXPECT_EQ(tokens, kSteps);

@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
-#include <optional>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -11,34 +10,10 @@
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
 #include "worker/moe/dispatch_plan.h"
-#include "worker/moe/wire.h"
+#include "worker/moe/layer_exchange.h"
 
 namespace ballast {
 namespace {
-
-constexpr size_t kAlignment = 64;
-
-size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// Aligned memory that is not touched before it is used: buffers are made for the worst case, which rarely comes.
-class Buffer {
- public:
-  void Reserve(size_t bytes) {
-    if (bytes <= size_) return;
-    data_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t(kAlignment))));
-    size_ = bytes;
-  }
-  std::byte* data() const { return data_.get(); }
-  float* floats() const { return reinterpret_cast<float*>(data_.get()); }
-  size_t size() const { return size_; }
-
- private:
-  struct Delete {
-    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
-  };
-  std::unique_ptr<std::byte, Delete> data_;
-  size_t size_ = 0;
-};
 
 // Below this many floats read a loop over rows is not worth waking the pool for.
 constexpr size_t kFloatsWorthSharing = size_t{1} << 17;
@@ -54,7 +29,17 @@ absl::Status RowFailure::ToStatus() const {
 
 struct MoeExecutor::Impl {
   Impl(MoeModel m, const MoeExecutorOptions& o, ThreadPool& p)
-      : model(std::move(m)), options(o), pool(p), plan(model.rule.num_experts, model.rule.top_k, options.capacity) {
+      : model(std::move(m)),
+        options(o),
+        pool(p),
+        exchange({.num_layers = model.num_layers(),
+                  .num_experts = model.rule.num_experts,
+                  .top_k = model.rule.top_k,
+                  .hidden_size = model.hidden_size,
+                  .capacity = options.capacity,
+                  .result_by_pair = options.combine == CombineMode::kExact}),
+        shares(model.num_layers(), model.rule.num_experts),
+        plan(model.rule.num_experts, model.rule.top_k, options.capacity) {
     const size_t pairs = static_cast<size_t>(options.capacity) * model.rule.top_k;
     logits.resize(static_cast<size_t>(options.capacity) * model.rule.num_experts);
     for (int layer = 0; layer < model.num_layers(); ++layer) {
@@ -67,21 +52,6 @@ struct MoeExecutor::Impl {
     routed_layers.reserve(model.num_layers());
   }
 
-  // What this rank exchanges with another one in a layer.
-  struct Peer {
-    int rank = 0;
-    std::span<std::byte> dispatch_in;  // room for the worst case
-    std::span<std::byte> dispatch_out;
-    std::span<std::byte> combine_in;
-    std::span<std::byte> combine_out;
-    RequestId dispatch_receive, dispatch_send, combine_receive, combine_send;
-    size_t received = 0;
-    DispatchView rows;
-    // The first of the peer's pairs among the items of the layer.
-    size_t first_item = 0;
-    const float* combined = nullptr;
-  };
-
   const MoeModel model;
   const MoeExecutorOptions options;
   ThreadPool& pool;
@@ -89,25 +59,23 @@ struct MoeExecutor::Impl {
 
   // The stay in a view.
   GroupView view;
-  Transport* transport = nullptr;
   std::shared_ptr<const ReplicaTable> table;
   std::vector<int32_t> node_of_rank;
-  std::vector<DispatchTable> dispatch_tables;  // by layer
-  std::vector<Peer> peers;                     // in the order they are sent to: own rank + 1 on, round
-  std::vector<int> peer_of_rank;               // index into peers, -1: own rank
-  Buffer dispatch_in, dispatch_out, combine_in, combine_out;
+  LayerExchange exchange;
+  StepShares shares;
 
   // The step.
   MoeStep step;
   int next_layer = 0;
-  // The step whose dispatch messages are being received.
-  StepId receiving_step;
+  // Of the step before, on this rank: what a pair took its experts. 0: not known.
+  double seconds_per_pair = 0;
+  // The same of every rank, as the last messages had it.
+  std::vector<double> rank_seconds_per_pair;
   std::vector<uint8_t> failed;
   std::vector<RowFailure> failures;
   MoeStepStats stats;
   double balancedness_sum = 0;
   int balanced_layers = 0;
-  std::vector<int> late;
   std::vector<std::vector<int32_t>> routed_experts;  // by layer, [rows][k]
   std::vector<std::vector<float>> routed_weights;
   mutable std::vector<RoutedLayer> routed_layers;
@@ -115,16 +83,17 @@ struct MoeExecutor::Impl {
   // The layer.
   DispatchPlan plan;
   std::vector<float> logits;
+  std::vector<int32_t> quotas;
   std::vector<int64_t> load;  // by rank
   // Pairs to compute here: own ones, then peer by peer.
   std::vector<int32_t> item_expert;
   std::vector<const float*> item_row;
-  std::vector<int32_t> place;  // of an item's output in `outputs`
+  std::vector<size_t> first_item;  // of each peer
+  std::vector<int32_t> place;      // of an item's output in `outputs`
   std::vector<int32_t> begin, order;
   std::vector<const float*> grouped_rows;
   std::vector<ExpertTask> tasks;
   Buffer outputs;
-  std::vector<RequestId> requests;
 
   int H() const { return model.hidden_size; }
   int K() const { return model.rule.top_k; }
@@ -134,26 +103,23 @@ struct MoeExecutor::Impl {
   void Enter(const GroupView& v, Transport* t, std::shared_ptr<const ReplicaTable> tbl);
   void Flip(std::shared_ptr<const ReplicaTable> tbl);
   void Leave();
-  void MakeBuffers();
   void BeginStep(const MoeStep& s);
   absl::Status Run(int layer, const float* hidden, int rows, float* out);
 
-  WireContext Context(int layer) const;
-  MessageHeader Header(MessageKind kind) const;
-  void PostDispatchReceives(StepId of_step, int layer);
-  void PlanLayer(int layer, int rows);
+  bool alone() const { return exchange.num_peers() == 0; }
+  // The form that the open step runs `layer` in.
+  ShareForm Form(int layer) const;
+  bool CountsWithRows(int layer) const { return step.carry_counts && Form(layer) != ShareForm::kCurrent; }
+  void CountRows(int layer, int rows);
+  absl::Status ShareLayer(int layer);
   void SendRows(int layer, const float* hidden, int rows);
-  absl::Status ReceiveRows(int layer, bool waited);
+  absl::Status TakeRows(int layer);
   void AddOwnItems(const float* hidden, int rows);
   void ComputeItems(int layer, size_t first, size_t last);
   void SendResults(int layer);
-  absl::Status ReceiveResults(int layer);
   void CombineHome(int rows, float* out);
   void CombineRow(int row, size_t own_item, float* out, float* scratch) const;
   void CountLoad();
-  absl::Status Await(RequestId Peer::*receive, std::span<std::byte> Peer::*buffer, MessageKind kind, int layer,
-                     bool waited);
-  absl::Status WaitFor(absl::Time deadline);
   const float* Output(size_t item) const { return outputs.floats() + static_cast<size_t>(place[item]) * H(); }
 
   // body(i) for i in [0, n), on several threads when there is enough to do.
@@ -170,55 +136,30 @@ struct MoeExecutor::Impl {
   }
 };
 
-void MoeExecutor::Impl::Enter(const GroupView& v, Transport* t, std::shared_ptr<const ReplicaTable> tbl) {
-  BALLAST_CHECK(v.size() == 1 || (t != nullptr && t->size() == v.size() && t->rank() == v.rank)) << v.view;
+void MoeExecutor::Impl::Enter(const GroupView& v, Transport* transport, std::shared_ptr<const ReplicaTable> tbl) {
   view = v;
-  transport = v.size() > 1 ? t : nullptr;
+  exchange.Enter(view, transport);
+  shares.Enter(view.size(), view.rank);
   node_of_rank.clear();
   for (const GroupMember& member : view.members) {
     int32_t node = 0;
     while (view.members[node].node != member.node) ++node;
     node_of_rank.push_back(node);
   }
-  peers.clear();
-  peer_of_rank.assign(view.size(), -1);
-  for (int i = 1; i < view.size(); ++i) {
-    const int peer = (view.rank + i) % view.size();
-    peer_of_rank[peer] = static_cast<int>(peers.size());
-    peers.push_back({.rank = peer});
-  }
   load.assign(view.size(), 0);
-  receiving_step = StepId();
-  MakeBuffers();
-  Flip(std::move(tbl));
-}
+  rank_seconds_per_pair.assign(view.size(), 0);
+  next_layer = 0;
 
-void MoeExecutor::Impl::MakeBuffers() {
   const size_t ranks = view.size();
-  const size_t others = ranks - 1;
-  const size_t rows = options.capacity;
-  const size_t pairs = rows * K();
-  // A row goes to at most so many other ranks.
-  const size_t spread = std::min<size_t>(K(), others);
-  const bool exact = options.combine == CombineMode::kExact;
-  const size_t largest_dispatch = Aligned(DispatchBytes(rank() == 0, view.size(), rows, pairs, H()));
-  const size_t header_room = Aligned(DispatchRowsOffset(true, view.size(), 0)) + kAlignment;
-
-  dispatch_in.Reserve(others * largest_dispatch);
-  for (size_t i = 0; i < others; ++i) {
-    peers[i].dispatch_in = {dispatch_in.data() + i * largest_dispatch, largest_dispatch};
-  }
-  dispatch_out.Reserve(others * header_room + pairs * sizeof(WirePair) + rows * spread * row_bytes() +
-                       others * kAlignment);
-  combine_in.Reserve(others * (sizeof(CombineHeader) + kAlignment) + (exact ? pairs : rows * spread) * row_bytes());
-  combine_out.Reserve(others * (Aligned(CombineBytes(exact ? pairs : rows, H()))));
+  const size_t pairs = static_cast<size_t>(options.capacity) * K();
   outputs.Reserve(ranks * pairs * row_bytes());
   item_expert.reserve(ranks * pairs);
   item_row.reserve(ranks * pairs);
+  first_item.resize(ranks - 1);
   place.resize(ranks * pairs);
   order.resize(ranks * pairs);
   grouped_rows.resize(ranks * pairs);
-  requests.reserve(4 * ranks);
+  Flip(std::move(tbl));
 }
 
 void MoeExecutor::Impl::Flip(std::shared_ptr<const ReplicaTable> tbl) {
@@ -230,62 +171,53 @@ void MoeExecutor::Impl::Flip(std::shared_ptr<const ReplicaTable> tbl) {
       if (view.members[r].worker == placement.workers[w]) rank_of_worker[w] = r;
     }
   }
-  dispatch_tables.clear();
+  std::vector<DispatchTable> tables;
+  size_t most = 0;
   for (const LayerReplicas& layer : table->layers()) {
-    dispatch_tables.push_back(MakeDispatchTable(layer, rank_of_worker));
+    tables.push_back(MakeDispatchTable(layer, rank_of_worker));
+    most = std::max<size_t>(most, tables.back().num_replicas());
   }
-  BALLAST_CHECK(static_cast<int>(dispatch_tables.size()) == model.num_layers()) << dispatch_tables.size() << " layers";
+  quotas.reserve(most);
+  shares.SetTables(std::move(tables));
 }
 
 void MoeExecutor::Impl::Leave() {
-  transport = nullptr;
+  exchange.Leave();
   table = nullptr;
-  peers.clear();
 }
 
 void MoeExecutor::Impl::BeginStep(const MoeStep& s) {
   BALLAST_CHECK(table != nullptr) << "a step without a view";
   BALLAST_CHECK(s.rows.size() <= static_cast<size_t>(options.capacity)) << s.rows.size() << " rows";
+  BALLAST_CHECK(s.forms.empty() || static_cast<int>(s.forms.size()) == model.num_layers()) << s.forms.size();
+  if (next_layer == model.num_layers()) {
+    shares.EndStep();
+    if (stats.pairs_computed > 0) {
+      seconds_per_pair = absl::ToDoubleSeconds(stats.experts) / static_cast<double>(stats.pairs_computed);
+    }
+  }
   step = s;
   next_layer = 0;
   failed.assign(step.rows.size(), 0);
   failures.clear();
-  late.clear();
   balancedness_sum = 0;
   balanced_layers = 0;
   stats = MoeStepStats{.any_more_work = step.more_work};
   for (const RowLabel& label : step.rows) stats.any_prefill |= label.phase == TokenPhase::kPrefill;
-  if (receiving_step != step.step) PostDispatchReceives(step.step, 0);
+  if (!alone()) exchange.BeginStep(step.step, table->version().epoch, step.deadline);
 }
 
-WireContext MoeExecutor::Impl::Context(int layer) const {
-  return {.view = view.view.value(),
-          .step = step.step.value(),
-          .epoch = table->version().epoch.value(),
-          .layer = static_cast<uint32_t>(layer),
-          .ranks = view.size(),
-          .rank = rank(),
-          .hidden_size = H(),
-          .num_experts = model.rule.num_experts,
-          .top_k = K(),
-          .capacity = options.capacity};
+ShareForm MoeExecutor::Impl::Form(int layer) const {
+  if (alone() || step.forms.empty() || !shares.shared(layer)) return ShareForm::kFixed;
+  const ShareForm form = step.forms[layer];
+  return form == ShareForm::kPrevious && !shares.has_previous(layer) ? ShareForm::kFixed : form;
 }
 
-MessageHeader MoeExecutor::Impl::Header(MessageKind kind) const {
-  return {.kind = kind, .view = view.view.value(), .step = step.step.value()};
-}
-
-void MoeExecutor::Impl::PostDispatchReceives(StepId of_step, int layer) {
-  receiving_step = of_step;
-  const Tag tag = MakeTag(MessageKind::kDispatch, of_step.value(), layer);
-  for (Peer& peer : peers) peer.dispatch_receive = transport->Receive(peer.rank, tag, peer.dispatch_in);
-}
-
-void MoeExecutor::Impl::PlanLayer(int layer, int rows) {
+// What this rank has to send, and which rows cannot go on.
+void MoeExecutor::Impl::CountRows(int layer, int rows) {
   const size_t pairs = static_cast<size_t>(rows) * K();
-  plan.Plan(dispatch_tables[layer], {.rank = rank(), .node_of_rank = node_of_rank}, view.size(),
-            static_cast<uint32_t>(rank() + step.step.value()), std::span(routed_experts[layer]).first(pairs),
-            std::span(routed_weights[layer]).first(pairs), failed);
+  plan.Count(shares.table(layer), std::span(routed_experts[layer]).first(pairs),
+             std::span(routed_weights[layer]).first(pairs), failed);
   for (const DispatchPlan::Missing& missing : plan.newly_failed()) {
     RowFailure failure{.row = missing.row, .expert = {layer, missing.expert}};
     const LayerReplicas& replicas = table->layers()[layer];
@@ -294,136 +226,68 @@ void MoeExecutor::Impl::PlanLayer(int layer, int rows) {
     }
     failures.push_back(std::move(failure));
   }
+  std::copy(plan.counts().begin(), plan.counts().end(), shares.counts(layer, rank()).begin());
+}
+
+// Where it goes.
+absl::Status MoeExecutor::Impl::ShareLayer(int layer) {
+  Clock& clock = *options.clock;
+  const ShareForm form = Form(layer);
+  const absl::Time start = clock.Now();
+  if (form == ShareForm::kCurrent) {
+    BALLAST_RETURN_IF_ERROR(
+        exchange.ExchangeCounts(layer, plan.counts(), [&](int from, std::span<const int32_t> counts) {
+          std::copy(counts.begin(), counts.end(), shares.counts(layer, from).begin());
+        }));
+    shares.Counted(layer);
+  }
+  const absl::Time counted = clock.Now();
+  const DispatchTable& replicas = shares.table(layer);
+  quotas.resize(replicas.num_replicas());
+  shares.Quotas(layer, form, static_cast<uint32_t>(rank() + step.step.value()), quotas);
+  stats.count_exchange += counted - start;
+  if (form != ShareForm::kFixed) stats.share_solve += clock.Now() - counted;
+  if (!alone()) ++stats.layers_by_form[static_cast<int>(form)];
+  plan.Assign(replicas, {.rank = rank(), .node_of_rank = node_of_rank}, view.size(), quotas);
   for (int r = 0; r < view.size(); ++r) {
     const int64_t copies = plan.tokens_to()[r];
     (r == rank()                               ? stats.copies_self
      : node_of_rank[r] == node_of_rank[rank()] ? stats.copies_node
                                                : stats.copies_far) += copies;
   }
+  return absl::OkStatus();
 }
 
 void MoeExecutor::Impl::SendRows(int layer, const float* hidden, int rows) {
-  const bool exact = options.combine == CombineMode::kExact;
-  const Tag dispatch_tag = MakeTag(MessageKind::kDispatch, step.step.value(), layer);
-  const Tag combine_tag = MakeTag(MessageKind::kCombine, step.step.value(), layer);
-  const uint32_t flags = (stats.any_prefill ? kDispatchHasPrefill : 0) | (step.more_work ? kDispatchMoreWork : 0);
-  std::byte* out = dispatch_out.data();
-  std::byte* in = combine_in.data();
-  for (Peer& peer : peers) {
-    const size_t tokens = plan.tokens_to()[peer.rank];
-    const size_t pairs = plan.pairs_to()[peer.rank];
-    peer.dispatch_out = {out, DispatchBytes(peer.rank == 0, view.size(), tokens, pairs, H())};
-    out += Aligned(peer.dispatch_out.size());
-    peer.combine_in = {in, CombineBytes(exact ? pairs : tokens, H())};
-    in += Aligned(peer.combine_in.size());
-    // Before the peer can answer.
-    peer.combine_receive = transport->Receive(peer.rank, combine_tag, peer.combine_in);
-    const DispatchHeader header{.header = Header(MessageKind::kDispatch),
-                                .epoch = table->version().epoch.value(),
-                                .layer = static_cast<uint32_t>(layer),
-                                .tokens = static_cast<uint32_t>(tokens),
-                                .pairs = static_cast<uint32_t>(pairs),
-                                .flags = flags};
-    std::memcpy(peer.dispatch_out.data(), &header, sizeof(header));
-    if (peer.rank == 0) {
-      static_assert(sizeof(uint32_t) == sizeof(int32_t));
-      std::memcpy(peer.dispatch_out.data() + sizeof(header), plan.pairs_to().data(),
-                  plan.pairs_to().size() * sizeof(uint32_t));
-    }
-  }
-  BALLAST_CHECK(out <= dispatch_out.data() + dispatch_out.size() && in <= combine_in.data() + combine_in.size());
-
-  for (int row = 0; row < rows; ++row) {
-    for (const PlannedPair& pair : plan.row(row)) {
-      if (pair.rank < 0 || pair.rank == rank()) continue;
-      const Peer& peer = peers[peer_of_rank[pair.rank]];
-      std::byte* const message = peer.dispatch_out.data();
-      const bool to_rank0 = pair.rank == 0;
-      const WirePair wire{.token = static_cast<uint32_t>(pair.token_at_rank),
-                          .expert = static_cast<uint32_t>(pair.expert),
-                          .weight = pair.weight};
-      std::memcpy(message + DispatchPairsOffset(to_rank0, view.size()) + sizeof(wire) * pair.pair_at_rank, &wire,
-                  sizeof(wire));
-      // The row itself, once for each rank: with its first pair there.
-      std::byte* const rows_at = message + DispatchRowsOffset(to_rank0, view.size(), plan.pairs_to()[pair.rank]) +
-                                 row_bytes() * pair.token_at_rank;
-      bool first = true;
-      for (const PlannedPair* before = plan.row(row).data(); before != &pair; ++before)
-        first &= before->rank != pair.rank;
-      if (first) std::memcpy(rows_at, hidden + static_cast<size_t>(row) * H(), row_bytes());
-    }
-  }
-  for (Peer& peer : peers) {
-    // The padding before the rows, so that no stale memory leaves this process.
-    const size_t pairs_end = DispatchPairsOffset(peer.rank == 0, view.size()) +
-                             sizeof(WirePair) * static_cast<size_t>(plan.pairs_to()[peer.rank]);
-    const size_t rows_at = DispatchRowsOffset(peer.rank == 0, view.size(), plan.pairs_to()[peer.rank]);
-    std::memset(peer.dispatch_out.data() + pairs_end, 0, rows_at - pairs_end);
-    peer.dispatch_send = transport->Send(peer.rank, dispatch_tag, peer.dispatch_out);
-  }
+  constexpr double kMost = std::numeric_limits<uint32_t>::max();
+  exchange.SendRows(layer, plan, hidden, rows,
+                    {.flags = (stats.any_prefill ? kDispatchHasPrefill : 0) | (step.more_work ? kDispatchMoreWork : 0),
+                     .nanoseconds_per_pair = static_cast<uint32_t>(std::clamp(seconds_per_pair * 1e9, 0.0, kMost)),
+                     .counts = CountsWithRows(layer) ? plan.counts() : std::span<const int32_t>()});
 }
 
-absl::Status MoeExecutor::Impl::WaitFor(absl::Time deadline) {
-  const absl::Status status = transport->Wait(requests, deadline);
-  if (!absl::IsDeadlineExceeded(status) || deadline == absl::InfinitePast()) return status;
-  for (const Peer& peer : peers) {
-    for (const RequestId id : {peer.dispatch_receive, peer.dispatch_send, peer.combine_receive, peer.combine_send}) {
-      if (std::find(requests.begin(), requests.end(), id) == requests.end()) continue;
-      if (!transport->Wait({&id, 1}, absl::InfinitePast()).ok()) late.push_back(peer.rank);
-    }
-  }
-  std::sort(late.begin(), late.end());
-  late.erase(std::unique(late.begin(), late.end()), late.end());
-  return status;
-}
-
-// Waits for `requests`, unless the last wait found them done; what a peer sent in an older view is dropped, and its
-// next message is waited for.
-absl::Status MoeExecutor::Impl::Await(RequestId Peer::*receive, std::span<std::byte> Peer::*buffer, MessageKind kind,
-                                      int layer, bool waited) {
-  while (true) {
-    if (!waited) BALLAST_RETURN_IF_ERROR(WaitFor(step.deadline));
-    waited = false;
-    for (Peer& peer : peers) {
-      if (std::find(requests.begin(), requests.end(), peer.*receive) != requests.end())
-        peer.received = transport->ReceivedBytes(peer.*receive);
-    }
-    requests.clear();
-    for (Peer& peer : peers) {
-      const absl::StatusOr<uint64_t> sent_in = PeekView((peer.*buffer).first(peer.received));
-      if (!sent_in.ok() || *sent_in >= view.view.value()) continue;
-      peer.*receive = transport->Receive(peer.rank, MakeTag(kind, step.step.value(), layer), peer.*buffer);
-      requests.push_back(peer.*receive);
-    }
-    if (requests.empty()) return absl::OkStatus();
-  }
-}
-
-absl::Status MoeExecutor::Impl::ReceiveRows(int layer, bool waited) {
-  BALLAST_RETURN_IF_ERROR(Await(&Peer::dispatch_receive, &Peer::dispatch_in, MessageKind::kDispatch, layer, waited));
-  const WireContext context = Context(layer);
-  for (Peer& peer : peers) {
-    absl::StatusOr<DispatchView> rows = ParseDispatch(context, peer.rank, peer.dispatch_in.first(peer.received));
-    if (!rows.ok()) {
-      late.push_back(peer.rank);
-      return rows.status();
-    }
-    peer.rows = *rows;
-    stats.any_prefill |= (peer.rows.flags & kDispatchHasPrefill) != 0;
-    stats.any_more_work |= (peer.rows.flags & kDispatchMoreWork) != 0;
-    peer.first_item = item_expert.size();
-    for (const WirePair& pair : peer.rows.pairs) {
+// Makes items of the rows that the peers sent.
+absl::Status MoeExecutor::Impl::TakeRows(int layer) {
+  for (int p = 0; p < exchange.num_peers(); ++p) {
+    const DispatchView& rows = exchange.rows_of(p);
+    const int from = exchange.rank_of(p);
+    stats.any_prefill |= (rows.flags & kDispatchHasPrefill) != 0;
+    stats.any_more_work |= (rows.flags & kDispatchMoreWork) != 0;
+    rank_seconds_per_pair[from] = rows.nanoseconds_per_pair * 1e-9;
+    std::copy(rows.counts.begin(), rows.counts.end(), shares.counts(layer, from).begin());
+    first_item[p] = item_expert.size();
+    for (const WirePair& pair : rows.pairs) {
       const auto expert = static_cast<int32_t>(pair.expert);
       if (table->OwnWeights({layer, expert}) == nullptr) {
-        late.push_back(peer.rank);
-        return absl::InvalidArgumentError(absl::StrCat("message of rank ", peer.rank, ": expert is ", expert,
-                                                       ", of which layer ", layer, " has no replica here in epoch ",
-                                                       context.epoch));
+        return exchange.Blame(p, absl::InvalidArgumentError(absl::StrCat(
+                                     "message of rank ", from, ": expert is ", expert, ", of which layer ", layer,
+                                     " has no replica here in epoch ", table->version().epoch.value())));
       }
       item_expert.push_back(expert);
-      item_row.push_back(peer.rows.rows + static_cast<size_t>(pair.token) * H());
+      item_row.push_back(rows.rows + static_cast<size_t>(pair.token) * H());
     }
   }
+  if (CountsWithRows(layer)) shares.Counted(layer);
   return absl::OkStatus();
 }
 
@@ -461,59 +325,22 @@ void MoeExecutor::Impl::ComputeItems(int layer, size_t first, size_t last) {
 }
 
 void MoeExecutor::Impl::SendResults(int layer) {
-  const bool exact = options.combine == CombineMode::kExact;
-  const Tag tag = MakeTag(MessageKind::kCombine, step.step.value(), layer);
-  std::byte* out = combine_out.data();
-  for (Peer& peer : peers) {
-    const std::span<const WirePair> pairs = peer.rows.pairs;
-    const size_t rows = exact ? pairs.size() : peer.rows.tokens;
-    peer.combine_out = {out, CombineBytes(rows, H())};
-    out += Aligned(peer.combine_out.size());
-    const CombineHeader header{.header = Header(MessageKind::kCombine),
-                               .layer = static_cast<uint32_t>(layer),
-                               .rows = static_cast<uint32_t>(rows)};
-    std::memcpy(peer.combine_out.data(), &header, sizeof(header));
-    auto* const sums = reinterpret_cast<float*>(peer.combine_out.data() + sizeof(header));
-    if (exact) {
-      for (size_t p = 0; p < pairs.size(); ++p) std::memcpy(sums + p * H(), Output(peer.first_item + p), row_bytes());
-    } else {
-      CombineTerm terms[kMaxTopK];
-      for (size_t p = 0; p < pairs.size();) {
-        size_t n = 0;
-        const uint32_t token = pairs[p].token;
-        for (; p < pairs.size() && pairs[p].token == token; ++p) {
-          terms[n++] = {.row = Output(peer.first_item + p), .weight = pairs[p].weight};
-        }
-        CombineRows({terms, n}, H(), sums + static_cast<size_t>(token) * H());
+  exchange.SendResults(layer, [&](int p, float* results) {
+    const std::span<const WirePair> pairs = exchange.rows_of(p).pairs;
+    if (options.combine == CombineMode::kExact) {
+      for (size_t i = 0; i < pairs.size(); ++i) std::memcpy(results + i * H(), Output(first_item[p] + i), row_bytes());
+      return;
+    }
+    CombineTerm terms[kMaxTopK];
+    for (size_t i = 0; i < pairs.size();) {
+      size_t n = 0;
+      const uint32_t token = pairs[i].token;
+      for (; i < pairs.size() && pairs[i].token == token; ++i) {
+        terms[n++] = {.row = Output(first_item[p] + i), .weight = pairs[i].weight};
       }
+      CombineRows({terms, n}, H(), results + static_cast<size_t>(token) * H());
     }
-    peer.combine_send = transport->Send(peer.rank, tag, peer.combine_out);
-  }
-}
-
-absl::Status MoeExecutor::Impl::ReceiveResults(int layer) {
-  requests.clear();
-  for (const Peer& peer : peers) {
-    requests.push_back(peer.combine_receive);
-    // Buffers of this layer are used again by the next.
-    requests.push_back(peer.dispatch_send);
-    requests.push_back(peer.combine_send);
-  }
-  BALLAST_RETURN_IF_ERROR(
-      Await(&Peer::combine_receive, &Peer::combine_in, MessageKind::kCombine, layer, /*waited=*/false));
-  const WireContext context = Context(layer);
-  const bool exact = options.combine == CombineMode::kExact;
-  for (Peer& peer : peers) {
-    const size_t rows = exact ? plan.pairs_to()[peer.rank] : plan.tokens_to()[peer.rank];
-    absl::StatusOr<const float*> combined =
-        ParseCombine(context, peer.rank, rows, peer.combine_in.first(peer.received));
-    if (!combined.ok()) {
-      late.push_back(peer.rank);
-      return combined.status();
-    }
-    peer.combined = *combined;
-  }
-  return absl::OkStatus();
+  });
 }
 
 void MoeExecutor::Impl::CombineRow(int row, size_t own_item, float* out, float* scratch) const {
@@ -522,9 +349,9 @@ void MoeExecutor::Impl::CombineRow(int row, size_t own_item, float* out, float* 
   size_t n = 0;
   if (options.combine == CombineMode::kExact) {
     for (const PlannedPair& pair : pairs) {
-      const float* result =
-          pair.rank == rank() ? Output(own_item++)
-                              : peers[peer_of_rank[pair.rank]].combined + static_cast<size_t>(pair.pair_at_rank) * H();
+      const float* result = pair.rank == rank() ? Output(own_item++)
+                                                : exchange.results_of(exchange.peer_at(pair.rank)) +
+                                                      static_cast<size_t>(pair.pair_at_rank) * H();
       terms[n++] = {.row = result, .weight = pair.weight};
     }
     CombineRows({terms, n}, H(), out);
@@ -552,7 +379,7 @@ void MoeExecutor::Impl::CombineRow(int row, size_t own_item, float* out, float* 
     } else {
       const auto of_rank =
           std::find_if(pairs.begin(), pairs.end(), [&](const PlannedPair& p) { return p.rank == ranks[i]; });
-      partial = peers[peer_of_rank[ranks[i]]].combined + static_cast<size_t>(of_rank->token_at_rank) * H();
+      partial = exchange.results_of(exchange.peer_at(ranks[i])) + static_cast<size_t>(of_rank->token_at_rank) * H();
       if (i == 0) std::memcpy(out, partial, row_bytes());
     }
     if (i > 0) AddRow(partial, H(), out);
@@ -582,8 +409,8 @@ void MoeExecutor::Impl::CombineHome(int rows, float* out) {
 void MoeExecutor::Impl::CountLoad() {
   if (rank() != 0) return;
   for (int r = 0; r < view.size(); ++r) load[r] = plan.pairs_to()[r];
-  for (const Peer& peer : peers) {
-    for (int r = 0; r < view.size(); ++r) load[r] += peer.rows.destination_pairs[r];
+  for (int p = 0; p < exchange.num_peers(); ++p) {
+    for (int r = 0; r < view.size(); ++r) load[r] += exchange.rows_of(p).destination_pairs[r];
   }
   int64_t sum = 0;
   int64_t max = 0;
@@ -610,45 +437,44 @@ absl::Status MoeExecutor::Impl::Run(int layer, const float* hidden, int rows, fl
     RouteTokens(model.rule, hidden, model.router_weights[layer], rows, H(), logits.data(), experts.data(),
                 weights.data(), pool);
   }
-  PlanLayer(layer, rows);
+  CountRows(layer, rows);
   const absl::Time routed = clock.Now();
+  BALLAST_RETURN_IF_ERROR(ShareLayer(layer));
+  const absl::Time shared = clock.Now();
 
   item_expert.clear();
   item_row.clear();
-  if (!peers.empty()) SendRows(layer, hidden, rows);
+  if (!alone()) SendRows(layer, hidden, rows);
   AddOwnItems(hidden, rows);
   const size_t own_items = item_expert.size();
   size_t computed = 0;
   absl::Duration early;
-  if (!peers.empty()) {
+  if (!alone()) {
     // The own rows are computed while the others' are under way; when those are here already, all of them at once, so
     // that each expert's weights are read once.
-    requests.clear();
-    for (const Peer& peer : peers) requests.push_back(peer.dispatch_receive);
-    const absl::Status here = WaitFor(absl::InfinitePast());
-    if (!here.ok()) {
-      if (!absl::IsDeadlineExceeded(here)) return here;
+    BALLAST_ASSIGN_OR_RETURN(const bool here, exchange.RowsAreHere());
+    if (!here) {
       const absl::Time before = clock.Now();
       ComputeItems(layer, 0, own_items);
       computed = own_items;
       early = clock.Now() - before;
     }
-    BALLAST_RETURN_IF_ERROR(ReceiveRows(layer, here.ok()));
+    BALLAST_RETURN_IF_ERROR(exchange.ReceiveRows(layer, here, CountsWithRows(layer)));
+    BALLAST_RETURN_IF_ERROR(TakeRows(layer));
   }
   const absl::Time received = clock.Now();
   ComputeItems(layer, computed, item_expert.size());
   const absl::Time calculated = clock.Now();
-  if (!peers.empty()) SendResults(layer);
   CountLoad();
-  if (!peers.empty()) {
-    // Peers that have their results may go on to the next layer, or step, before this rank.
-    const bool last = layer + 1 == model.num_layers();
-    PostDispatchReceives(last ? step.step.next() : step.step, last ? 0 : layer + 1);
-    BALLAST_RETURN_IF_ERROR(ReceiveResults(layer));
+  if (!alone()) {
+    SendResults(layer);
+    exchange.ExpectNextRows(layer);
+    BALLAST_RETURN_IF_ERROR(exchange.ReceiveResults(layer, plan));
   }
   CombineHome(rows, out);
   stats.route += routed - start;
-  stats.dispatch += received - routed - early;
+  stats.share += shared - routed;
+  stats.dispatch += received - shared - early;
   stats.experts += early + (calculated - received);
   stats.combine += clock.Now() - calculated;
   if (trace) {
@@ -693,7 +519,19 @@ absl::Status MoeExecutor::Run(int moe_layer, const float* hidden, int rows, floa
 int MoeExecutor::layers_begun() const { return impl_->next_layer; }
 std::span<const RowFailure> MoeExecutor::failures() const { return impl_->failures; }
 const MoeStepStats& MoeExecutor::stats() const { return impl_->stats; }
-std::span<const int> MoeExecutor::late_peers() const { return impl_->late; }
+std::span<const int> MoeExecutor::late_peers() const { return impl_->exchange.late(); }
+bool MoeExecutor::shared(int layer) const { return !impl_->alone() && impl_->shares.shared(layer); }
+
+std::optional<ShareComparison> MoeExecutor::CompareShares(int layer) { return impl_->shares.Compare(layer); }
+
+double MoeExecutor::SecondsPerPair(int of_rank) const {
+  const Impl& impl = *impl_;
+  if (of_rank != impl.rank()) return impl.rank_seconds_per_pair[of_rank];
+  return impl.stats.pairs_computed == 0
+             ? 0
+             : absl::ToDoubleSeconds(impl.stats.experts) / static_cast<double>(impl.stats.pairs_computed);
+}
+
 void MoeExecutor::set_trace(std::function<void(const Trace&)> trace) { impl_->trace = std::move(trace); }
 
 void MoeExecutor::CountStep(LoadCounters& counters) const {
@@ -706,7 +544,9 @@ void MoeExecutor::CountStep(LoadCounters& counters) const {
                                   .weights = std::span(impl.routed_weights[layer]).first(pairs)});
   }
   counters.AddStep(impl.table->version().epoch, impl.step.rows, impl.failed, impl.routed_layers,
-                   impl.stats.balancedness);
+                   {.balancedness = impl.stats.balancedness,
+                    .phase = impl.stats.any_prefill ? TokenPhase::kPrefill : TokenPhase::kDecode,
+                    .layers_by_form = impl.stats.layers_by_form});
 }
 
 }  // namespace ballast

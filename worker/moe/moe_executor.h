@@ -1,21 +1,22 @@
 // One MoE layer over the ranks of a view: route, choose replicas, dispatch, run experts, combine.
 //
 //   route     the model's rule on this rank's rows
-//   dispatch  quotas from the shares in force, a replica for every (row, expert) pair; each row goes at most once to
-//   each
-//             rank, with the list of its pairs there
+//   share     quotas from shares of the form that the step was announced with (share_form.h), a replica for every
+//             (row, expert) pair. Forms move pairs between replicas, which changes no answer
+//   dispatch  each row goes at most once to each rank, with the list of its pairs there
 //   experts   this rank's replicas over its own rows while the others' are under way, then over the others'
 //   combine   exact: every pair's output comes home and is added by ascending expert id, so that the bits depend on the
 //             row alone. fast: one weighted partial sum a row and rank, added in rank order
 //
-// The messages are those of wire.h. Every rank exchanges both messages with every other one in every layer, rows or
-// not.
+// The messages are those of wire.h. Every rank exchanges its messages with every other one in every layer, rows or not.
 #ifndef BALLAST_WORKER_MOE_MOE_EXECUTOR_H_
 #define BALLAST_WORKER_MOE_MOE_EXECUTOR_H_
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,8 @@
 #include "worker/decoder/moe_layer.h"
 #include "worker/experts/replica_table.h"
 #include "worker/moe/load_counters.h"
+#include "worker/moe/share_form.h"
+#include "worker/moe/step_shares.h"
 #include "worker/step/group_view.h"
 #include "worker/transport/transport.h"
 
@@ -62,6 +65,10 @@ struct MoeStep {
   std::span<const RowLabel> rows;
   // This rank knows that it will have work after this step.
   bool more_work = false;
+  // Of each layer, as announced and so the same on every rank; empty: kFixed. Valid until the step's end.
+  std::span<const ShareForm> forms;
+  // Ranks tell each other their counts with their rows, as announced, for the forms of the next step.
+  bool carry_counts = false;
   // Every wait of the step ends here.
   absl::Time deadline = absl::InfiniteFuture();
 };
@@ -91,8 +98,12 @@ struct MoeStepStats {
   int64_t copies_far = 0;
   // Pairs that this rank's experts computed, own and others'.
   int64_t pairs_computed = 0;
-  // Wall time by stage. Dispatch and combine include the wait for peers.
-  absl::Duration route, dispatch, experts, combine;
+  // Layers by the form that they ran in; none where the view has one member.
+  std::array<int, kShareForms> layers_by_form = {};
+  // Wall time by stage. Share, dispatch and combine include the wait for peers.
+  absl::Duration route, share, dispatch, experts, combine;
+  // Of `share`: telling each other counts, and solving shares, in the layers where that was done.
+  absl::Duration count_exchange, share_solve;
 };
 
 // Used by the step thread alone. In steady state (views and placements unchanged) nothing is allocated.
@@ -139,6 +150,12 @@ class MoeExecutor final : public MoeLayer {
   const MoeStepStats& stats() const;
   // Peers that the failed wait of the last step was waiting for, ascending; peers that sent a malformed message.
   std::span<const int> late_peers() const;
+  // Some expert of the layer has replicas on several ranks, so that forms differ.
+  bool shared(int layer) const;
+  // How the forms compare on the last step, which has ended; nothing where its counts are not known. See StepShares.
+  std::optional<ShareComparison> CompareShares(int layer);
+  // What a pair takes the rank's experts, as last heard; 0: not known.
+  double SecondsPerPair(int of_rank) const;
   // Adds the last step to `counters`; call it once, when the step is committed.
   void CountStep(LoadCounters& counters) const;
 

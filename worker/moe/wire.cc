@@ -38,29 +38,62 @@ absl::Status CheckPlace(const MessageHeader& header, uint32_t layer, const WireC
 
 size_t RowBytes(int hidden_size) { return sizeof(float) * static_cast<size_t>(hidden_size); }
 
+absl::Status CheckCounts(const WireContext& context, int from, std::span<const int32_t> counts) {
+  uint64_t sum = 0;
+  for (const int32_t count : counts) {
+    if (static_cast<uint32_t>(count) > static_cast<uint32_t>(context.capacity)) {
+      return Malformed(from, "count", static_cast<uint32_t>(count), "more than", context.capacity);
+    }
+    sum += static_cast<uint32_t>(count);
+  }
+  const uint64_t most = static_cast<uint64_t>(context.capacity) * static_cast<uint64_t>(context.top_k);
+  if (sum > most) return Malformed(from, "sum of counts", sum, "more than", most);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Tag MakeTag(MessageKind kind, uint64_t step, int layer) {
   BALLAST_CHECK(layer >= 0 && layer < kMaxWireLayers) << "layer=" << layer;
-  static_assert(2 + 10 + 32 == kTagBits);
+  static_assert(3 + 10 + 31 == kTagBits && kMaxWireLayers == 1 << 10);
   const auto kind_bits = static_cast<Tag>(kind) - 1;
-  return kind_bits << 42 | static_cast<Tag>(layer) << 32 | (step & 0xffffffffu);
+  return kind_bits << 41 | static_cast<Tag>(layer) << 31 | (step & 0x7fffffffu);
 }
 
-size_t DispatchPairsOffset(bool to_rank0, int ranks) {
-  return sizeof(DispatchHeader) + (to_rank0 ? sizeof(uint32_t) * static_cast<size_t>(ranks) : 0);
+ShareForm AnnouncedForm(const Announcement& announcement, int layer) {
+  BALLAST_CHECK(layer >= 0 && layer < kMaxWireLayers) << "layer=" << layer;
+  return static_cast<ShareForm>(announcement.share_forms[layer / 4] >> (layer % 4 * 2) & 3);
 }
 
-size_t DispatchRowsOffset(bool to_rank0, int ranks, size_t pairs) {
-  const size_t end = DispatchPairsOffset(to_rank0, ranks) + sizeof(WirePair) * pairs;
+void SetAnnouncedForm(int layer, ShareForm form, Announcement& announcement) {
+  BALLAST_CHECK(layer >= 0 && layer < kMaxWireLayers) << "layer=" << layer;
+  uint8_t& bits = announcement.share_forms[layer / 4];
+  const int shift = layer % 4 * 2;
+  bits = static_cast<uint8_t>((bits & ~(3 << shift)) | static_cast<int>(form) << shift);
+}
+
+size_t DispatchCountsOffset(const DispatchPreamble& preamble) {
+  return sizeof(DispatchHeader) + sizeof(uint32_t) * static_cast<size_t>(preamble.destinations);
+}
+
+size_t DispatchPairsOffset(const DispatchPreamble& preamble) {
+  return DispatchCountsOffset(preamble) + sizeof(int32_t) * static_cast<size_t>(preamble.counts);
+}
+
+size_t DispatchRowsOffset(const DispatchPreamble& preamble, size_t pairs) {
+  const size_t end = DispatchPairsOffset(preamble) + sizeof(WirePair) * pairs;
   return (end + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
 }
 
-size_t DispatchBytes(bool to_rank0, int ranks, size_t tokens, size_t pairs, int hidden_size) {
-  return DispatchRowsOffset(to_rank0, ranks, pairs) + tokens * RowBytes(hidden_size);
+size_t DispatchBytes(const DispatchPreamble& preamble, size_t tokens, size_t pairs, int hidden_size) {
+  return DispatchRowsOffset(preamble, pairs) + tokens * RowBytes(hidden_size);
 }
 
 size_t CombineBytes(size_t rows, int hidden_size) { return sizeof(CombineHeader) + rows * RowBytes(hidden_size); }
+
+size_t CountsBytes(int num_experts) {
+  return sizeof(CountsHeader) + sizeof(int32_t) * static_cast<size_t>(num_experts);
+}
 
 absl::StatusOr<uint64_t> PeekView(std::span<const std::byte> message) {
   MessageHeader header;
@@ -88,10 +121,13 @@ absl::StatusOr<DispatchView> ParseDispatch(const WireContext& context, int from,
   const uint64_t max_pairs = uint64_t{header.tokens} * static_cast<uint32_t>(context.top_k);
   if (header.pairs > max_pairs) return Malformed(from, "pairs", header.pairs, "more than", max_pairs);
   const bool to_rank0 = context.rank == 0;
-  const size_t want = DispatchBytes(to_rank0, context.ranks, header.tokens, header.pairs, context.hidden_size);
+  const DispatchPreamble preamble{.destinations = to_rank0 ? context.ranks : 0,
+                                  .counts = context.counts ? context.num_experts : 0};
+  const size_t want = DispatchBytes(preamble, header.tokens, header.pairs, context.hidden_size);
   if (message.size() != want) return Malformed(from, "length", message.size(), "not", want);
 
-  DispatchView view{.flags = header.flags, .tokens = header.tokens};
+  DispatchView view{
+      .flags = header.flags, .tokens = header.tokens, .nanoseconds_per_pair = header.nanoseconds_per_pair};
   // Offsets are multiples of 4 in a buffer aligned to 64.
   if (to_rank0) {
     view.destination_pairs = {reinterpret_cast<const uint32_t*>(message.data() + sizeof(DispatchHeader)),
@@ -100,10 +136,11 @@ absl::StatusOr<DispatchView> ParseDispatch(const WireContext& context, int from,
       return Malformed(from, "destination_pairs[0]", view.destination_pairs[0], "not", header.pairs);
     }
   }
-  view.pairs = {reinterpret_cast<const WirePair*>(message.data() + DispatchPairsOffset(to_rank0, context.ranks)),
-                header.pairs};
-  view.rows =
-      reinterpret_cast<const float*>(message.data() + DispatchRowsOffset(to_rank0, context.ranks, header.pairs));
+  view.counts = {reinterpret_cast<const int32_t*>(message.data() + DispatchCountsOffset(preamble)),
+                 static_cast<size_t>(preamble.counts)};
+  BALLAST_RETURN_IF_ERROR(CheckCounts(context, from, view.counts));
+  view.pairs = {reinterpret_cast<const WirePair*>(message.data() + DispatchPairsOffset(preamble)), header.pairs};
+  view.rows = reinterpret_cast<const float*>(message.data() + DispatchRowsOffset(preamble, header.pairs));
   int64_t last_token = -1;
   int64_t last_expert = -1;
   for (const WirePair& pair : view.pairs) {
@@ -139,6 +176,25 @@ absl::StatusOr<const float*> ParseCombine(const WireContext& context, int from, 
   return reinterpret_cast<const float*>(message.data() + sizeof(CombineHeader));
 }
 
+absl::StatusOr<std::span<const int32_t>> ParseCounts(const WireContext& context, int from,
+                                                     std::span<const std::byte> message) {
+  BALLAST_CHECK(reinterpret_cast<uintptr_t>(message.data()) % kRowAlignment == 0) << "unaligned receive buffer";
+  BALLAST_RETURN_IF_ERROR(CheckHeader(message, sizeof(CountsHeader), from, MessageKind::kCounts));
+  CountsHeader header;
+  std::memcpy(&header, message.data(), sizeof(header));
+  BALLAST_RETURN_IF_ERROR(CheckPlace(header.header, header.layer, context, from));
+  if (header.epoch != context.epoch) return Malformed(from, "epoch", header.epoch, "not", context.epoch);
+  if (header.experts != static_cast<uint32_t>(context.num_experts)) {
+    return Malformed(from, "experts", header.experts, "not", context.num_experts);
+  }
+  const size_t want = CountsBytes(context.num_experts);
+  if (message.size() != want) return Malformed(from, "length", message.size(), "not", want);
+  const std::span<const int32_t> counts(reinterpret_cast<const int32_t*>(message.data() + sizeof(header)),
+                                        header.experts);
+  BALLAST_RETURN_IF_ERROR(CheckCounts(context, from, counts));
+  return counts;
+}
+
 absl::StatusOr<Announcement> ParseAnnouncement(std::span<const std::byte> message) {
   BALLAST_RETURN_IF_ERROR(CheckHeader(message, sizeof(Announcement), 0, MessageKind::kAnnounce));
   if (message.size() != sizeof(Announcement)) {
@@ -146,6 +202,10 @@ absl::StatusOr<Announcement> ParseAnnouncement(std::span<const std::byte> messag
   }
   Announcement announcement;
   std::memcpy(&announcement, message.data(), sizeof(announcement));
+  for (int layer = 0; layer < kMaxWireLayers; ++layer) {
+    const auto form = static_cast<uint64_t>(AnnouncedForm(announcement, layer));
+    if (form >= kShareForms) return Malformed(0, "share form", form, "not below", kShareForms);
+  }
   return announcement;
 }
 

@@ -1,4 +1,4 @@
-// The messages that the ranks of a view exchange in a step, version 1.
+// The messages that the ranks of a view exchange in a step, version 2.
 //
 // All numbers are little-endian, as the machines are; a message is a header and then arrays, with nothing in between
 // but the padding named. Every message says which view and step it is of. Transport tags (MakeTag) match messages, so
@@ -7,14 +7,22 @@
 //
 //   announce  leader -> follower    Announcement
 //   work      follower -> leader    WorkRequest: "after step n I have work"
+//   counts    everyone -> everyone  CountsHeader, u32 counts[experts]               where the layer's shares are solved
+//                                                                                   for this step's counts
 //   dispatch  home -> destination   DispatchHeader
 //                                   u32 destination_pairs[ranks]                    in messages to rank 0 alone
+//                                   u32 counts[experts]                             where the announcement asks for
+//                                   them
+//                                                                                   and no counts message had them
 //                                   WirePair pairs[pairs]                           by (token, expert), both ascending
 //                                   zeros up to a multiple of 64 bytes
 //                                   f32 rows[tokens][hidden_size]
 //   combine   destination -> home   CombineHeader (64 bytes)
 //                                   exact: f32 outputs[pairs][hidden_size]          in the order of the dispatch's
-//                                   pairs fast:  f32 partial_sums[tokens][hidden_size]    in the order of its tokens
+//                                                                                   pairs
+//                                   fast:  f32 partial_sums[tokens][hidden_size]    in the order of its tokens
+//
+// Counts are the sender's pairs by expert, before a replica is chosen for them.
 //
 // A dispatch without tokens is answered with a combine without rows.
 #ifndef BALLAST_WORKER_MOE_WIRE_H_
@@ -27,14 +35,15 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/moe/share_form.h"
 #include "worker/transport/transport.h"
 
 namespace ballast {
 
 inline constexpr uint32_t kWireMagic = 0x4c424c42;  // "BLBL"
-inline constexpr uint16_t kWireVersion = 1;
+inline constexpr uint16_t kWireVersion = 2;
 
-enum class MessageKind : uint16_t { kAnnounce = 1, kWork = 2, kDispatch = 3, kCombine = 4 };
+enum class MessageKind : uint16_t { kAnnounce = 1, kWork = 2, kDispatch = 3, kCombine = 4, kCounts = 5 };
 
 // At the start of each message.
 struct MessageHeader {
@@ -45,6 +54,12 @@ struct MessageHeader {
   uint64_t step = 0;
 };
 
+// Layers of a model at most.
+inline constexpr int kMaxWireLayers = 1 << 10;
+
+// Dispatch messages carry their sender's counts, for the shares of the step after this one.
+inline constexpr uint32_t kAnnounceCarryCounts = 1;
+
 // Step `header.step` begins, in these versions of everything.
 struct Announcement {
   MessageHeader header;
@@ -53,8 +68,14 @@ struct Announcement {
   uint64_t policy_version = 0;
   // Rows a rank may bring.
   uint32_t capacity = 0;
-  uint32_t reserved = 0;
+  // kAnnounce* bits.
+  uint32_t flags = 0;
+  // Where each layer's shares come from: two bits a layer, the lowest ones first.
+  uint8_t share_forms[kMaxWireLayers / 4] = {};
 };
+
+ShareForm AnnouncedForm(const Announcement& announcement, int layer);
+void SetAnnouncedForm(int layer, ShareForm form, Announcement& announcement);
 
 // The sender has work after step `header.step`.
 struct WorkRequest {
@@ -80,6 +101,17 @@ struct DispatchHeader {
   uint32_t pairs = 0;
   // kDispatch* bits about the sender's part of the step.
   uint32_t flags = 0;
+  // What a pair took the sender's experts in its step before; 0: not known.
+  uint32_t nanoseconds_per_pair = 0;
+  uint32_t reserved = 0;
+};
+
+struct CountsHeader {
+  MessageHeader header;
+  uint64_t epoch = 0;
+  uint32_t layer = 0;
+  // Numbers that follow.
+  uint32_t experts = 0;
 };
 
 struct CombineHeader {
@@ -90,12 +122,12 @@ struct CombineHeader {
   uint32_t reserved[8] = {};
 };
 
-static_assert(sizeof(MessageHeader) == 24 && sizeof(Announcement) == 56 && sizeof(WorkRequest) == 24);
-static_assert(sizeof(DispatchHeader) == 48 && sizeof(CombineHeader) == 64 && sizeof(WirePair) == 12);
+static_assert(sizeof(MessageHeader) == 24 && sizeof(Announcement) == 312 && sizeof(WorkRequest) == 24);
+static_assert(sizeof(DispatchHeader) == 56 && sizeof(CombineHeader) == 64 && sizeof(WirePair) == 12);
+static_assert(sizeof(CountsHeader) == 40);
 static_assert(std::is_trivially_copyable_v<DispatchHeader> && std::is_trivially_copyable_v<CombineHeader>);
 
-// What messages are matched by. Layers below 2^10; steps by their low 32 bits.
-inline constexpr int kMaxWireLayers = 1 << 10;
+// What messages are matched by. Layers below kMaxWireLayers; steps by their low 31 bits.
 Tag MakeTag(MessageKind kind, uint64_t step, int layer);
 
 // Everything that receiver and sender must agree on before a message's own numbers mean anything.
@@ -111,19 +143,31 @@ struct WireContext {
   int top_k = 0;
   // Tokens of one message at most.
   int capacity = 0;
+  // The layer's dispatch messages carry counts.
+  bool counts = false;
 };
 
-size_t DispatchBytes(bool to_rank0, int ranks, size_t tokens, size_t pairs, int hidden_size);
-// Where the pairs and the rows of a dispatch message begin.
-size_t DispatchPairsOffset(bool to_rank0, int ranks);
-size_t DispatchRowsOffset(bool to_rank0, int ranks, size_t pairs);
+// What stands between a dispatch's header and its pairs: so many destination_pairs and counts, none where the message
+// has none.
+struct DispatchPreamble {
+  int destinations = 0;
+  int counts = 0;
+};
+size_t DispatchBytes(const DispatchPreamble& preamble, size_t tokens, size_t pairs, int hidden_size);
+// Where the counts, the pairs and the rows of a dispatch message begin.
+size_t DispatchCountsOffset(const DispatchPreamble& preamble);
+size_t DispatchPairsOffset(const DispatchPreamble& preamble);
+size_t DispatchRowsOffset(const DispatchPreamble& preamble, size_t pairs);
 size_t CombineBytes(size_t rows, int hidden_size);
+size_t CountsBytes(int num_experts);
 
 // The parts of a dispatch message that has been checked; they lie in the message.
 struct DispatchView {
   uint32_t flags = 0;
   uint32_t tokens = 0;
+  uint32_t nanoseconds_per_pair = 0;
   std::span<const uint32_t> destination_pairs;  // empty unless the receiver is rank 0
+  std::span<const int32_t> counts;              // empty unless the context says that they are carried
   std::span<const WirePair> pairs;
   const float* rows = nullptr;
 };
@@ -137,6 +181,9 @@ absl::StatusOr<DispatchView> ParseDispatch(const WireContext& context, int from,
 // Returns the first row. `rows` are expected.
 absl::StatusOr<const float*> ParseCombine(const WireContext& context, int from, size_t rows,
                                           std::span<const std::byte> message);
+// Returns the counts, each at most the capacity, in all at most capacity * top_k.
+absl::StatusOr<std::span<const int32_t>> ParseCounts(const WireContext& context, int from,
+                                                     std::span<const std::byte> message);
 absl::StatusOr<Announcement> ParseAnnouncement(std::span<const std::byte> message);
 absl::StatusOr<WorkRequest> ParseWorkRequest(int from, std::span<const std::byte> message);
 

@@ -15,9 +15,12 @@
 namespace ballast {
 namespace {
 
+using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
 constexpr int kHidden = 5;
+// To rank 0 of three, without counts.
+constexpr DispatchPreamble kPreamble{.destinations = 3};
 constexpr WireContext kContext{.view = 3,
                                .step = 9,
                                .epoch = 2,
@@ -61,11 +64,11 @@ struct Dispatch {
   WirePair pairs[3] = {{0, 2, 0.5}, {0, 7, 0.25}, {1, 0, 1}};
 
   Message Make() const {
-    Message message(DispatchBytes(true, 3, 2, 3, kHidden));
+    Message message(DispatchBytes(kPreamble, 2, 3, kHidden));
     message.Put(0, header);
     message.Put(sizeof(header), destination_pairs);
-    message.Put(DispatchPairsOffset(true, 3), pairs);
-    for (int i = 0; i < 2 * kHidden; ++i) message.Put(DispatchRowsOffset(true, 3, 3) + 4 * i, static_cast<float>(i));
+    message.Put(DispatchPairsOffset(kPreamble), pairs);
+    for (int i = 0; i < 2 * kHidden; ++i) message.Put(DispatchRowsOffset(kPreamble, 3) + 4 * i, static_cast<float>(i));
     return message;
   }
 };
@@ -97,8 +100,8 @@ TEST(Wire, Dispatch_EveryFieldIsChecked) {
   d.header.header.magic = 1;
   EXPECT_THAT(Refusal(d), HasSubstr("magic is 1"));
   d = {};
-  d.header.header.version = 2;
-  EXPECT_THAT(Refusal(d), HasSubstr("version is 2, not 1"));
+  d.header.header.version = 1;
+  EXPECT_THAT(Refusal(d), HasSubstr("version is 1, not 2"));
   d = {};
   d.header.header.kind = MessageKind::kCombine;
   EXPECT_THAT(Refusal(d), HasSubstr("kind is 4, not 3"));
@@ -167,7 +170,7 @@ TEST(Wire, MangledMessages_AreAnErrorOrSound) {
   for (int round = 0; round < 20000; ++round) {
     Message message = Dispatch().Make();
     for (int flips = 0; flips < 3; ++flips) {
-      message.bytes()[random() % DispatchRowsOffset(true, 3, 3)] = static_cast<std::byte>(random());
+      message.bytes()[random() % DispatchRowsOffset(kPreamble, 3)] = static_cast<std::byte>(random());
     }
     const auto parsed = ParseDispatch(kContext, 2, message.bytes());
     if (!parsed.ok()) continue;
@@ -177,6 +180,86 @@ TEST(Wire, MangledMessages_AreAnErrorOrSound) {
     EXPECT_GE(sum, 0);
   }
   EXPECT_GT(sound, 0);
+}
+
+TEST(Wire, Dispatch_CarriesCounts) {
+  WireContext context = kContext;
+  context.counts = true;
+  const DispatchPreamble preamble{.destinations = 3, .counts = 8};
+  const Dispatch d;
+  Message message(DispatchBytes(preamble, 2, 3, kHidden));
+  message.Put(0, d.header);
+  message.Put(sizeof(d.header), d.destination_pairs);
+  const int32_t counts[8] = {1, 0, 4, 0, 0, 0, 0, 3};
+  message.Put(DispatchCountsOffset(preamble), counts);
+  message.Put(DispatchPairsOffset(preamble), d.pairs);
+  const auto parsed = ParseDispatch(context, 2, message.bytes());
+  ASSERT_EQ(parsed.status(), absl::OkStatus());
+  EXPECT_THAT(parsed->counts, ElementsAreArray(counts));
+  EXPECT_EQ(parsed->pairs[1].expert, 7u);
+  // Who expects none, or the others do not send any, refuses.
+  EXPECT_THAT(std::string(ParseDispatch(kContext, 2, message.bytes()).status().message()), HasSubstr("length is"));
+  Message without = d.Make();
+  EXPECT_THAT(std::string(ParseDispatch(context, 2, without.bytes()).status().message()), HasSubstr("length is"));
+  message.Put(DispatchCountsOffset(preamble) + 4, 5);
+  EXPECT_THAT(std::string(ParseDispatch(context, 2, message.bytes()).status().message()),
+              HasSubstr("count is 5, more than 4"));
+  message.Put(DispatchCountsOffset(preamble) + 4, 1);
+  EXPECT_THAT(std::string(ParseDispatch(context, 2, message.bytes()).status().message()),
+              HasSubstr("sum of counts is 9, more than 8"));
+}
+
+TEST(Wire, Counts_EveryFieldIsChecked) {
+  const CountsHeader good{
+      .header = {.kind = MessageKind::kCounts, .view = 3, .step = 9}, .epoch = 2, .layer = 1, .experts = 8};
+  const auto parse = [](const CountsHeader& header, std::vector<int32_t> counts, size_t bytes = CountsBytes(8)) {
+    Message message(bytes);
+    message.Put(0, header);
+    for (size_t i = 0; i < counts.size(); ++i) message.Put(sizeof(header) + 4 * i, counts[i]);
+    const auto parsed = ParseCounts(kContext, 2, message.bytes());
+    return parsed.ok() ? std::to_string((*parsed)[7]) : std::string(parsed.status().message());
+  };
+  EXPECT_EQ(parse(good, {4, 0, 0, 0, 0, 0, 0, 4}), "4");
+  EXPECT_THAT(parse(good, {-1}), HasSubstr("count is 4294967295, more than 4"));
+  EXPECT_THAT(parse(good, {4, 4, 1}), HasSubstr("sum of counts is 9, more than 8"));
+  EXPECT_THAT(parse(good, {}, CountsBytes(9)), HasSubstr("length is 76, not 72"));
+  CountsHeader h = good;
+  h.header.kind = MessageKind::kDispatch;
+  EXPECT_THAT(parse(h, {}), HasSubstr("kind is 3, not 5"));
+  h = good;
+  h.header.view = 2;
+  EXPECT_THAT(parse(h, {}), HasSubstr("view is 2, not 3"));
+  h = good;
+  h.header.step = 8;
+  EXPECT_THAT(parse(h, {}), HasSubstr("step is 8, not 9"));
+  h = good;
+  h.layer = 2;
+  EXPECT_THAT(parse(h, {}), HasSubstr("layer is 2, not 1"));
+  h = good;
+  h.epoch = 3;
+  EXPECT_THAT(parse(h, {}), HasSubstr("epoch is 3, not 2"));
+  h = good;
+  h.experts = 7;
+  EXPECT_THAT(parse(h, {}), HasSubstr("experts is 7, not 8"));
+  Message empty(8);
+  EXPECT_FALSE(ParseCounts(kContext, 2, empty.bytes()).ok());
+}
+
+TEST(Wire, AnnouncedForms_AreKeptApart) {
+  Announcement announcement{.header = {.kind = MessageKind::kAnnounce}};
+  for (int layer = 0; layer < kMaxWireLayers; ++layer) {
+    SetAnnouncedForm(layer, static_cast<ShareForm>(layer * 7 % kShareForms), announcement);
+  }
+  SetAnnouncedForm(5, ShareForm::kFixed, announcement);
+  const auto bytes = std::as_bytes(std::span(&announcement, 1));
+  const auto parsed = ParseAnnouncement(bytes);
+  ASSERT_EQ(parsed.status(), absl::OkStatus());
+  for (int layer = 0; layer < kMaxWireLayers; ++layer) {
+    EXPECT_EQ(AnnouncedForm(*parsed, layer),
+              layer == 5 ? ShareForm::kFixed : static_cast<ShareForm>(layer * 7 % kShareForms));
+  }
+  announcement.share_forms[3] |= 0xc0;
+  EXPECT_THAT(std::string(ParseAnnouncement(bytes).status().message()), HasSubstr("share form is 3, not below 3"));
 }
 
 TEST(Wire, Combine) {
@@ -209,10 +292,10 @@ TEST(Wire, AnnouncementAndWork) {
 
 TEST(Wire, TagsTellStepsLayersAndKindsApart) {
   std::set<Tag> tags;
-  for (const MessageKind kind :
-       {MessageKind::kAnnounce, MessageKind::kWork, MessageKind::kDispatch, MessageKind::kCombine}) {
+  for (const MessageKind kind : {MessageKind::kAnnounce, MessageKind::kWork, MessageKind::kDispatch,
+                                 MessageKind::kCombine, MessageKind::kCounts}) {
     for (const int layer : {0, 1, kMaxWireLayers - 1}) {
-      for (const uint64_t step : {uint64_t{0}, uint64_t{1}, uint64_t{0xffffffff}}) {
+      for (const uint64_t step : {uint64_t{0}, uint64_t{1}, uint64_t{0x7fffffff}}) {
         const Tag tag = MakeTag(kind, step, layer);
         EXPECT_LE(tag, kMaxTag);
         EXPECT_TRUE(tags.insert(tag).second);

@@ -1,4 +1,5 @@
-// Invariant 4, exact: the same bits for 1, 2 and 4 workers, in every placement, composition, and through epoch flips.
+// Invariant 4, exact: the same bits for 1, 2 and 4 workers, in every placement, composition, with shares of every form,
+// and through epoch flips.
 #include <string>
 #include <vector>
 
@@ -42,6 +43,45 @@ class ExactTest : public ::testing::TestWithParam<std::string> {
     }
   }
 
+  // Epochs and shares change while every worker has work.
+  void FlipUnderLoad(ShareMode mode, uint64_t flips) {
+    TestGroup group(GetParam(), 4, {.step_shares = mode});
+    ASSERT_NO_FATAL_FAILURE(group.Install(group.placement()));
+    std::jthread load([&](std::stop_token stop) {
+      std::mt19937 random(5);
+      while (!stop.stop_requested()) ASSERT_NO_FATAL_FAILURE(RunJobs(group, 8, random));
+    });
+    std::mt19937 random(3);
+    for (uint64_t epoch = 2; epoch <= flips + 1; ++epoch) {
+      Placement next = group.placement();
+      if (epoch % 5 == 0) {
+        // New shares alone.
+        next.shares_version = next.shares_version.next();
+        for (Replica& r : next.replicas) r.weight = 1 + random() % 5;
+      } else {
+        next = RandomPlacement(group.checkpoint(), group.names(), &group.placement(), epoch, random);
+      }
+      ASSERT_NO_FATAL_FAILURE(group.Prepare(next));
+      ASSERT_NO_FATAL_FAILURE(RunJobs(group, 1, random));
+      ASSERT_NO_FATAL_FAILURE(group.Commit(next));
+    }
+    load.request_stop();
+    load.join();
+    for (int i = 0; i < 4; ++i) {
+      EXPECT_EQ(group.worker(i)->source->discards(), 0);
+      EXPECT_TRUE(group.worker(i)->events.losses().empty());
+    }
+    const RecordedEvents& events = group.worker(0)->events;
+    if (mode == ShareMode::kCurrent || mode == ShareMode::kPrevious) {
+      // The first step has no step before, and a layer may have nothing to share.
+      EXPECT_GT(events.layers_in(mode == ShareMode::kCurrent ? ShareForm::kCurrent : ShareForm::kPrevious),
+                events.layers_in(ShareForm::kFixed));
+    }
+    if (mode == ShareMode::kFixed) {
+      EXPECT_EQ(events.layers_in(ShareForm::kCurrent) + events.layers_in(ShareForm::kPrevious), 0);
+    }
+  }
+
   bool trained() const { return GetParam() == kTrained; }
 
   TestModel model_;
@@ -62,41 +102,16 @@ TEST_P(ExactTest, HundredRandomPlacements) {
     TestGroup group(GetParam(), workers);
     for (int i = 0; i < 50; ++i) {
       ASSERT_NO_FATAL_FAILURE(
-          group.Install(RandomPlacement(group.checkpoint(), group.names(), nullptr, i + 1, group.random())));
+          group.Install(RandomPlacement(group.checkpoint(), group.names(), nullptr, i + 1, group.random()),
+                        group.LedBy(i % workers)));
       ASSERT_NO_FATAL_FAILURE(RunJobs(group, trained() ? 5 : 10, group.random())) << "placement " << i;
     }
   }
 }
 
-TEST_P(ExactTest, FiftyEpochFlipsUnderLoad) {
-  TestGroup group(GetParam(), 4);
-  ASSERT_NO_FATAL_FAILURE(group.Install(group.placement()));
-  std::jthread load([&](std::stop_token stop) {
-    std::mt19937 random(5);
-    while (!stop.stop_requested()) ASSERT_NO_FATAL_FAILURE(RunJobs(group, 8, random));
-  });
-  std::mt19937 random(3);
-  for (uint64_t epoch = 2; epoch <= 51; ++epoch) {
-    Placement next = group.placement();
-    if (epoch % 5 == 0) {
-      // New shares alone.
-      next.shares_version = next.shares_version.next();
-      for (Replica& r : next.replicas) r.weight = 1 + random() % 5;
-    } else {
-      next = RandomPlacement(group.checkpoint(), group.names(), &group.placement(), epoch, random);
-    }
-    ASSERT_NO_FATAL_FAILURE(group.Prepare(next));
-    ASSERT_NO_FATAL_FAILURE(RunJobs(group, 1, random));
-    ASSERT_NO_FATAL_FAILURE(group.Commit(next));
-  }
-  load.request_stop();
-  load.join();
-  for (int i = 0; i < 4; ++i) {
-    EXPECT_EQ(group.worker(i)->source->discards(), 0);
-    EXPECT_TRUE(group.worker(i)->events.losses().empty());
-  }
+TEST_P(ExactTest, EpochFlipsUnderLoad_WithSharesOfEveryForm) {
+  for (const ShareMode mode : kGroupShareModes) FlipUnderLoad(mode, mode == ShareMode::kCurrent ? 50 : 17);
 }
-
 TEST_P(ExactTest, IdleGroup_FlipsWithAnEmptyStep) {
   TestGroup group(GetParam(), 4);
   ASSERT_NO_FATAL_FAILURE(group.Install(group.placement()));

@@ -71,7 +71,8 @@ TEST(FastTest, TeacherForced_SameArgmaxAwayFromTies) {
     TestGroup group(kTrained, workers, {.combine = CombineMode::kFast, .capacity = 64}, workers);
     for (int placement = 0; placement < 4; ++placement) {
       ASSERT_NO_FATAL_FAILURE(
-          group.Install(RandomPlacement(group.checkpoint(), group.names(), nullptr, placement + 1, group.random())));
+          group.Install(RandomPlacement(group.checkpoint(), group.names(), nullptr, placement + 1, group.random()),
+                        group.LedBy(placement % workers)));
       std::vector<int> numbers;
       for (size_t t = 0; t < texts.size(); ++t) {
         numbers.push_back(group.worker(t % workers)->source->Submit({.tokens = texts[t].tokens}));

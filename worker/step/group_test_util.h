@@ -318,6 +318,7 @@ class RecordedEvents final : public StepEvents {
     BALLAST_CHECK(std::pair(last_.view, last_.step) < std::pair(record.view, record.step)) << "steps only grow";
     BALLAST_CHECK(last_.version <= record.version) << "versions only grow";
     last_ = record;
+    for (int form = 0; form < kShareForms; ++form) layers_by_form_[form] += record.moe->layers_by_form[form];
     if (record.moe->balancedness >= 0) balancedness_.push_back(record.moe->balancedness);
   }
 
@@ -335,6 +336,11 @@ class RecordedEvents final : public StepEvents {
   std::vector<Loss> losses() const {
     MutexLock lock(mu_);
     return losses_;
+  }
+  // Layers run with shares of the form.
+  int64_t layers_in(ShareForm form) const {
+    MutexLock lock(mu_);
+    return layers_by_form_[static_cast<int>(form)];
   }
   std::vector<double> balancedness() const {
     MutexLock lock(mu_);
@@ -359,6 +365,7 @@ class RecordedEvents final : public StepEvents {
   PlacementVersion in_force_ BALLAST_GUARDED_BY(mu_);
   StepRecord last_ BALLAST_GUARDED_BY(mu_);
   std::vector<double> balancedness_ BALLAST_GUARDED_BY(mu_);
+  int64_t layers_by_form_[kShareForms] BALLAST_GUARDED_BY(mu_) = {};
 };
 
 struct TestWorkerOptions {
@@ -371,7 +378,13 @@ struct TestWorkerOptions {
   // Of one worker, the others' being kTestPatience.
   int hasty_worker = -1;
   absl::Duration hasty_step_timeout;
+  // In the steps that the worker leads. Not given: in a group each worker has another mode (kGroupShareModes), so that
+  // the form changes with the leader.
+  std::optional<ShareMode> step_shares;
 };
+
+inline constexpr ShareMode kGroupShareModes[] = {ShareMode::kCurrent, ShareMode::kPrevious, ShareMode::kAuto,
+                                                 ShareMode::kFixed};
 
 // One worker without services.
 class TestWorker {
@@ -394,6 +407,7 @@ class TestWorker {
                                        .step_timeout = step_timeout,
                                        .connect_timeout = kTestPatience,
                                        .view_patience = options.view_patience,
+                                       .step_shares = options.step_shares.value_or(ShareMode::kAuto),
                                        .clock = options.clock},
                                       {.decoder = decoder.get(),
                                        .experts = store.get(),
@@ -495,6 +509,12 @@ class TestGroup {
   std::mt19937& random() { return random_; }
   ViewId view() const { return view_; }
   const std::vector<std::string>& names() const { return names_; }
+  // Every worker, the given one first: who leads a view of them.
+  std::vector<int> LedBy(int leader) const {
+    std::vector<int> members;
+    for (int i = 0; i < size(); ++i) members.push_back((leader + i) % size());
+    return members;
+  }
 
   // The process is gone.
   void Kill(int i) { workers_[i].reset(); }
@@ -546,7 +566,9 @@ class TestGroup {
  private:
   std::unique_ptr<TestWorker> Make(int i) {
     const absl::Duration step_timeout = i == options_.hasty_worker ? options_.hasty_step_timeout : kTestPatience;
-    return std::make_unique<TestWorker>(*checkpoint_, names_[i], views_, options_, step_timeout,
+    TestWorkerOptions options = options_;
+    options.step_shares = options_.step_shares.value_or(kGroupShareModes[i % std::size(kGroupShareModes)]);
+    return std::make_unique<TestWorker>(*checkpoint_, names_[i], views_, options, step_timeout,
                                         static_cast<uint32_t>(random_()));
   }
 

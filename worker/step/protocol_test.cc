@@ -20,7 +20,7 @@ constexpr uint64_t kView = 5;
 // Two ranks: the engine and the test.
 class ProtocolTest : public ::testing::Test {
  protected:
-  explicit ProtocolTest(int engine_rank = 0)
+  explicit ProtocolTest(int engine_rank = 0, bool shared = false)
       : engine_rank_(engine_rank), checkpoint_(TestWorker::Value(Checkpoint::Open(kTiny))) {
     worker_ = std::make_unique<TestWorker>(*checkpoint_, "engine", views_, TestWorkerOptions{.capacity = 8},
                                            kTestPatience, 1);
@@ -29,11 +29,12 @@ class ProtocolTest : public ::testing::Test {
                 .num_layers = layers(),
                 .num_experts = checkpoint_->config().num_experts,
                 .workers = {"engine", "test"}};
-    // Expert 0 of each layer is with the test, the others with the engine.
+    // Expert 0 of each layer is with the test, the others with the engine; if `shared`, expert 1 is with both.
     int32_t slot = 0;
     for (int32_t layer = 0; layer < p.num_layers; ++layer) {
       for (int32_t e = 0; e < p.num_experts; ++e) {
         p.replicas.push_back({.expert = {layer, e}, .worker = e == 0 ? 1 : 0, .slot = slot++});
+        if (shared && e == 1) p.replicas.push_back({.expert = {layer, e}, .worker = 1, .slot = slot++});
       }
     }
     GroupView view{.view = ViewId(kView), .rank = engine_rank};
@@ -71,7 +72,7 @@ class ProtocolTest : public ::testing::Test {
   }
   std::vector<std::byte> EmptyDispatch(uint64_t view, uint64_t step, int layer, uint32_t flags = 0) {
     const bool to_rank0 = engine_rank_ == 0;
-    std::vector<std::byte> message(DispatchBytes(to_rank0, 2, 0, 0, hidden()));
+    std::vector<std::byte> message(DispatchBytes({.destinations = to_rank0 ? 2 : 0}, 0, 0, hidden()));
     const DispatchHeader header{.header = {.kind = MessageKind::kDispatch, .view = view, .step = step},
                                 .epoch = 3,
                                 .layer = static_cast<uint32_t>(layer),
@@ -182,7 +183,7 @@ TEST_F(LeaderTest, MalformedDispatch_EndsTheView) {
 
 TEST_F(LeaderTest, DispatchForAnExpertThatIsNotHere_EndsTheView) {
   EXPECT_EQ(ReceiveAnnouncement().header.step, 1u);
-  std::vector<std::byte> message(DispatchBytes(true, 2, 1, 1, hidden()));
+  std::vector<std::byte> message(DispatchBytes({.destinations = 2}, 1, 1, hidden()));
   const DispatchHeader header{
       .header = {.kind = MessageKind::kDispatch, .view = kView, .step = 1}, .epoch = 3, .tokens = 1, .pairs = 1};
   const uint32_t destination_pairs[2] = {1, 0};
@@ -260,6 +261,93 @@ TEST_F(FollowerTest, AnnouncementOfAnUnpreparedEpoch_EndsTheView) {
 TEST_F(FollowerTest, MalformedAnnouncement_EndsTheView) {
   Send(MakeTag(MessageKind::kAnnounce, 0, 0), std::as_bytes(std::span("hello", 5)));
   ExpectViewEnds("length is 5");
+}
+
+TEST_F(FollowerTest, UnknownShareForm_EndsTheView) {
+  Announcement announcement = Announce(kView, 1);
+  announcement.share_forms[0] = 3;
+  SendAnnouncement(announcement);
+  ExpectViewEnds("share form is 3, not below 3");
+}
+
+TEST_F(FollowerTest, NothingShared_NoCountsWhateverIsAnnounced) {
+  Announcement announcement = Announce(kView, 1);
+  for (int layer = 0; layer < layers(); ++layer) SetAnnouncedForm(layer, ShareForm::kCurrent, announcement);
+  SendAnnouncement(announcement);
+  ASSERT_NO_FATAL_FAILURE(PlayStep(1));
+  EXPECT_TRUE(worker_->events.losses().empty());
+}
+
+// Expert 1 is with both ranks.
+class SharedFollowerTest : public ProtocolTest {
+ protected:
+  SharedFollowerTest() : ProtocolTest(/*engine_rank=*/1, /*shared=*/true) {}
+  int experts() const { return checkpoint_->config().num_experts; }
+  void AnnounceStep(uint64_t step, ShareForm form, bool carry) {
+    Announcement announcement = Announce(kView, step);
+    for (int layer = 0; layer < layers(); ++layer) SetAnnouncedForm(layer, form, announcement);
+    if (carry) announcement.flags = kAnnounceCarryCounts;
+    Send(MakeTag(MessageKind::kAnnounce, 0, 0), Bytes(announcement));
+  }
+  std::vector<std::byte> Counts(uint64_t view, uint64_t step, int layer, int32_t of_expert1) {
+    std::vector<std::byte> message(CountsBytes(experts()));
+    const CountsHeader header{.header = {.kind = MessageKind::kCounts, .view = view, .step = step},
+                              .epoch = 3,
+                              .layer = static_cast<uint32_t>(layer),
+                              .experts = static_cast<uint32_t>(experts())};
+    std::memcpy(message.data(), &header, sizeof(header));
+    std::memcpy(message.data() + sizeof(header) + sizeof(int32_t), &of_expert1, sizeof(of_expert1));
+    return message;
+  }
+  // As PlayStep, without rows, and with counts where `form` has them.
+  void PlaySharedStep(uint64_t step, ShareForm form, bool carry) {
+    for (int layer = 0; layer < layers(); ++layer) {
+      if (form == ShareForm::kCurrent) {
+        Send(MakeTag(MessageKind::kCounts, step, layer), Counts(kView - 1, step, layer, 5));
+        Send(MakeTag(MessageKind::kCounts, step, layer), Counts(kView, step, layer, 0));
+        EXPECT_EQ(Receive(MakeTag(MessageKind::kCounts, step, layer)).size(), CountsBytes(experts()));
+      }
+      const bool counts = carry && form != ShareForm::kCurrent;
+      const DispatchPreamble preamble{.counts = counts ? experts() : 0};
+      std::vector<std::byte> dispatch(DispatchBytes(preamble, 0, 0, hidden()));
+      const DispatchHeader header{.header = {.kind = MessageKind::kDispatch, .view = kView, .step = step},
+                                  .epoch = 3,
+                                  .layer = static_cast<uint32_t>(layer)};
+      std::memcpy(dispatch.data(), &header, sizeof(header));
+      Send(MakeTag(MessageKind::kDispatch, step, layer), dispatch);
+      const auto asked = Receive(MakeTag(MessageKind::kDispatch, step, layer));
+      EXPECT_EQ(asked.size(), DispatchBytes({.destinations = 2, .counts = preamble.counts}, 0, 0, hidden()));
+      const CombineHeader none{.header = {.kind = MessageKind::kCombine, .view = kView, .step = step},
+                               .layer = static_cast<uint32_t>(layer)};
+      Send(MakeTag(MessageKind::kCombine, step, layer), Bytes(none));
+      Receive(MakeTag(MessageKind::kCombine, step, layer));
+    }
+  }
+};
+
+TEST_F(SharedFollowerTest, DoesAsAnnounced) {
+  uint64_t step = 0;
+  // Previous without a step before, with one, and after one that was not counted, is all alike to the peers.
+  for (const auto& [form, carry] : {std::pair(ShareForm::kPrevious, true), std::pair(ShareForm::kPrevious, true),
+                                    std::pair(ShareForm::kFixed, false), std::pair(ShareForm::kPrevious, false),
+                                    std::pair(ShareForm::kCurrent, true), std::pair(ShareForm::kPrevious, true),
+                                    std::pair(ShareForm::kCurrent, false), std::pair(ShareForm::kFixed, true)}) {
+    AnnounceStep(++step, form, carry);
+    ASSERT_NO_FATAL_FAILURE(PlaySharedStep(step, form, carry)) << "step " << step;
+  }
+  EXPECT_TRUE(worker_->events.losses().empty());
+}
+
+TEST_F(SharedFollowerTest, MalformedCounts_EndTheView) {
+  AnnounceStep(1, ShareForm::kCurrent, false);
+  Send(MakeTag(MessageKind::kCounts, 1, 0), Counts(kView, 1, 0, 9));
+  ExpectViewEnds("message of rank 0: count is 9, more than 8");
+}
+
+TEST_F(SharedFollowerTest, CountsThatWereNotAnnounced_EndTheView) {
+  AnnounceStep(1, ShareForm::kFixed, true);
+  Send(MakeTag(MessageKind::kDispatch, 1, 0), EmptyDispatch(kView, 1, 0));
+  ExpectViewEnds("message of rank 0: length is");
 }
 
 TEST_F(FollowerTest, TooLargeACapacity_EndsTheView) {

@@ -19,7 +19,12 @@ namespace ballast {
 class StepEngine::Impl {
  public:
   Impl(const StepEngineOptions& options, const StepEngineParts& parts, std::unique_ptr<MoeExecutor> moe)
-      : options_(options), parts_(parts), moe_(std::move(moe)), thread_([this] { Loop(); }) {}
+      : options_(options),
+        parts_(parts),
+        moe_(std::move(moe)),
+        share_chooser_(options.step_shares, parts.decoder->config().num_moe_layers()),
+        share_forms_(parts.decoder->config().num_moe_layers()),
+        thread_([this] { Loop(); }) {}
   ~Impl() { Stop(); }
 
   void NotifyWork() BALLAST_EXCLUDES(mu_);
@@ -63,6 +68,7 @@ class StepEngine::Impl {
   absl::Status AskForStep();
   absl::Status RunStep(const Announcement& announcement);
   absl::Status FlipTo(PlacementVersion version);
+  void ObserveShares();
 
   absl::Time Now() const { return options_.clock->Now(); }
   bool Interrupted() const BALLAST_EXCLUDES(mu_);
@@ -80,6 +86,11 @@ class StepEngine::Impl {
   PlacementVersion version_;
   StepId step_;  // announced last
   std::vector<float> logits_;
+  // Leader: what decides on the forms; the phase of the step before.
+  ShareChooser share_chooser_;
+  TokenPhase last_phase_ = TokenPhase::kPrefill;
+  // Of the open step.
+  std::vector<ShareForm> share_forms_;
   // Ranks to blame for the view's end.
   std::vector<int> blamed_;
   // A version whose first step has not ended here.
@@ -284,6 +295,8 @@ absl::Status StepEngine::Impl::Enter(ViewRequest request, std::vector<int>& unre
   work_asked_ = false;
   work_request_sent_ = false;
   work_send_ = RequestId();
+  share_chooser_.Enter();
+  last_phase_ = TokenPhase::kPrefill;
   if (view_.leads()) {
     followers_.resize(view_.size() - 1);
     for (size_t i = 0; i < followers_.size(); ++i) {
@@ -342,11 +355,44 @@ Announcement StepEngine::Impl::NextAnnouncement() {
   const PlacementVersion version = NextVersion();
   step_ = step_.next();
   work_asked_ = false;
-  return {.header = {.kind = MessageKind::kAnnounce, .view = view_.view.value(), .step = step_.value()},
-          .epoch = version.epoch.value(),
-          .shares_version = version.shares.value(),
-          .policy_version = policy_version_,
-          .capacity = static_cast<uint32_t>(options_.moe.capacity)};
+  Announcement announcement{
+      .header = {.kind = MessageKind::kAnnounce, .view = view_.view.value(), .step = step_.value()},
+      .epoch = version.epoch.value(),
+      .shares_version = version.shares.value(),
+      .policy_version = policy_version_,
+      .capacity = static_cast<uint32_t>(options_.moe.capacity)};
+  // A step mostly is of the phase of the one before. Layers are judged by the placement of that one too: where a new
+  // one has nothing to share, all forms are the same.
+  const bool carry = share_chooser_.Choose(
+      last_phase_, [&](int layer) { return moe_->shared(layer); }, share_forms_);
+  if (carry) announcement.flags |= kAnnounceCarryCounts;
+  for (size_t l = 0; l < share_forms_.size(); ++l) {
+    SetAnnouncedForm(static_cast<int>(l), share_forms_[l], announcement);
+  }
+  return announcement;
+}
+
+// What the leader learns of forms from a step that has ended.
+void StepEngine::Impl::ObserveShares() {
+  const MoeStepStats& stats = moe_->stats();
+  last_phase_ = stats.any_prefill ? TokenPhase::kPrefill : TokenPhase::kDecode;
+  ShareObservation seen{.phase = last_phase_};
+  const int exchanged = stats.layers_by_form[static_cast<int>(ShareForm::kCurrent)];
+  if (exchanged > 0) seen.exchange = absl::ToDoubleSeconds(stats.count_exchange) / exchanged;
+  // A step without pairs says nothing.
+  if (const int layer =
+          stats.balancedness < 0 ? -1 : share_chooser_.LayerToCompare([&](int l) { return moe_->shared(l); });
+      layer >= 0) {
+    const absl::Time start = Now();
+    if (const std::optional<ShareComparison> comparison = moe_->CompareShares(layer)) {
+      // Two solutions were made for it.
+      seen.solve = absl::ToDoubleSeconds(Now() - start) / 2;
+      seen.layer = layer;
+      seen.comparison = *comparison;
+      seen.per_pair = moe_->SecondsPerPair(comparison->busiest);
+    }
+  }
+  share_chooser_.Observe(seen);
 }
 
 absl::Status StepEngine::Impl::StepAlone() {
@@ -504,14 +550,25 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement) {
   if (logits_.size() < floats) logits_.resize(floats);
 
   const absl::Time deadline = start + options_.step_timeout;
-  moe_->BeginStep({.step = step_, .rows = rows.labels, .more_work = rows.more_work, .deadline = deadline});
+  for (size_t l = 0; l < share_forms_.size(); ++l) {
+    share_forms_[l] = AnnouncedForm(announcement, static_cast<int>(l));
+  }
+  MoeStep step{.step = step_,
+               .rows = rows.labels,
+               .more_work = rows.more_work,
+               .forms = share_forms_,
+               .carry_counts = (announcement.flags & kAnnounceCarryCounts) != 0,
+               .deadline = deadline};
+  moe_->BeginStep(step);
   absl::Status status = parts_.decoder->Forward(rows.input, *moe_, logits_.data());
   if (!status.ok() && moe_->layers_begun() == 0 && offered) {
     // The rows were refused before the first exchange: the peers still need this rank.
     parts_.source->Discard(status);
     offered = false;
     rows = StepRows{};
-    moe_->BeginStep({.step = step_, .deadline = deadline});
+    step.rows = {};
+    step.more_work = false;
+    moe_->BeginStep(step);
     status = parts_.decoder->Forward({}, *moe_, logits_.data());
   }
   if (!status.ok()) {
@@ -520,6 +577,7 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement) {
     return status;
   }
   moe_->CountStep(*parts_.counters);
+  if (view_.leads() && view_.size() > 1) ObserveShares();
   if (version_is_new_) {
     // This step's last exchange has ended, so every rank has begun it, and with that ended all steps before.
     parts_.experts->EndOldEpochs();

@@ -1,8 +1,9 @@
 // The group step: one thread that runs steps in lock-step with the other ranks of the view.
 //
-// Rank 0 of the view leads. It announces step n (view, epoch, shares version, policy version, capacity) when it or
-// anyone has work, or when a placement waits to come into force; every rank runs it, with no rows if it has none. A
-// rank that has work asks for a step; while nobody does all threads sleep. See wire.h in worker/moe for the messages.
+// Rank 0 of the view leads. It announces step n (view, epoch, shares version, policy version, capacity, where each
+// layer's shares come from) when it or anyone has work, or when a placement waits to come into force; every rank runs
+// it, with no rows if it has none. A rank that has work asks for a step; while nobody does all threads sleep. See
+// wire.h in worker/moe for the messages.
 //
 // When an exchange fails (a rank lost, a deadline, a malformed message) the open step is discarded, the view is left,
 // and the engine waits for the next view, in which the source offers the same rows again. What a rank commits is local:
@@ -27,6 +28,7 @@
 #include "worker/moe/load_counters.h"
 #include "worker/moe/moe_executor.h"
 #include "worker/step/group_view.h"
+#include "worker/step/share_chooser.h"
 #include "worker/transport/transport.h"
 
 namespace ballast {
@@ -120,6 +122,8 @@ struct StepEngineOptions {
   absl::Duration connect_timeout = absl::Seconds(5);
   // How long requests wait for a next view before they fail.
   absl::Duration view_patience = absl::Milliseconds(1500);
+  // Where traffic shares come from in the steps that this rank leads.
+  ShareMode step_shares = ShareMode::kAuto;
   Clock* clock = &Clock::Real();
 };
 

@@ -19,7 +19,9 @@ void SetTime(absl::Time time, google::protobuf::Timestamp& out) {
 }  // namespace
 
 bool IsEmpty(const LoadWindow& window) {
-  return window.counts.empty() && window.balanced_steps == 0 &&
+  return window.counts.empty() &&
+         std::all_of(window.balance.begin(), window.balance.end(),
+                     [](const BalanceCount& balance) { return balance.steps == 0; }) &&
          std::all_of(window.tasks.begin(), window.tasks.end(),
                      [](const TaskCount& task) { return task.prefill_tokens == 0 && task.decode_tokens == 0; });
 }
@@ -51,8 +53,20 @@ v1::LoadReport MakeReport(const LoadWindow& window, absl::Time start, absl::Time
     entry.set_tokens(count.tokens);
     entry.set_gate_mass(count.gate_mass);
   }
-  report.set_step_balancedness_sum(window.step_balancedness_sum);
-  report.set_steps(window.balanced_steps);
+  for (int phase = 0; phase < kTokenPhases; ++phase) {
+    const BalanceCount& balance = window.balance[phase];
+    if (balance.steps == 0) continue;
+    report.set_step_balancedness_sum(report.step_balancedness_sum() + balance.balancedness_sum);
+    report.set_steps(report.steps() + balance.steps);
+    v1::StepBalance& out = *report.add_balance();
+    out.set_phase(phase == static_cast<int>(TokenPhase::kDecode) ? v1::PHASE_DECODE : v1::PHASE_PREFILL);
+    out.set_steps(balance.steps);
+    out.set_balancedness_sum(balance.balancedness_sum);
+    for (const int64_t steps : balance.buckets) out.add_buckets(steps);
+    out.set_layers_with_fixed_shares(balance.layers_by_form[static_cast<int>(ShareForm::kFixed)]);
+    out.set_layers_with_previous_shares(balance.layers_by_form[static_cast<int>(ShareForm::kPrevious)]);
+    out.set_layers_with_current_shares(balance.layers_by_form[static_cast<int>(ShareForm::kCurrent)]);
+  }
   report.set_epoch(window.epoch.value());
   return report;
 }
@@ -65,6 +79,20 @@ void MergeReport(const v1::LoadReport& from, v1::LoadReport& to) {
   to.set_step_balancedness_sum(to.step_balancedness_sum() + from.step_balancedness_sum());
   to.set_steps(to.steps() + from.steps());
   to.set_epoch(std::max(to.epoch(), from.epoch()));
+  for (const v1::StepBalance& balance : from.balance()) {
+    const auto same = std::find_if(to.mutable_balance()->begin(), to.mutable_balance()->end(),
+                                   [&](const v1::StepBalance& b) { return b.phase() == balance.phase(); });
+    if (same == to.mutable_balance()->end()) {
+      *to.add_balance() = balance;
+      continue;
+    }
+    same->set_steps(same->steps() + balance.steps());
+    same->set_balancedness_sum(same->balancedness_sum() + balance.balancedness_sum());
+    for (int i = 0; i < balance.buckets_size(); ++i) same->set_buckets(i, same->buckets(i) + balance.buckets(i));
+    same->set_layers_with_fixed_shares(same->layers_with_fixed_shares() + balance.layers_with_fixed_shares());
+    same->set_layers_with_previous_shares(same->layers_with_previous_shares() + balance.layers_with_previous_shares());
+    same->set_layers_with_current_shares(same->layers_with_current_shares() + balance.layers_with_current_shares());
+  }
 
   std::map<std::string, int32_t> task_index;
   for (int i = 0; i < to.task_tokens_size(); ++i) task_index[to.task_tokens(i).task()] = i;

@@ -20,11 +20,12 @@ std::string Show(const std::vector<v1::LoadReport>& reports) {
 }
 
 LoadWindow Window(std::string task, int32_t expert, int64_t tokens) {
+  BalanceCount balance{.steps = 1, .balancedness_sum = 0.75, .layers_by_form = {1, 2, 3}};
+  balance.buckets[7] = 1;
   return {
       .tasks = {{"unused", 0, 0}, {std::move(task), 2 * tokens, tokens}},
       .counts = {{.expert = {1, expert}, .task = 1, .phase = TokenPhase::kDecode, .tokens = tokens, .gate_mass = 0.5}},
-      .step_balancedness_sum = 0.75,
-      .balanced_steps = 1,
+      .balance = {balance, BalanceCount()},
       .epoch = Epoch(3)};
 }
 
@@ -47,6 +48,14 @@ TEST(MakeReportTest, SparseAndRenumbersTasks) {
   EXPECT_EQ(report.epoch(), 3u);
   EXPECT_EQ(report.start().seconds(), 10);
   EXPECT_EQ(report.end().seconds(), 11);
+  EXPECT_EQ(report.steps(), 1);
+  EXPECT_EQ(report.step_balancedness_sum(), 0.75);
+  ASSERT_EQ(report.balance_size(), 1);
+  EXPECT_EQ(report.balance(0).phase(), v1::PHASE_PREFILL);
+  EXPECT_EQ(report.balance(0).steps(), 1);
+  ASSERT_EQ(report.balance(0).buckets_size(), static_cast<int>(kStepBalancednessBounds.size()) + 1);
+  EXPECT_EQ(report.balance(0).buckets(7), 1);
+  EXPECT_EQ(report.balance(0).layers_with_current_shares(), 3);
 }
 
 TEST(MakeReportTest, EmptyWindow) {
@@ -76,6 +85,21 @@ TEST(MergeReportTest, AddsUpByTaskPhaseAndExpert) {
   EXPECT_EQ(to.counts(1).tokens(), 5);
   EXPECT_EQ(to.counts(1).task(), 1);
   EXPECT_EQ(to.steps(), 3);
+  LoadWindow decode = Window("chat", 7, 1);
+  std::swap(decode.balance[0], decode.balance[1]);
+  from = MakeReport(decode, absl::FromUnixSeconds(12), absl::FromUnixSeconds(13));
+  from.set_first_sequence(5);
+  from.set_sequence(5);
+  MergeReport(from, to);
+  ASSERT_EQ(to.balance_size(), 2);
+  EXPECT_EQ(to.balance(0).steps(), 3);
+  EXPECT_EQ(to.balance(0).balancedness_sum(), 2.25);
+  EXPECT_EQ(to.balance(0).buckets(7), 3);
+  EXPECT_EQ(to.balance(0).layers_with_fixed_shares(), 3);
+  EXPECT_EQ(to.balance(0).layers_with_previous_shares(), 6);
+  EXPECT_EQ(to.balance(0).layers_with_current_shares(), 9);
+  EXPECT_EQ(to.balance(1).phase(), v1::PHASE_DECODE);
+  EXPECT_EQ(to.balance(1).steps(), 1);
 }
 
 TEST(ReportQueueTest, SendsOnceAndRepeatsWhatIsNotStored) {

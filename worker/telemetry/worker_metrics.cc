@@ -48,14 +48,10 @@ std::span<const MetricDef> WorkerMetricDefs() {
        MetricType::kHistogram,
        "seconds",
        {"stage"},
-       "One MoE layer's stage, the mean over a step's layers; dispatch and combine include waiting for peers.",
+       "One MoE layer's stage (route, share, dispatch, experts, combine), the mean over a step's layers; share, "
+       "dispatch "
+       "and combine include waiting for peers.",
        Seconds(0.00001, 2, 16)},
-      {"ballast_step_balancedness_ratio",
-       MetricType::kHistogram,
-       "ratio",
-       {"model", "group", "phase"},
-       "Mean over max of tokens by worker in one step, averaged over layers; only the view's leader counts it.",
-       {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1}},
       {"ballast_dispatch_copies_total",
        MetricType::kCounter,
        "tokens",
@@ -73,31 +69,28 @@ std::span<const MetricDef> WorkerMetricDefs() {
 
 std::string CodeLabel(absl::StatusCode code) { return absl::StatusCodeToString(code); }
 
-WorkerMetrics::WorkerMetrics(Names names)
-    : names_(std::move(names)),
+WorkerMetrics::WorkerMetrics(std::string worker)
+    : worker_(std::move(worker)),
       metrics_(WorkerMetricDefs()),
-      prefill_tokens_(metrics_.Counter("ballast_worker_tokens_total", {names_.worker, "prefill"})),
-      decode_tokens_(metrics_.Counter("ballast_worker_tokens_total", {names_.worker, "decode"})),
+      prefill_tokens_(metrics_.Counter("ballast_worker_tokens_total", {worker_, "prefill"})),
+      decode_tokens_(metrics_.Counter("ballast_worker_tokens_total", {worker_, "decode"})),
       copies_self_(metrics_.Counter("ballast_dispatch_copies_total", {"self"})),
       copies_node_(metrics_.Counter("ballast_dispatch_copies_total", {"node"})),
       copies_far_(metrics_.Counter("ballast_dispatch_copies_total", {"far"})),
-      moved_from_peers_(metrics_.Counter("ballast_move_bytes_total", {names_.worker, "peer"})),
-      moved_from_checkpoint_(metrics_.Counter("ballast_move_bytes_total", {names_.worker, "checkpoint"})),
+      moved_from_peers_(metrics_.Counter("ballast_move_bytes_total", {worker_, "peer"})),
+      moved_from_checkpoint_(metrics_.Counter("ballast_move_bytes_total", {worker_, "checkpoint"})),
       step_(metrics_.Histogram("ballast_step_duration_seconds")),
       route_(metrics_.Histogram("ballast_layer_duration_seconds", {"route"})),
+      share_(metrics_.Histogram("ballast_layer_duration_seconds", {"share"})),
       dispatch_(metrics_.Histogram("ballast_layer_duration_seconds", {"dispatch"})),
       experts_(metrics_.Histogram("ballast_layer_duration_seconds", {"experts"})),
       combine_(metrics_.Histogram("ballast_layer_duration_seconds", {"combine"})),
-      balancedness_prefill_(
-          metrics_.Histogram("ballast_step_balancedness_ratio", {names_.model, names_.group, "prefill"})),
-      balancedness_decode_(
-          metrics_.Histogram("ballast_step_balancedness_ratio", {names_.model, names_.group, "decode"})),
       first_token_(metrics_.Histogram("ballast_time_to_first_token_seconds")),
       output_token_(metrics_.Histogram("ballast_time_per_output_token_seconds")),
-      running_(metrics_.Gauge("ballast_requests_running", {names_.worker})),
-      waiting_(metrics_.Gauge("ballast_requests_waiting", {names_.worker})),
-      kv_used_(metrics_.Gauge("ballast_kv_cache_used_ratio", {names_.worker})),
-      replica_bytes_(metrics_.Gauge("ballast_replica_bytes", {names_.worker})) {}
+      running_(metrics_.Gauge("ballast_requests_running", {worker_})),
+      waiting_(metrics_.Gauge("ballast_requests_waiting", {worker_})),
+      kv_used_(metrics_.Gauge("ballast_kv_cache_used_ratio", {worker_})),
+      replica_bytes_(metrics_.Gauge("ballast_replica_bytes", {worker_})) {}
 
 void WorkerMetrics::StepEnded(int prefill_rows, int decode_rows, absl::Duration duration, int layers,
                               const MoeStepStats& stats) {
@@ -105,12 +98,10 @@ void WorkerMetrics::StepEnded(int prefill_rows, int decode_rows, absl::Duration 
   if (decode_rows > 0) decode_tokens_.Add(decode_rows);
   step_.Observe(absl::ToDoubleSeconds(duration));
   route_.Observe(absl::ToDoubleSeconds(stats.route) / layers);
+  share_.Observe(absl::ToDoubleSeconds(stats.share) / layers);
   dispatch_.Observe(absl::ToDoubleSeconds(stats.dispatch) / layers);
   experts_.Observe(absl::ToDoubleSeconds(stats.experts) / layers);
   combine_.Observe(absl::ToDoubleSeconds(stats.combine) / layers);
-  if (stats.balancedness >= 0) {
-    (stats.any_prefill ? balancedness_prefill_ : balancedness_decode_).Observe(stats.balancedness);
-  }
   copies_self_.Add(static_cast<double>(stats.copies_self));
   copies_node_.Add(static_cast<double>(stats.copies_node));
   copies_far_.Add(static_cast<double>(stats.copies_far));

@@ -25,15 +25,10 @@ std::string CodeLabel(absl::StatusCode code);
 // Thread-safe.
 class WorkerMetrics {
  public:
-  struct Names {
-    std::string worker;
-    std::string model;
-    std::string group;
-  };
   // Labels that clients choose get series of their own up to this many; further ones are counted as "_other".
   static constexpr size_t kMaxTasks = 64;
 
-  explicit WorkerMetrics(Names names);
+  explicit WorkerMetrics(std::string worker);
 
   Metrics& registry() { return metrics_; }
 
@@ -47,13 +42,12 @@ class WorkerMetrics {
   void MoveBytes(double from_peers, double from_checkpoint);
 
  private:
-  const Names names_;
+  const std::string worker_;
   Metrics metrics_;
   CounterHandle prefill_tokens_, decode_tokens_;
   CounterHandle copies_self_, copies_node_, copies_far_;
   CounterHandle moved_from_peers_, moved_from_checkpoint_;
-  HistogramHandle step_, route_, dispatch_, experts_, combine_;
-  HistogramHandle balancedness_prefill_, balancedness_decode_;
+  HistogramHandle step_, route_, share_, dispatch_, experts_, combine_;
   HistogramHandle first_token_, output_token_;
   GaugeHandle running_, waiting_, kv_used_, replica_bytes_;
 

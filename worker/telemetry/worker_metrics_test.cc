@@ -22,10 +22,8 @@ TEST(WorkerMetricsTest, TableSaysTheSame) {
 }
 
 TEST(WorkerMetricsTest, CountsWhatItIsTold) {
-  WorkerMetrics metrics({.worker = "w0", .model = "m", .group = "g"});
+  WorkerMetrics metrics("w0");
   MoeStepStats stats;
-  stats.balancedness = 0.5;
-  stats.any_prefill = true;
   stats.copies_node = 3;
   stats.route = absl::Milliseconds(2);
   metrics.StepEnded(5, 2, absl::Milliseconds(10), 4, stats);
@@ -37,7 +35,7 @@ TEST(WorkerMetricsTest, CountsWhatItIsTold) {
   EXPECT_THAT(text, HasSubstr("ballast_worker_tokens_total{phase=\"decode\",worker=\"w0\"} 2"));
   EXPECT_THAT(text, HasSubstr("ballast_dispatch_copies_total{link=\"node\"} 3"));
   EXPECT_THAT(text, HasSubstr("ballast_layer_duration_seconds_sum{stage=\"route\"} 0.0005"));
-  EXPECT_THAT(text, HasSubstr("phase=\"prefill\",le=\"0.5\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_layer_duration_seconds_count{stage=\"share\"} 1"));
   EXPECT_THAT(text, HasSubstr("ballast_requests_total{code=\"UNAVAILABLE\",task=\"chat\"} 1"));
   EXPECT_THAT(text, HasSubstr("ballast_time_to_first_token_seconds_count 1"));
   EXPECT_THAT(text, HasSubstr("ballast_time_per_output_token_seconds_count 0"));
@@ -45,7 +43,7 @@ TEST(WorkerMetricsTest, CountsWhatItIsTold) {
 }
 
 TEST(WorkerMetricsTest, TasksAreBounded) {
-  WorkerMetrics metrics({.worker = "w0", .model = "m", .group = "g"});
+  WorkerMetrics metrics("w0");
   for (size_t i = 0; i < WorkerMetrics::kMaxTasks + 5; ++i) {
     metrics.RequestEnded("t" + std::to_string(i), absl::StatusCode::kOk);
   }
