@@ -49,6 +49,8 @@ struct MetricUpdate {
   std::string_view name;
   std::vector<std::string> labels;
   double value = 1;
+  // Of a histogram, values counted elsewhere: how many in each bucket; `value` is their sum then.
+  std::vector<double> buckets;
 };
 
 // The answer to an operator's call that had to wait for the planner.

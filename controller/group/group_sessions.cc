@@ -387,6 +387,20 @@ void Group::OnReport(Turn& turn, const std::string& name, const Worker& worker, 
                                       static_cast<double>(tokens)});
     }
   }
+  for (const v1::StepBalance& balance : report.balance()) {
+    const std::string phase = balance.phase() == v1::PHASE_PREFILL ? "prefill" : "decode";
+    turn.effects.metrics.push_back({"ballast_step_balancedness_ratio",
+                                    {model, this->name(), phase},
+                                    balance.balancedness_sum(),
+                                    {balance.buckets().begin(), balance.buckets().end()}});
+    for (const auto& [form, layers] : {std::pair("fixed", balance.layers_with_fixed_shares()),
+                                       std::pair("previous", balance.layers_with_previous_shares()),
+                                       std::pair("current", balance.layers_with_current_shares())}) {
+      if (layers == 0) continue;
+      turn.effects.metrics.push_back(
+          {"ballast_step_shares_total", {model, this->name(), phase, form}, static_cast<double>(layers)});
+    }
+  }
 }
 
 void Group::OnProgress(Turn& turn, Worker& worker, const v1::MoveProgress& progress) {

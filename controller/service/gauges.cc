@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "proto/placement/balancedness.h"
 
 namespace ballast {
 namespace {
@@ -23,6 +24,19 @@ const std::vector<MetricDef>& ControllerMetrics() {
        {"model", "group", "phase", "task", "layer"},
        "Mean over max of the workers' tokens in a layer, over the planning window, under the placement in force; "
        "task `*` is all of them."},
+      {"ballast_step_balancedness_ratio",
+       MetricType::kHistogram,
+       "ratio",
+       {"model", "group", "phase"},
+       "Mean over max of tokens by worker in one step, averaged over layers, as reported by the views' leaders.",
+       {kStepBalancednessBounds.begin(), kStepBalancednessBounds.end()}},
+      {"ballast_step_shares_total",
+       MetricType::kCounter,
+       "1",
+       {"model", "group", "phase", "form"},
+       "MoE layers run in steps, by where their traffic shares came from: fixed (the placement), previous (the counts "
+       "of "
+       "the step before), current (the step's own counts)."},
       {"ballast_expert_tokens_total",
        MetricType::kCounter,
        "tokens",

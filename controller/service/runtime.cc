@@ -172,7 +172,12 @@ bool Runtime::Perform(Group& group, Effects effects) {
     const auto& defs = ControllerMetrics();
     const auto def = std::find_if(defs.begin(), defs.end(), [&](const MetricDef& d) { return d.name == update.name; });
     if (def != defs.end() && def->type == MetricType::kHistogram) {
-      metrics_.Histogram(update.name, update.labels).Observe(update.value);
+      HistogramHandle histogram = metrics_.Histogram(update.name, update.labels);
+      if (update.buckets.empty()) {
+        histogram.Observe(update.value);
+      } else {
+        histogram.Add(update.buckets, update.value);
+      }
     } else {
       metrics_.Counter(update.name, update.labels).Add(update.value);
     }

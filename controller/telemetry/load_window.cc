@@ -9,6 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "controller/store/records.pb.h"
 #include "proto/base/check.h"
+#include "proto/placement/balancedness.h"
 
 namespace ballast {
 namespace {
@@ -21,6 +22,38 @@ absl::Status CheckTokens(std::string_view field, int64_t tokens) {
   if (tokens >= 0 && tokens <= kMaxTokens) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("load_report.", std::string(field), ": ", tokens, " is not in 0 to ", kMaxTokens));
+}
+
+absl::Status CheckBalance(const v1::StepBalance& balance) {
+  if (balance.phase() != v1::PHASE_PREFILL && balance.phase() != v1::PHASE_DECODE) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("load_report.balance.phase: ", static_cast<int>(balance.phase()), " is no phase"));
+  }
+  constexpr int kBuckets = static_cast<int>(kStepBalancednessBounds.size()) + 1;
+  if (balance.buckets_size() != kBuckets) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("load_report.balance.buckets: ", balance.buckets_size(), " numbers, not ", kBuckets));
+  }
+  int64_t steps = 0;
+  for (const int64_t in_bucket : balance.buckets()) {
+    if (absl::Status status = CheckTokens("balance.buckets", in_bucket); !status.ok()) return status;
+    steps += in_bucket;
+  }
+  if (steps != balance.steps()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("load_report.balance.steps: ", balance.steps(), " is not the sum of the buckets, ", steps));
+  }
+  // Not a number compares false.
+  if (!(balance.balancedness_sum() >= 0 && balance.balancedness_sum() <= static_cast<double>(steps) * (1 + 1e-9))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("load_report.balance.balancedness_sum: ", balance.balancedness_sum(), " is not in 0 to ", steps));
+  }
+  for (const auto& [field, layers] : {std::pair("layers_with_fixed_shares", balance.layers_with_fixed_shares()),
+                                      std::pair("layers_with_previous_shares", balance.layers_with_previous_shares()),
+                                      std::pair("layers_with_current_shares", balance.layers_with_current_shares())}) {
+    if (absl::Status status = CheckTokens(absl::StrCat("balance.", field), layers); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 bool ValidTask(std::string_view task) {
@@ -92,6 +125,9 @@ absl::Status LoadWindow::Add(const v1::LoadReport& report, absl::Time now) {
       return absl::InvalidArgumentError(
           absl::StrCat("load_report.counts.phase: ", static_cast<int>(count.phase()), " is no phase"));
     }
+  }
+  for (const v1::StepBalance& balance : report.balance()) {
+    if (absl::Status status = CheckBalance(balance); !status.ok()) return status;
   }
 
   const absl::Time end = report.has_end() ? absl::FromUnixSeconds(report.end().seconds()) : now;

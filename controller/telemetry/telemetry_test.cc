@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 #include <random>
 #include <string>
 
@@ -106,6 +107,26 @@ TEST(LoadWindow, BadReportsChangeNothingAndNameTheField) {
   v1::LoadReport report = Report(kStart, "a", v1::PHASE_DECODE, 0, 0, 1);
   report.mutable_counts(0)->set_task(1);
   expect_refused(report, "task: 1 is not in 0 to 0");
+
+  report.mutable_counts(0)->set_task(0);
+  v1::StepBalance& balance = *report.add_balance();
+  expect_refused(report, "balance.phase: 0 is no phase");
+  balance.set_phase(v1::PHASE_DECODE);
+  expect_refused(report, "balance.buckets: 0 numbers, not 15");
+  for (int i = 0; i < 15; ++i) balance.add_buckets(i == 3 ? -1 : 0);
+  expect_refused(report, "balance.buckets: -1");
+  balance.set_buckets(3, 4);
+  expect_refused(report, "balance.steps: 0 is not the sum of the buckets, 4");
+  balance.set_steps(4);
+  balance.set_balancedness_sum(4.5);
+  expect_refused(report, "balance.balancedness_sum: 4.5 is not in 0 to 4");
+  balance.set_balancedness_sum(std::numeric_limits<double>::quiet_NaN());
+  expect_refused(report, "balance.balancedness_sum: nan");
+  balance.set_balancedness_sum(1.5);
+  balance.set_layers_with_current_shares(-2);
+  expect_refused(report, "balance.layers_with_current_shares: -2");
+  balance.set_layers_with_current_shares(2);
+  EXPECT_EQ(window.Add(report, kStart), absl::OkStatus());
 }
 
 TEST(LoadWindow, RestartFindsWhatWasStored) {

@@ -54,6 +54,9 @@ std::string Row(const MetricDef& def) {
 void CounterHandle::Add(double amount) { counter_->Increment(amount); }
 void GaugeHandle::Set(double value) { gauge_->Set(value); }
 void HistogramHandle::Observe(double value) { histogram_->Observe(value); }
+void HistogramHandle::Add(std::span<const double> counts, double sum) {
+  histogram_->ObserveMultiple({counts.begin(), counts.end()}, sum);
+}
 
 struct Metrics::Impl {
   struct Series {

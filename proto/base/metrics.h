@@ -64,6 +64,8 @@ class GaugeHandle {
 class HistogramHandle {
  public:
   void Observe(double value);
+  // Values counted elsewhere: `counts` by bucket, one more than the definition has bounds, and their sum.
+  void Add(std::span<const double> counts, double sum);
 
  private:
   friend class Metrics;
