@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "proto/base/version.h"
 #include "yaml-cpp/yaml.h"
 
 namespace ballast {
@@ -46,7 +47,7 @@ absl::Status ApplyConfig(CLI::App& app, const std::string& path) {
 
 }  // namespace
 
-const char* Version() { return "0.1.0"; }
+const char* Version() { return kVersion; }
 
 std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv) {
   std::string config;

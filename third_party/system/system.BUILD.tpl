@@ -77,6 +77,20 @@ cc_library(
     deps = [":versions"],
 )
 
+# Not part of this tree and never copied into it: see .ci/peers.py.
+filegroup(
+    name = "peers",
+    srcs = glob(["peers/**"]),
+)
+
+# Abseil inside a shared library. Last among its deps, after what uses it: what the archive defines, the shared libraries
+# of :absl, which are linked as needed and after all archives, are not needed for.
+cc_library(
+    name = "absl_pic",
+    srcs = [%{PIC_ABSL}],
+    deps = [":versions"],
+)
+
 cc_library(
     name = "gtest",
     testonly = True,

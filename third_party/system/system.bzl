@@ -27,6 +27,12 @@ _PACKAGES = {
 # absl's locks instrumented for ThreadSanitizer, from the home folder.
 _TSAN_ABSL = "/.cache/ballast/tools/tsan-absl/libabsl_synchronization.so.20220623"
 
+# Modules of other projects' packages that tests and benchmarks compare with.
+_PEERS = "/.cache/ballast/tools/peers"
+
+# Position-independent Abseil for shared libraries that carry it.
+_PIC_ABSL = "/.cache/ballast/tools/pic-absl/libabsl_pic.a"
+
 def _impl(ctx):
     missing = [p for p, f in _PACKAGES.items() if not ctx.path(f).exists]
     if missing:
@@ -80,8 +86,20 @@ def _impl(ctx):
     tsan_absl = ctx.path(ctx.os.environ.get("HOME", "/") + _TSAN_ABSL)
     if tsan_absl.exists:
         ctx.symlink(tsan_absl, "tsan/" + tsan_absl.basename)
+
+    # Made by the set-up script, for make python and make test. Without it shared libraries need Debian's Abseil where
+    # they run.
+    pic_absl = ctx.path(ctx.os.environ.get("HOME", "/") + _PIC_ABSL)
+    if pic_absl.exists:
+        ctx.symlink(pic_absl, "pic/libabsl_pic.a")
+
+    # Made by the set-up script; tests that miss them say so.
+    peers = ctx.path(ctx.os.environ.get("HOME", "/") + _PEERS)
+    if peers.exists:
+        ctx.symlink(peers, "peers")
     ctx.template("BUILD", Label("//third_party/system:system.BUILD.tpl"), {
         "%{TSAN_ABSL}": "tsan/" + tsan_absl.basename,
+        "%{PIC_ABSL}": ", ".join(["\"pic/libabsl_pic.a\""] if pic_absl.exists else []),
         "%{ABSL}": ", ".join(["\"-l%s\"" % a for a in absl]),
         "%{ABSL_STATIC}": ", ".join(["\"-l:lib%s.a\"" % a for a in absl]),
         "%{HASH}": hexver,
