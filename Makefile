@@ -9,6 +9,7 @@ help:
 	@echo 'make test    everything that CI runs; LONG=1: the long forms too'
 	@echo 'make build   everything; links to the programs in bin/'
 	@echo 'make cuda    the CUDA code, and its tests where there is a GPU'
+	@echo 'make python  the Python package ballast-planner: a wheel in bin/python, and libballast_planner.so in bin/'
 	@echo 'make check   formatting, lint, thread-safety analysis, proto compatibility, docs'
 	@echo 'make bench   every benchmark; results in bench-results/'
 
@@ -33,6 +34,11 @@ cuda:
 	@.ci/setup.sh cuda
 	@.ci/cuda.sh
 
+.PHONY: python
+python:
+	@.ci/setup.sh python
+	@.ci/python.sh
+
 .PHONY: check
 check:
 	@.ci/setup.sh
@@ -40,5 +46,5 @@ check:
 
 .PHONY: bench
 bench:
-	@.ci/setup.sh build
+	@.ci/setup.sh
 	@.ci/bench.sh

@@ -25,8 +25,8 @@ def package_problems():
     with open(".ci/packages.txt", encoding="utf-8") as f:
         rows = [line.split() for line in f if line.strip() and not line.startswith("#")]
     for row in rows:
-        if len(row) < 3 or row[1] not in ("build", "cuda", "test"):
-            yield f".ci/packages.txt: '{' '.join(row)}': wants NAME, build, cuda or test, and what it is for"
+        if len(row) < 3 or row[1] not in ("build", "cuda", "python", "test"):
+            yield f".ci/packages.txt: '{' '.join(row)}': wants NAME, build, cuda, python or test, and what it is for"
     installed = {row[0] for row in rows if row[1] == "build"}
     with open("third_party/system/system.bzl", encoding="utf-8") as f:
         for package in re.findall(r'^    "([a-z0-9+.-]+)": "/usr/', f.read(), re.M):

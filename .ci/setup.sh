@@ -1,8 +1,8 @@
 #!/bin/bash
-# Installs what is missing to build (setup.sh build), to build the CUDA code too (setup.sh cuda) or to build and test
-# everything (setup.sh test, the default) on Debian 12: the packages of packages.txt, the pinned registry packages of
-# requirements.txt and cuda-requirements.txt, and tools built once into ~/.cache/ballast/tools. Says what it installs, and
-# nothing when there is nothing to do; run by every make target.
+# Installs what is missing to build (setup.sh build), to build the CUDA code too (setup.sh cuda), to make the Python package
+# too (setup.sh python) or to build and test everything (setup.sh test, the default) on Debian 12: the packages of
+# packages.txt, the pinned registry packages of requirements.txt, cuda-requirements.txt and peers.txt, and tools built once
+# into ~/.cache/ballast/tools. Says what it installs, and nothing when there is nothing to do; run by every make target.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,8 +12,8 @@ say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }
 
 case $group in
-build | cuda | test) ;;
-*) die "unknown group '$group': build, cuda or test" ;;
+build | cuda | python | test) ;;
+*) die "unknown group '$group': build, cuda, python or test" ;;
 esac
 
 as_root() {
@@ -107,6 +107,13 @@ if [ "$group" != build ]; then
   mkdir -p "$tools"
   exec 9> "$tools/.lock"
   flock 9 # two checkouts may set up at the same time
+fi
+if [ "$group" = python ] || [ "$group" = test ]; then
+  absl=$(dpkg-query -W -f '${Version}' libabsl-dev | tr ':~+' '---')
+  build_once "pic-absl-$absl" third_party/system/build_pic_absl.sh
+  link_current "pic-absl-$absl" pic-absl
+fi
+if [ "$group" = cuda ] || [ "$group" = test ]; then
   # third_party/cuda looks in the same two places.
   if [ -z "${CUDA_HOME:-}" ]; then
     pinned=cuda-$(sha256sum .ci/cuda-requirements.txt | cut -c1-12)
@@ -120,7 +127,9 @@ if [ "$group" = test ]; then
   pinned=python-$(sha256sum .ci/requirements.txt | cut -c1-12)
   build_once "$pinned" make_python_tools
   link_current "$pinned" python
-  absl=tsan-absl-$(dpkg-query -W -f '${Version}' libabsl-dev | tr ':~+' '---')
-  build_once "$absl" third_party/sanitizers/build_tsan_absl.sh
-  link_current "$absl" tsan-absl
+  build_once "tsan-absl-$absl" third_party/sanitizers/build_tsan_absl.sh
+  link_current "tsan-absl-$absl" tsan-absl
+  pinned=peers-$(cat .ci/peers.txt .ci/peers.py | sha256sum | cut -c1-12)
+  build_once "$pinned" .ci/peers.py
+  link_current "$pinned" peers
 fi

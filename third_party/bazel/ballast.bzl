@@ -58,3 +58,26 @@ def ballast_cc_fuzz_test(name, srcs, deps = [], data = [], size = "small", tags 
         deps = deps,
         **kwargs
     )
+
+def ballast_wheel_test(name, srcs, wheel, data = [], size = "small", **kwargs):
+    """A pytest of a Python package as its users have it: installed from its wheel.
+
+    The wheel is installed by pip, without a network, into a fresh virtual environment, which sees Debian's Python
+    packages (NumPy, PyTorch, pytest) beside it and nothing of this tree.
+
+    Args:
+      name: the test's name, ..._test.
+      srcs: the files that pytest runs.
+      wheel: the target whose one output is a folder with one wheel.
+      data: as for sh_test.
+      size: Bazel's size.
+      **kwargs: passed to sh_test.
+    """
+    native.sh_test(
+        name = name,
+        srcs = ["//third_party/python:wheel_test.sh"],
+        args = ["$(rootpath %s)" % wheel] + ["$(rootpath %s)" % src for src in srcs],
+        data = srcs + data + [wheel],
+        size = size,
+        **kwargs
+    )

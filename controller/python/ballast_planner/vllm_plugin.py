@@ -1,0 +1,23 @@
+"""What vLLM loads in each of its processes: entry point "ballast_eplb" of the group "vllm.general_plugins".
+
+vLLM knows one EPLB policy by name, "default", and its asynchronous mode allows no other. So the plug-in puts Ballast's
+class in that place. BALLAST_EPLB_POLICY chooses: "cost-aware" (the default), "eplb" (the published algorithm, with
+Ballast's speed) or "off". VLLM_PLUGINS, where it is set, must name ballast_eplb.
+"""
+
+import os
+
+
+def register() -> None:
+    """May be called any number of times. Raises ValueError when BALLAST_EPLB_POLICY is none of the above."""
+    name = os.environ.get("BALLAST_EPLB_POLICY", "cost-aware")
+    if name == "off":
+        return
+    # vLLM and PyTorch: only now, and only where the plug-in is wanted.
+    from vllm.distributed.eplb.policy import EPLB_POLICIES
+
+    from .vllm_policy import POLICIES
+
+    if name not in POLICIES:
+        raise ValueError(f"BALLAST_EPLB_POLICY: {name!r}; must be one of {', '.join(sorted(POLICIES))} or off")
+    EPLB_POLICIES["default"] = POLICIES[name]
