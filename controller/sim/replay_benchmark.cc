@@ -97,6 +97,8 @@ constexpr struct {
                                std::make_unique<CraftPolicy>());
      }},
     {"Ballast", [] { return DriftStrategy({}, std::make_unique<CostAwarePolicy>(20'000)); }},
+    {"Ballast, R = 8",
+     [] { return DriftStrategy({.replicas_per_worker = kCraftReplicas}, std::make_unique<CostAwarePolicy>(20'000)); }},
     {"Ballast, equal split",
      [] {
        return DriftStrategy({.split = StepSplit::kEqual, .drift = {.shares = ShareMode::kFixed}},
