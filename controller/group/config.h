@@ -19,7 +19,7 @@ struct GroupConfig {
   v1::GroupRole role = v1::GROUP_ROLE_MIXED;
   // Of a new group; what an operator sets later is kept in the store.
   v1::GroupMode mode = v1::GROUP_MODE_AUTO;
-  std::string policy = "eplb";
+  std::string policy = "cost-aware";
   // Unspecified: as the first worker has it.
   v1::CombineMode combine = v1::COMBINE_MODE_UNSPECIFIED;
 };
@@ -44,10 +44,19 @@ struct PlanningRules {
   absl::Duration interval = absl::Seconds(30);
   // Tokens that the window must hold.
   int64_t min_tokens = 10'000;
-  // The window's balancedness must be below this,
+  // The balancedness of some scenario must be below this,
   double plan_below = 0.95;
-  // and this much below what the last rollout was predicted to reach, so that noise does not move weights to and fro.
+  // and so much of its busiest workers' tokens must be left to gain beyond noise and what the plan in force was
+  // predicted to leave (drift.h), so that chance does not move weights to and fro.
   double hysteresis = 0.02;
+  // Variance over mean of the window's counts, where 1 is independent tokens.
+  double dispersion = 1;
+  // What one plan of policy cost-aware may move; 0: no limit. With a limit plans change the placement in force where
+  // that gains most; the next plan goes on from there. Policy eplb plans from nothing.
+  int64_t max_moves = 2048;
+  int64_t max_move_bytes = 0;
+  // A worker that is gone for longer is planned around: the others take over its experts.
+  absl::Duration heal_after = absl::Minutes(1);
   // After an aborted rollout.
   absl::Duration abort_hold_off = absl::Minutes(1);
   // After a rollback.

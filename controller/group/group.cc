@@ -134,6 +134,8 @@ absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
 }
 
 void Group::MakeLoadWindow() {
+  book_.emplace(ScenarioBook::Options{});
+  remembered_.clear();
   load_ = std::make_unique<LoadWindow>(name(), placement_.num_layers, placement_.num_experts, options_.load);
   const size_t experts = static_cast<size_t>(placement_.num_layers) * placement_.num_experts;
   counted_prefill_.assign(experts, 0);
@@ -233,18 +235,75 @@ void Group::Checkpoint(Turn& turn) {
   EndStep(turn);
 }
 
+void Group::Remember() {
+  const auto add = [&](v1::Phase phase, const char* name) {
+    const std::vector<double>& counted = this->counted(phase);
+    std::vector<double>& before = remembered_[phase];
+    before.resize(counted.size());
+    LoadMatrix fresh(placement_.num_layers, placement_.num_experts);
+    bool any = false;
+    for (size_t i = 0; i < counted.size(); ++i) {
+      fresh.tokens[i] = counted[i] - before[i];
+      any |= fresh.tokens[i] > 0;
+    }
+    if (any) book_->Add(name, fresh);
+    before = counted;
+  };
+  add(v1::PHASE_PREFILL, "prefill");
+  add(v1::PHASE_DECODE, "decode");
+}
+
+std::vector<PlanScenario> Group::PlanScenarios(absl::Time now) const {
+  std::vector<PlanScenario> scenarios;
+  for (const v1::Phase phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE}) {
+    std::vector<double> tokens = load_->Tokens({.phase = phase}, now);
+    if (std::all_of(tokens.begin(), tokens.end(), [](double t) { return t == 0; })) continue;
+    scenarios.push_back({phase == v1::PHASE_PREFILL ? "prefill" : "decode", std::move(tokens)});
+  }
+  for (Scenario& scenario : book_->Scenarios()) {
+    const bool in_window =
+        std::any_of(scenarios.begin(), scenarios.end(), [&](const PlanScenario& s) { return s.name == scenario.name; });
+    if (!in_window) scenarios.push_back({std::move(scenario.name), std::move(scenario.load.tokens), true});
+  }
+  return scenarios;
+}
+
+DriftReport Group::Drift(absl::Time now) const {
+  Topology topology;
+  for (const std::string& worker : placement_.workers) {
+    if (Serves(worker)) topology.workers.push_back({.name = worker});
+  }
+  std::vector<Scenario> scenarios;
+  for (PlanScenario& scenario : PlanScenarios(now)) {
+    LoadMatrix load(placement_.num_layers, placement_.num_experts);
+    load.tokens = std::move(scenario.tokens);
+    scenarios.push_back({std::move(scenario.name), 1, std::move(load)});
+  }
+  std::vector<SettledScenario> settled;
+  for (const store::SettledRecord& known : record_.settled()) settled.push_back({known.scenario(), known.excess()});
+  return DetectDrift(placement_, topology, scenarios, settled,
+                     {.min_gain = options_.planning.hysteresis, .dispersion = options_.planning.dispersion});
+}
+
 void Group::MaybePlan(Turn& turn) {
   if (!formed()) return;
-  // The window's level costs a pass over it: only when nothing else speaks against a plan.
-  if (turn.now < last_planned_ + options_.planning.interval) return;
-  PlanningFacts facts{.group_complete = GroupComplete() && ViewInstalledEverywhere(),
+  const bool complete = GroupComplete(placement_);
+  incomplete_since_ = complete ? absl::InfiniteFuture() : std::min(incomplete_since_, turn.now);
+  // The load's level costs a pass over it: only when nothing else speaks against a plan.
+  if (complete && turn.now < last_planned_ + options_.planning.interval) return;
+  PlanningFacts facts{.group_complete = complete,
+                      .incomplete_since = incomplete_since_,
+                      .view_works = record_.members_size() > 0 && ViewInstalledEverywhere(),
                       .paused = record_.paused(),
                       .rollout_active = ActivePlan() != nullptr,
                       .planning = !jobs_.empty(),
                       .last_planned = last_planned_,
-                      .window_tokens = load_->total_tokens(),
-                      .balancedness = WindowBalancedness(turn.now),
-                      .settled_balancedness = record_.settled_balancedness()};
+                      .last_healed = last_healed_,
+                      .window_tokens = load_->total_tokens()};
+  if (complete && facts.view_works && facts.window_tokens >= options_.planning.min_tokens) {
+    Remember();
+    facts.drift = Drift(turn.now);
+  }
   for (const auto& [id, plan] : plans_) {
     // In auto nobody is waited for: a proposal left from another mode gives way to a plan from the load of now.
     if (plan.plan().state() == v1::PLAN_STATE_PROPOSED && record_.mode() != v1::GROUP_MODE_AUTO) {
@@ -256,12 +315,21 @@ void Group::MaybePlan(Turn& turn) {
                                                    {.interval = options_.planning.interval,
                                                     .min_tokens = options_.planning.min_tokens,
                                                     .plan_below = options_.planning.plan_below,
-                                                    .hysteresis = options_.planning.hysteresis},
+                                                    .heal_after = options_.planning.heal_after},
                                                    turn.now);
-  if (!decision.plan) return;
-  last_planned_ = turn.now;
-  StartJob(turn, Job{.purpose = Job::Purpose::kAuto, .policy = options_.config.policy, .reason = decision.reason},
-           std::nullopt);
+  switch (decision.kind) {
+    case PlanningDecision::Kind::kNothing:
+      return;
+    case PlanningDecision::Kind::kPlan:
+      last_planned_ = turn.now;
+      return StartJob(turn,
+                      Job{.purpose = Job::Purpose::kAuto, .policy = options_.config.policy, .reason = decision.reason},
+                      std::nullopt);
+    case PlanningDecision::Kind::kHeal:
+      last_healed_ = turn.now;
+      return StartJob(turn, Job{.purpose = Job::Purpose::kHeal, .policy = "failure", .reason = decision.reason},
+                      std::nullopt);
+  }
 }
 
 bool Group::InView(const std::string& name, uint64_t incarnation) const {
@@ -276,12 +344,15 @@ std::vector<std::string> Group::ViewWorkers() const {
   return names;
 }
 
-bool Group::GroupComplete() const {
-  return formed() && std::all_of(placement_.workers.begin(), placement_.workers.end(), [this](const std::string& name) {
-           const auto worker = workers_.find(name);
-           return worker != workers_.end() && worker->second.alive && !worker->second.leaving &&
-                  InView(name, worker->second.incarnation);
-         });
+bool Group::Serves(const std::string& name) const {
+  const auto worker = workers_.find(name);
+  return worker != workers_.end() && worker->second.alive && !worker->second.leaving &&
+         InView(name, worker->second.incarnation);
+}
+
+bool Group::AllServe(const std::vector<std::string>& workers) const {
+  return formed() &&
+         std::all_of(workers.begin(), workers.end(), [this](const std::string& name) { return Serves(name); });
 }
 
 bool Group::ViewInstalledEverywhere() const {
@@ -294,6 +365,7 @@ MembershipFacts Group::Facts(absl::Time now) const {
   MembershipFacts facts{.size = options_.config.size,
                         .formed = formed(),
                         .placed = placement_.workers,
+                        .holders = Holders(placement_),
                         .had_view = record_.last_view() != 0,
                         .has_view = record_.members_size() > 0,
                         .reissue_at = std::min(reissue_at_, force_by_)};

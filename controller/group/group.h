@@ -27,6 +27,8 @@
 #include "controller/group/config.h"
 #include "controller/group/effects.h"
 #include "controller/group/membership.h"
+#include "controller/planner/drift.h"
+#include "controller/planner/scenario_book.h"
 #include "controller/rollout/plan_job.h"
 #include "controller/rollout/rollout.h"
 #include "controller/store/records.pb.h"
@@ -114,7 +116,7 @@ class Group {
   };
   // Why a plan is being made.
   struct Job {
-    enum class Purpose { kAuto, kCall, kRollback };
+    enum class Purpose { kAuto, kCall, kRollback, kHeal };
     Purpose purpose = Purpose::kAuto;
     uint64_t call = 0;
     bool dry_run = false;
@@ -141,6 +143,7 @@ class Group {
   void Send(Turn& turn, const Worker& worker, v1::ConnectResponse message);
   void Checkpoint(Turn& turn);
   void MaybePlan(Turn& turn);
+  void Remember();
   MembershipFacts Facts(absl::Time now) const;
   void DeclareDead(Turn& turn, const MembershipStep& step);
   void Form(Turn& turn, const MembershipStep& step);
@@ -148,7 +151,13 @@ class Group {
   v1::ConnectResponse InstallViewMessage() const;
   bool formed() const { return placement_.epoch.value() != 0; }
   bool InView(const std::string& name, uint64_t incarnation) const;
-  bool GroupComplete() const;
+  // Every worker that holds replicas of `placement` serves in the view in force and is not leaving.
+  bool GroupComplete(const Placement& placement) const { return AllServe(Holders(placement)); }
+  bool AllServe(const std::vector<std::string>& workers) const;
+  bool Serves(const std::string& name) const;
+  // The window by phase, and loads remembered from before.
+  std::vector<PlanScenario> PlanScenarios(absl::Time now) const;
+  DriftReport Drift(absl::Time now) const;
   bool ViewInstalledEverywhere() const;
   std::vector<std::string> ViewWorkers() const;
   void MakeLoadWindow();
@@ -240,7 +249,14 @@ class Group {
   uint64_t last_ticket_ = 0;
   std::map<uint64_t, Job> jobs_;
   absl::Time last_planned_ = absl::InfinitePast();
+  // Since when a worker that holds replicas does not serve; and the last plan around such workers.
+  absl::Time incomplete_since_ = absl::InfiniteFuture();
+  absl::Time last_healed_ = absl::InfinitePast();
   std::string last_no_plan_reason_;
+  // Loads of phases that are over, from what was counted since this process started; as far as remembered_ says. Beside
+  // load_.
+  std::optional<ScenarioBook> book_;
+  std::map<v1::Phase, std::vector<double>> remembered_;
 };
 
 // Times as the protos have them.

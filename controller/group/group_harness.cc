@@ -24,6 +24,8 @@ GroupHarness::Options GroupHarness::Small() {
   options.group.planning.interval = absl::Hours(1000);
   options.group.planning.min_tokens = 1;
   options.group.planning.plan_below = 1;
+  // Plans from nothing, so that they take several waves.
+  options.group.config.policy = "eplb";
   return options;
 }
 

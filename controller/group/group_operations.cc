@@ -30,9 +30,10 @@ absl::Status Group::CanPlan(absl::Time now) const {
   if (!formed() || record_.members_size() == 0) {
     return absl::FailedPreconditionError(absl::StrCat("group ", name(), " is not formed"));
   }
-  if (!GroupComplete()) {
-    return absl::FailedPreconditionError(absl::StrCat("group ", name(), ": ", record_.members_size(), " of ",
-                                                      placement_.workers.size(), " workers serve"));
+  if (!GroupComplete(placement_)) {
+    return absl::FailedPreconditionError(absl::StrCat("group ", name(), ": ", record_.members_size(),
+                                                      " workers serve of ", Holders(placement_).size(),
+                                                      " that hold replicas"));
   }
   if (ActivePlan() != nullptr) {
     return absl::FailedPreconditionError(absl::StrCat("the rollout of plan ", record_.active_plan(), " is under way"));
@@ -49,19 +50,19 @@ void Group::StartJob(Turn& turn, Job job, std::optional<Placement> target) {
               .policy = job.policy,
               .current = placement_,
               .expert_bytes = record_.model().expert_bytes(),
+              .scenarios = PlanScenarios(turn.now),
               .target = std::move(target),
+              .heal = job.purpose == Job::Purpose::kHeal,
+              .max_moves = options_.planning.max_moves,
+              .max_move_bytes = options_.planning.max_move_bytes,
               .max_bytes_per_second = options_.planning.max_bytes_per_second};
   for (const std::string& worker : placement_.workers) {
+    if (!Serves(worker)) continue;
     const v1::Hello& hello = workers_.at(worker).hello;
     out.workers.push_back({worker, hello.node(), {hello.slots(), hello.staging_slots()}});
   }
-  for (const v1::Phase phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE}) {
-    std::vector<double> tokens = load_->Tokens({.phase = phase}, turn.now);
-    if (std::all_of(tokens.begin(), tokens.end(), [](double t) { return t == 0; })) continue;
-    out.scenarios.push_back({phase == v1::PHASE_PREFILL ? "prefill" : "decode", std::move(tokens)});
-  }
   if (out.scenarios.empty()) {
-    // A rollback does not wait for load.
+    // Rollbacks and plans around workers that are gone do not wait for load.
     out.scenarios.push_back(
         {"none", std::vector<double>(static_cast<size_t>(placement_.num_layers) * placement_.num_experts)});
   }
@@ -103,7 +104,12 @@ void Group::Planned(uint64_t ticket, absl::StatusOr<PlanOutcome> outcome, absl::
     return;
   }
   // The group may have changed meanwhile.
-  absl::Status status = outcome.ok() ? CanPlan(now) : outcome.status();
+  absl::Status status = outcome.status();
+  if (status.ok() && job.purpose != Job::Purpose::kHeal) {
+    status = CanPlan(now);
+  } else if (status.ok() && GroupComplete(placement_)) {
+    status = absl::FailedPreconditionError("the workers that were gone are back");
+  }
   if (status.ok() && placement_.epoch.value() != job.base_epoch) {
     status = absl::FailedPreconditionError(absl::StrCat("the epoch changed from ", job.base_epoch, " to ",
                                                         placement_.epoch.value(), " while the plan was made"));
@@ -189,6 +195,11 @@ void Group::AddWaves(Turn& turn, store::PlanRecord& plan, const PlanOutcome& out
   shown.set_waves_total(static_cast<int32_t>(outcome.waves.size()));
   shown.set_target_epoch(placement_.epoch.value() + outcome.waves.size());
   plan.mutable_layers()->Assign(outcome.layers.begin(), outcome.layers.end());
+  for (const SettledScenario& settled : outcome.settled) {
+    store::SettledRecord& record = *plan.add_settled();
+    record.set_scenario(settled.name);
+    record.set_excess(settled.excess);
+  }
   for (const PlannedWave& wave : outcome.waves) {
     shown.set_moves_total(shown.moves_total() + static_cast<int32_t>(wave.moves.size()));
     for (const v1::Move& move : wave.moves) shown.set_bytes_total(shown.bytes_total() + move.bytes());

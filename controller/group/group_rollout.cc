@@ -8,6 +8,19 @@
 #include "proto/placement/convert.h"
 
 namespace ballast {
+namespace {
+
+std::vector<std::string> Holders(const v1::Placement& placement) {
+  std::vector<bool> holds(placement.workers_size());
+  for (const v1::Replica& replica : placement.replicas()) holds[replica.worker()] = true;
+  std::vector<std::string> holders;
+  for (int w = 0; w < placement.workers_size(); ++w) {
+    if (holds[w]) holders.push_back(placement.workers(w));
+  }
+  return holders;
+}
+
+}  // namespace
 
 store::PlanRecord* Group::ActivePlan() {
   const auto plan = plans_.find(record_.active_plan());
@@ -24,13 +37,17 @@ bool Group::Preparing() const {
 
 RolloutFacts Group::RolloutState() const {
   const store::PlanRecord& plan = *ActivePlan();
+  // A wave needs whom it gives replicas; who is planned around is not needed.
+  const bool wave_known = plan.waves_known() && plan.plan().waves_done() < plan.plan().waves_total();
+  const std::vector<std::string> needed =
+      wave_known ? Holders(waves_.at(plan.plan().id())[plan.plan().waves_done()].placement()) : Holders(placement_);
   RolloutFacts facts{.state = plan.plan().state(),
                      .waves_known = plan.waves_known(),
                      .working_out = std::any_of(jobs_.begin(), jobs_.end(),
                                                 [&](const auto& job) { return job.second.plan == plan.plan().id(); }),
                      .waves_done = plan.plan().waves_done(),
                      .waves_total = plan.plan().waves_total(),
-                     .group_complete = GroupComplete(),
+                     .group_complete = AllServe(needed),
                      .view_installed = ViewInstalledEverywhere(),
                      .view_changed = plan.wave_view() != record_.last_view(),
                      .failure = wave_failure_,
@@ -203,7 +220,10 @@ void Group::Finish(Turn& turn, store::PlanRecord& plan, v1::PlanState state, con
     hold_off = std::max(hold_off, turn.now + options_.planning.abort_hold_off);
   }
   if (hold_off != absl::InfinitePast()) *record_.mutable_hold_off_until() = ToProto(hold_off);
-  if (shown.waves_done() > 0) record_.set_settled_balancedness(plan.rollback() ? 0 : shown.balancedness_after());
+  if (shown.waves_done() > 0) {
+    record_.clear_settled();
+    if (!plan.rollback()) *record_.mutable_settled() = plan.settled();
+  }
   record_.set_active_plan(record_.next_plan());
   record_.clear_next_plan();
   record_dirty_ = true;

@@ -1,6 +1,7 @@
 // Scripts: what a group does when workers come, go and lie, and how a plan comes into force or does not.
 #include "controller/group/group.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -438,6 +439,132 @@ TEST(Planning, ObserveProposesAndDoesNothing) {
   EXPECT_EQ(h.NewestPlan()->state(), v1::PLAN_STATE_PROPOSED);
   EXPECT_EQ(h.group().Plans().size(), 1u) << "one at a time";
   EXPECT_EQ(State(h).epoch(), 1u);
+}
+
+GroupHarness::Options HealsAfter(absl::Duration patience) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.group.config.mode = v1::GROUP_MODE_AUTO;
+  options.group.planning.heal_after = patience;
+  options.group.planning.plan_below = 0;
+  // Room for three of each layer's eight experts, so that three workers suffice.
+  options.slots = 14;
+  return options;
+}
+
+TEST(Healing, GoesAroundAWorkerThatStaysAway) {
+  GroupHarness h(HealsAfter(absl::Seconds(30)));
+  h.FormGroup();
+  h.LoadWindowSkewed();
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(25));
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_DEGRADED) << "it may still come back";
+  EXPECT_FALSE(h.NewestPlan().has_value());
+  h.Advance(absl::Seconds(20));
+  ASSERT_TRUE(h.NewestPlan().has_value());
+  const v1::Plan plan = *h.NewestPlan();
+  EXPECT_EQ(plan.state(), v1::PLAN_STATE_DONE) << plan.ShortDebugString();
+  EXPECT_EQ(plan.policy(), "failure");
+  EXPECT_EQ(plan.moves_total(), 8) << "one move for each expert that only it had";
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_SERVING);
+  EXPECT_EQ(State(h).missing_total(), 0);
+  EXPECT_EQ(State(h).view().members_size(), 3);
+  for (const Replica& replica : h.group().placement().replicas) EXPECT_NE(replica.worker, 3);
+  // Planning goes on with three, and once is enough.
+  EXPECT_TRUE(h.CreatePlan(/*dry_run=*/true).ok());
+  h.Advance(absl::Minutes(5));
+  EXPECT_EQ(h.NewestPlan()->id(), plan.id());
+
+  // It comes back, empty-handed, and is planned for again.
+  h.StartProcess(3);
+  h.Advance(absl::Seconds(2));
+  ExpectAllServe(h);
+  h.LoadWindowSkewed();
+  const auto spread = h.CreatePlan();
+  ASSERT_TRUE(spread.ok()) << spread.status();
+  h.Advance(absl::Seconds(2));
+  ASSERT_TRUE(Approve(h, spread->plan().id()).ok());
+  h.Advance(absl::Seconds(2));
+  EXPECT_EQ(PlanOf(h, spread->plan().id()).state(), v1::PLAN_STATE_DONE);
+  EXPECT_TRUE(std::any_of(h.group().placement().replicas.begin(), h.group().placement().replicas.end(),
+                          [](const Replica& r) { return r.worker == 3; }));
+}
+
+TEST(Healing, WaitsForAWorkerThatComesBackInTime) {
+  GroupHarness h(HealsAfter(absl::Seconds(30)));
+  h.FormGroup();
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(20));
+  h.StartProcess(3);
+  h.Advance(absl::Seconds(60));
+  EXPECT_FALSE(h.NewestPlan().has_value());
+  ExpectAllServe(h);
+}
+
+TEST(Healing, SaysWhyItCannot) {
+  GroupHarness::Options options = HealsAfter(absl::Seconds(5));
+  // As many as a fourth of the experts needs.
+  options.slots = 10;
+  GroupHarness h(options);
+  h.FormGroup();
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(30));
+  EXPECT_FALSE(h.NewestPlan().has_value());
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_DEGRADED);
+  // Two controllers later it forms and serves as before once the worker is back.
+  h.CrashNow();
+  h.Advance(absl::Seconds(30));
+  h.StartProcess(3);
+  h.Advance(absl::Seconds(2));
+  ExpectAllServe(h);
+}
+
+TEST(Healing, AWholeGroupRestartsWithoutTheWorkerThatWasPlannedAround) {
+  GroupHarness h(HealsAfter(absl::Seconds(5)));
+  h.FormGroup();
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(20));
+  ASSERT_EQ(State(h).state(), v1::GROUP_STATE_SERVING);
+  for (int i = 0; i < 3; ++i) h.KillProcess(i);
+  h.Advance(absl::Seconds(10));
+  EXPECT_EQ(State(h).view().members_size(), 0);
+  for (int i = 0; i < 3; ++i) h.StartProcess(i);
+  h.Advance(absl::Seconds(2));
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_SERVING);
+  EXPECT_EQ(State(h).view().members_size(), 3);
+}
+
+TEST(Healing, ARollbackToWhatOnlyTheGoneHadIsRefused) {
+  GroupHarness h(HealsAfter(absl::Seconds(5)));
+  h.FormGroup();
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(20));
+  ASSERT_EQ(State(h).state(), v1::GROUP_STATE_SERVING);
+  const auto rollback = Rollback(h);
+  ASSERT_TRUE(rollback.ok()) << rollback.status();
+  h.Advance(absl::Seconds(2));
+  const v1::Plan plan = PlanOf(h, rollback->id());
+  EXPECT_EQ(plan.state(), v1::PLAN_STATE_ABORTED);
+  EXPECT_THAT(plan.reason(), HasSubstr("are gone"));
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_SERVING);
+}
+
+TEST(Planning, NoiseAloneMovesNothing) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.group.config.mode = v1::GROUP_MODE_AUTO;
+  options.group.planning.interval = absl::Seconds(5);
+  options.group.config.policy = "cost-aware";
+  GroupHarness h(options);
+  h.FormGroup();
+  for (int round = 0; round < 40; ++round) {
+    // The same skew with a little more or less each time.
+    for (int i = 0; i < 4; ++i) h.SendReport(i, 10'000 + 97 * ((round * 7 + i * 3) % 11));
+    h.Run();
+    h.Advance(absl::Seconds(5));
+  }
+  EXPECT_LE(h.group().Plans().size(), 3u);
+  const std::string id = h.NewestPlan()->id();
+  EXPECT_LT(h.group().placement().epoch.value(), 8u);
+  ExpectAllServe(h);
 }
 
 TEST(Telemetry, CountsOnceAcrossRestartsAndReconnects) {

@@ -54,7 +54,10 @@ MembershipStep DecideMembership(const MembershipFacts& facts, absl::Time now) {
     if ((worker.member && !stays) || (worker.stale_member && !joins)) out.push_back(worker.name);
   }
   if (!facts.has_view) {
-    if (members.size() != placed.size()) return {};
+    const bool all = std::all_of(facts.holders.begin(), facts.holders.end(), [&](const std::string& holder) {
+      return std::find(members.begin(), members.end(), holder) != members.end();
+    });
+    if (!all || members.empty()) return {};
     return {Kind::kIssueView, members, "every worker has loaded its replicas"};
   }
   if (!out.empty() || !in.empty()) {
@@ -94,6 +97,16 @@ absl::StatusOr<Placement> ContiguousPlacement(int32_t layers, int32_t experts, c
 
 int32_t ContiguousSlots(int32_t layers, int32_t experts, int32_t workers) {
   return layers * ((experts + workers - 1) / workers);
+}
+
+std::vector<std::string> Holders(const Placement& placement) {
+  std::vector<bool> holds(placement.workers.size());
+  for (const Replica& replica : placement.replicas) holds[replica.worker] = true;
+  std::vector<std::string> holders;
+  for (size_t w = 0; w < holds.size(); ++w) {
+    if (holds[w]) holders.push_back(placement.workers[w]);
+  }
+  return holders;
 }
 
 std::vector<ExpertId> MissingExperts(const Placement& placement, const std::vector<std::string>& live) {

@@ -38,9 +38,10 @@ struct MembershipFacts {
   // Sorted by name.
   std::vector<WorkerFacts> workers;
   int32_t size = 0;
-  // There is a placement, over `placed` workers.
+  // There is a placement, over `placed` workers, of which `holders` hold replicas.
   bool formed = false;
   std::vector<std::string> placed;
+  std::vector<std::string> holders;
   // A view has ever been issued.
   bool had_view = false;
   // The view in force has members.
@@ -71,7 +72,8 @@ struct MembershipStep {
 //     lost and it was leaving.
 //  2. A group without a placement forms when `size` workers are connected. It forms anew while no view was ever issued
 //     and one of the placed workers is gone.
-//  3. Without a view: one is issued when every placed worker is loaded. With one: whoever is dead, or leaving and
+//  3. Without a view: one is issued when every worker that holds replicas is loaded. With one: whoever is dead, or
+//  leaving and
 //     drained, is taken out, and who is loaded, connected and not leaving is taken in.
 //  4. A view that does not work is issued again at reissue_at.
 MembershipStep DecideMembership(const MembershipFacts& facts, absl::Time now);
@@ -83,6 +85,9 @@ absl::StatusOr<Placement> ContiguousPlacement(int32_t layers, int32_t experts, c
 
 // Slots that a worker of such a placement needs at most, without staging.
 int32_t ContiguousSlots(int32_t layers, int32_t experts, int32_t workers);
+
+// Workers that hold a replica of `placement`, in its order.
+std::vector<std::string> Holders(const Placement& placement);
 
 // Experts of `placement` without a replica on any of `live` workers, sorted.
 std::vector<ExpertId> MissingExperts(const Placement& placement, const std::vector<std::string>& live);

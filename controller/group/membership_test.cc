@@ -30,6 +30,7 @@ MembershipFacts Facts(std::vector<WorkerFacts> workers) {
           .size = 2,
           .formed = true,
           .placed = {"a", "b"},
+          .holders = {"a", "b"},
           .had_view = true,
           .has_view = true};
 }
@@ -94,6 +95,12 @@ std::vector<Case> Cases() {
   add("whole group restarts, one not loaded", no_view, Kind::kNothing);
   no_view.workers[1].loaded = true;
   add("whole group restarts", no_view, Kind::kIssueView, {"a", "b"});
+
+  no_view = Facts({Joining("a", true), Dead("b")});
+  no_view.has_view = false;
+  add("whole group restarts, one is gone", no_view, Kind::kNothing);
+  no_view.holders = {"a"};
+  add("whole group restarts, one that held nothing is gone", no_view, Kind::kIssueView, {"a"});
 
   MembershipFacts fresh{.workers = {Joining("a", false)}, .size = 2};
   add("one of two", fresh, Kind::kNothing);

@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "ballast/v1/common.pb.h"
 #include "ballast/v1/plan_service.pb.h"
+#include "controller/planner/drift.h"
 #include "proto/placement/placement.h"
 
 namespace ballast {
@@ -24,6 +25,8 @@ struct PlanScenario {
   std::string name;
   // [layers][experts]
   std::vector<double> tokens;
+  // From before the window; planned for, but no part of what the plan's figures say.
+  bool remembered = false;
 };
 
 struct PlanJob {
@@ -31,19 +34,25 @@ struct PlanJob {
   uint64_t ticket = 0;
   std::string group;
   std::string policy;
-  // In force; its workers are `workers`, in this order.
+  // In force.
   Placement current;
+  // Those of its workers that serve: what may hold replicas.
   std::vector<PlanWorker> workers;
   int64_t expert_bytes = 0;
   // At least one, all of the placement's shape.
   std::vector<PlanScenario> scenarios;
   // A rollback: the placement to lead to. Absent: what the policy finds.
   std::optional<Placement> target;
+  // Workers are gone for good: the fewest moves that give every expert a live replica, and a placement without them.
+  bool heal = false;
+  // What a plan of policy cost-aware may move; 0: no limit. The others move what they must.
+  int64_t max_moves = 0;
+  int64_t max_move_bytes = 0;
   int64_t max_bytes_per_second = 0;
 };
 
 struct PlannedWave {
-  // After the wave; epoch and shares version are not set.
+  // After the wave, over current.workers; epoch and shares version are not set.
   Placement placement;
   // By (destination, slot).
   std::vector<v1::Move> moves;
@@ -56,6 +65,8 @@ struct PlanOutcome {
   double balancedness_after = 0;
   double balancedness_bound = 0;
   double gain_tokens = 0;
+  // By scenario, what the last wave's placement is predicted to leave; see drift.h.
+  std::vector<SettledScenario> settled;
   // Whether it pays for its moves, and one sentence with the numbers.
   bool worth = false;
   std::string reason;

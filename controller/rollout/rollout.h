@@ -31,7 +31,7 @@ struct RolloutFacts {
   bool working_out = false;
   int waves_done = 0;
   int waves_total = 0;
-  // Every worker of the placement is in the view and none is leaving.
+  // Every worker that the next wave gives replicas is in the view and none of them is leaving.
   bool group_complete = false;
   // Every member has installed the view.
   bool view_installed = false;

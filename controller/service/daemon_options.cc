@@ -144,10 +144,11 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
       "changes what is sent");
   app.add_option("--store", o.store, "File that keeps placements, plans and load; made when missing")
       ->capture_default_str();
-  app.add_option("--group", groups,
-                 "A group of workers, repeatable: name=NAME,size=WORKERS[,role=prefill|decode|mixed]"
-                 "[,mode=observe|approve|auto][,policy=eplb][,combine=fast|exact]. mode counts for a new group; what "
-                 "operators set later is kept. Without combine the first worker decides. At least one");
+  app.add_option(
+      "--group", groups,
+      "A group of workers, repeatable: name=NAME,size=WORKERS[,role=prefill|decode|mixed]"
+      "[,mode=observe|approve|auto][,policy=cost-aware|eplb][,combine=fast|exact]. mode counts for a new group; what "
+      "operators set later is kept. Without combine the first worker decides. At least one");
 
   AddDuration(app, "--lease", o.timing.lease, absl::Milliseconds(200), absl::Minutes(5),
               "A worker silent for longer is dead");
@@ -167,17 +168,35 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
   app.add_option("--min-tokens", o.planning.min_tokens, "Tokens that the window must hold for a plan")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 50))
       ->capture_default_str();
-  app.add_option("--plan-below", o.planning.plan_below, "Plan when the window's balancedness is below this")
+  app.add_option("--plan-below", o.planning.plan_below, "Plan when some phase's balancedness is below this")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--hysteresis", o.planning.hysteresis,
-                 "... and this much below what the last rollout was predicted to reach")
+  app.add_option(
+         "--hysteresis", o.planning.hysteresis,
+         "... and so much of the busiest workers' tokens is left to gain, beyond chance and what the last rollout "
+         "was predicted to leave")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--min-gain", o.gate.min_gain,
                  "Least part of the busiest workers' tokens that a plan must save to be proposed")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
+  app.add_option("--load-dispersion", o.planning.dispersion,
+                 "Variance over mean of counted tokens, for telling drift from chance: 1 where tokens choose for "
+                 "themselves, more where neighbours choose alike")
+      ->check(CLI::Range(0.01, 1e6))
+      ->capture_default_str();
+  app.add_option(
+         "--max-plan-moves", o.planning.max_moves,
+         "Replicas that one plan of policy cost-aware may move; the next one goes on from there. 0: no limit, then "
+         "plans start from nothing, as those of eplb do")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--max-plan-bytes", o.planning.max_move_bytes, "The same in bytes")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60))
+      ->capture_default_str();
+  AddDuration(app, "--heal-after", o.planning.heal_after, absl::Milliseconds(100), absl::Hours(24 * 7),
+              "A worker gone for longer is planned around: the others take over its experts");
   AddDuration(app, "--plan-expiry", o.planning.expiry, absl::Seconds(1), absl::Hours(24 * 7),
               "A proposed plan that nobody approves expires");
 

@@ -37,7 +37,7 @@ TEST(ParseGroup, SaysWhatIsWrong) {
   EXPECT_THAT(error("name=a,size=0"), HasSubstr("size: '0' is not a number from 1 to 4096"));
   EXPECT_THAT(error("name=A/b,size=1"), HasSubstr("name: 'A/b'"));
   EXPECT_THAT(error("name=a,size=1,mode=later"), HasSubstr("mode: 'later' is not one of approve, auto, observe"));
-  EXPECT_THAT(error("name=a,size=1,policy=magic"), HasSubstr("policy: 'magic' is none of eplb"));
+  EXPECT_THAT(error("name=a,size=1,policy=magic"), HasSubstr("policy: 'magic' is none of cost-aware, eplb"));
   EXPECT_THAT(error("name=a,size=1,colour=red"), HasSubstr("key: 'colour'"));
   EXPECT_THAT(error("name=a,size=1,size=2"), HasSubstr("size"));
   EXPECT_THAT(error("name"), HasSubstr("KEY=VALUE"));

@@ -7,12 +7,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "controller/planner/eplb.h"
+#include "controller/planner/failure.h"
+#include "controller/planner/level.h"
 #include "controller/planner/planner.h"
 #include "proto/base/clock.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
 namespace {
+
+constexpr char kCostAware[] = "cost-aware";
 
 // Hands MakePlan a placement that is known beforehand.
 class FixedPolicy final : public PlannerPolicy {
@@ -27,7 +31,7 @@ class FixedPolicy final : public PlannerPolicy {
   const Placement& target_;
 };
 
-PlanRequest MakeRequest(const PlanJob& job) {
+PlanRequest MakeRequest(const PlanJob& job, const GateLimits& gate) {
   PlanRequest request;
   std::map<std::string, int32_t> nodes;
   for (const PlanWorker& worker : job.workers) {
@@ -46,7 +50,71 @@ PlanRequest MakeRequest(const PlanJob& job) {
   }
   request.current = job.current;
   request.expert_bytes = job.expert_bytes;
+  // EPLB plans from nothing, as published. Going around workers takes the fewest moves; balance is the next plan's.
+  if (job.policy == kCostAware && !job.target.has_value())
+    request.move_budget = {.max_moves = job.max_moves, .max_bytes = job.max_move_bytes};
+  request.gate = gate;
   return request;
+}
+
+// `placement`, over the workers that serve, over all of `workers`: those that do not serve hold nothing.
+Placement OverWorkers(Placement placement, const std::vector<std::string>& workers) {
+  for (Replica& replica : placement.replicas) {
+    const std::string& name = placement.workers[replica.worker];
+    replica.worker = static_cast<int32_t>(std::find(workers.begin(), workers.end(), name) - workers.begin());
+  }
+  placement.workers = workers;
+  placement.Sort();
+  return placement;
+}
+
+// What serves of the placement in force, over the request's workers.
+Placement Serving(const Placement& current, const Topology& topology) {
+  Placement serving = current;
+  serving.workers.clear();
+  for (const TopologyWorker& worker : topology.workers) serving.workers.push_back(worker.name);
+  serving.replicas.clear();
+  for (Replica replica : current.replicas) {
+    const auto found = std::find(serving.workers.begin(), serving.workers.end(), current.workers[replica.worker]);
+    if (found == serving.workers.end()) continue;
+    replica.worker = static_cast<int32_t>(found - serving.workers.begin());
+    serving.replicas.push_back(replica);
+  }
+  serving.Sort();
+  return serving;
+}
+
+// FailedPrecondition when an expert of `target` would be without a replica.
+absl::Status AllServe(const Placement& target, const Topology& topology) {
+  const std::vector<DispatchTable> layers = Onto(target, topology);
+  for (size_t l = 0; l < layers.size(); ++l) {
+    for (int32_t e = 0; e < layers[l].num_experts(); ++e) {
+      if (layers[l].begin[e] < layers[l].begin[e + 1]) continue;
+      return absl::FailedPreconditionError(absl::StrCat(
+          "layer ", l, ", expert ", e, ": the workers that held it in epoch ", target.epoch.value(), " are gone"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Plan> Heal(const PlanRequest& request) {
+  BALLAST_ASSIGN_OR_RETURN(FailurePlan failure, PlanFailure(request));
+  if (failure.without_replica.empty()) return std::move(failure.plan);
+  const ExpertId first = failure.without_replica.front();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the workers that serve have no slot left for ", failure.without_replica.size(),
+      " experts of workers that are gone, the first being layer ", first.layer, ", expert ", first.expert));
+}
+
+absl::StatusOr<Plan> MakePlanFor(const PlanJob& job, const PlanRequest& request) {
+  if (job.target.has_value()) {
+    BALLAST_RETURN_IF_ERROR(AllServe(*job.target, request.topology));
+    return MakePlan(FixedPolicy(*job.target), request);
+  }
+  if (job.heal) return Heal(request);
+  BALLAST_RETURN_IF_ERROR(CheckPolicy(job.policy));
+  if (job.policy == kCostAware) return MakePlan(CostAwarePolicy(), request);
+  return MakePlan(EplbPolicy(), request);
 }
 
 int32_t CountReplicas(const Placement& placement, int32_t layer) {
@@ -67,7 +135,7 @@ v1::Move ToProto(const Move& move, const PlanJob& job) {
 
 }  // namespace
 
-std::vector<std::string> PolicyNames() { return {"eplb"}; }
+std::vector<std::string> PolicyNames() { return {kCostAware, "eplb"}; }
 
 absl::Status CheckPolicy(std::string_view policy) {
   const std::vector<std::string> names = PolicyNames();
@@ -78,31 +146,29 @@ absl::Status CheckPolicy(std::string_view policy) {
 
 absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& limits) {
   const absl::Time start = Clock::Real().Now();
-  const PlanRequest request = MakeRequest(job);
-  absl::StatusOr<Plan> made;
-  if (job.target.has_value()) {
-    made = MakePlan(FixedPolicy(*job.target), request);
-  } else {
-    BALLAST_RETURN_IF_ERROR(CheckPolicy(job.policy));
-    made = MakePlan(EplbPolicy(), request);
-  }
-  if (!made.ok()) return made.status();
-  const Plan& plan = *made;
+  const PlanRequest request = MakeRequest(job, limits);
+  BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlanFor(job, request));
 
   PlanOutcome outcome;
-  Placement placement = job.current;
+  const Placement serving = Serving(job.current, request.topology);
+  Placement placement = serving;
   for (const Wave& wave : plan.waves) {
     placement = ApplyWave(std::move(placement), wave);
     PlannedWave& planned = outcome.waves.emplace_back();
-    planned.placement = placement;
+    planned.placement = OverWorkers(placement, job.current.workers);
     for (const Move& move : wave.moves) planned.moves.push_back(ToProto(move, job));
+  }
+  if (job.heal && outcome.waves.empty()) {
+    // Nothing moves, but the placement no longer counts on who is gone.
+    outcome.waves.push_back({OverWorkers(serving, job.current.workers), {}});
   }
   // All phases together, as the window's figures are.
   Scenario all{.name = "all", .load = LoadMatrix(job.current.num_layers, job.current.num_experts)};
   for (const PlanScenario& scenario : job.scenarios) {
+    if (scenario.remembered) continue;
     for (size_t i = 0; i < scenario.tokens.size(); ++i) all.load.tokens[i] += scenario.tokens[i];
   }
-  const LoadScore before = ScoreLoad(job.current, all, request.topology);
+  const LoadScore before = ScoreLoad(serving, all, request.topology);
   const LoadScore after = ScoreLoad(placement, all, request.topology);
   outcome.balancedness_before = before.balancedness;
   outcome.balancedness_after = after.balancedness;
@@ -113,12 +179,14 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
     effect.set_layer(l);
     effect.set_balancedness_before(before.layers[l].balancedness);
     effect.set_balancedness_after(after.layers[l].balancedness);
-    effect.set_replicas_before(CountReplicas(job.current, l));
+    effect.set_replicas_before(CountReplicas(serving, l));
     effect.set_replicas_after(CountReplicas(placement, l));
   }
-  const GateDecision gate = Decide(MakeGateInput(request, plan), limits);
-  outcome.worth = gate.worth;
-  outcome.reason = gate.reason;
+  outcome.settled = Settle(placement, request.topology, request.scenarios, ShareMode::kFixed);
+  outcome.worth = job.heal || plan.gate.worth;
+  outcome.reason = job.heal ? absl::StrCat("serves with ", job.workers.size(), " of ", job.current.workers.size(),
+                                           " workers after ", plan.moves, " moves")
+                            : plan.gate.reason;
   outcome.planning_time = Clock::Real().Now() - start;
   return outcome;
 }

@@ -20,7 +20,9 @@ absl::Status CheckPolicy(std::string_view policy);
 // Makes the plan that `job` asks for: the policy's, or the way back to job.target. Pure but for the time it measures;
 // any thread.
 //   InvalidArgument     no such policy.
-//   FailedPrecondition  the workers' slots do not allow it; the message names the worker.
+//   FailedPrecondition  the workers' slots do not allow it, or experts would be without a replica; the message names
+//   the
+//                       worker or the expert.
 absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& limits);
 
 }  // namespace ballast

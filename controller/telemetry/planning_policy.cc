@@ -8,22 +8,36 @@
 namespace ballast {
 
 PlanningDecision DecidePlanning(const PlanningFacts& facts, const PlanningLimits& limits, absl::Time now) {
-  if (facts.paused) return {false, "the group is paused"};
-  if (facts.planning) return {false, "a plan is being made"};
-  if (facts.rollout_active) return {false, "a rollout is under way"};
-  if (facts.proposal_open) return {false, "a plan waits for approval"};
-  if (!facts.group_complete) return {false, "not every worker of the placement serves"};
-  if (now < facts.hold_off_until) return {false, "planning is held off"};
-  if (now < facts.last_planned + limits.interval) return {false, "planned lately"};
+  const auto nothing = [](std::string reason) {
+    return PlanningDecision{PlanningDecision::Kind::kNothing, std::move(reason)};
+  };
+  if (facts.paused) return nothing("the group is paused");
+  if (facts.planning) return nothing("a plan is being made");
+  if (facts.rollout_active) return nothing("a rollout is under way");
+  if (facts.proposal_open) return nothing("a plan waits for approval");
+  if (!facts.group_complete) {
+    const absl::Time heal = std::max(facts.incomplete_since, facts.last_healed) + limits.heal_after;
+    if (now < heal) return nothing("not every worker that holds replicas serves");
+    if (!facts.view_works) return nothing("the view is not installed everywhere");
+    return {PlanningDecision::Kind::kHeal, absl::StrCat("a worker that holds replicas is gone for ",
+                                                        absl::FormatDuration(now - facts.incomplete_since))};
+  }
+  if (!facts.view_works) return nothing("the view is not installed everywhere");
+  if (now < facts.hold_off_until) return nothing("planning is held off");
+  if (now < facts.last_planned + limits.interval) return nothing("planned lately");
   if (facts.window_tokens < limits.min_tokens) {
-    return {false, absl::StrCat("the window holds ", facts.window_tokens, " tokens, less than ", limits.min_tokens)};
+    return nothing(absl::StrCat("the window holds ", facts.window_tokens, " tokens, less than ", limits.min_tokens));
   }
-  double below = limits.plan_below;
-  if (facts.settled_balancedness > 0) below = std::min(below, facts.settled_balancedness - limits.hysteresis);
-  if (facts.balancedness >= below) {
-    return {false, absl::StrFormat("balancedness %.3f is not below %.3f", facts.balancedness, below)};
+  double balancedness = 1;
+  for (const ScenarioDrift& scenario : facts.drift.scenarios) {
+    balancedness = std::min(balancedness, 1 / (1 + scenario.excess));
   }
-  return {true, absl::StrFormat("balancedness %.3f is below %.3f", facts.balancedness, below)};
+  if (balancedness >= limits.plan_below) {
+    return nothing(absl::StrFormat("balancedness %.3f is not below %.3f", balancedness, limits.plan_below));
+  }
+  if (!facts.drift.drifted) return nothing(facts.drift.reason);
+  return {PlanningDecision::Kind::kPlan,
+          absl::StrFormat("balancedness %.3f is below %.3f; %s", balancedness, limits.plan_below, facts.drift.reason)};
 }
 
 }  // namespace ballast

@@ -6,39 +6,53 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "controller/planner/drift.h"
 
 namespace ballast {
 
 struct PlanningFacts {
-  // Every worker of the placement is in the view, none is leaving.
+  // Every worker that holds replicas is in the view, none is leaving.
   bool group_complete = false;
+  // Since when it is not; infinite future: it is.
+  absl::Time incomplete_since = absl::InfiniteFuture();
+  // The view has members and every one of them has installed it.
+  bool view_works = false;
   bool paused = false;
   // A rollout is under way, a plan waits for approval, a plan is being made.
   bool rollout_active = false;
   bool proposal_open = false;
   bool planning = false;
   absl::Time last_planned = absl::InfinitePast();
+  // The last try to do without workers that are gone.
+  absl::Time last_healed = absl::InfinitePast();
   absl::Time hold_off_until = absl::InfinitePast();
   int64_t window_tokens = 0;
-  // Of the window, under the placement in force.
-  double balancedness = 0;
-  // What the last rollout was predicted to reach; 0: none.
-  double settled_balancedness = 0;
+  // Of the loads to plan for, under the placement in force; looked at only where nothing else speaks against a plan.
+  DriftReport drift;
 };
 
 struct PlanningLimits {
   absl::Duration interval;
   int64_t min_tokens = 0;
   double plan_below = 1;
-  double hysteresis = 0;
+  absl::Duration heal_after = absl::InfiniteDuration();
 };
 
 struct PlanningDecision {
-  bool plan = false;
+  enum class Kind {
+    kNothing,
+    // For the load.
+    kPlan,
+    // Around workers that are gone.
+    kHeal,
+  };
+  Kind kind = Kind::kNothing;
   // Why (not), for people.
   std::string reason;
 };
 
+// A group that is not whole is not planned for its load, but after limits.heal_after planned without the workers that
+// are gone; again after as long where that did not come about. Hold-offs are about load and do not delay it.
 PlanningDecision DecidePlanning(const PlanningFacts& facts, const PlanningLimits& limits, absl::Time now);
 
 }  // namespace ballast

@@ -7,33 +7,59 @@
 namespace ballast {
 namespace {
 
+using Kind = PlanningDecision::Kind;
+
 TEST(DecidePlanning, Table) {
   const absl::Time now = absl::FromUnixSeconds(1000);
-  const PlanningLimits limits{.interval = absl::Seconds(10), .min_tokens = 100, .plan_below = 0.9, .hysteresis = 0.05};
-  const PlanningFacts ripe{
-      .group_complete = true, .last_planned = now - absl::Seconds(10), .window_tokens = 100, .balancedness = 0.7};
+  const PlanningLimits limits{
+      .interval = absl::Seconds(10), .min_tokens = 100, .plan_below = 0.9, .heal_after = absl::Seconds(60)};
+  const PlanningFacts ripe{.group_complete = true,
+                           .view_works = true,
+                           .last_planned = now - absl::Seconds(10),
+                           .window_tokens = 100,
+                           .drift = {.scenarios = {{.name = "decode", .excess = 0.5, .gain = 0.3}},
+                                     .gain = 0.3,
+                                     .worst = 0,
+                                     .drifted = true,
+                                     .reason = "decode drifted"}};
   const auto decide = [&](auto change) {
     PlanningFacts facts = ripe;
     change(facts);
     const PlanningDecision decision = DecidePlanning(facts, limits, now);
     EXPECT_FALSE(decision.reason.empty());
-    return decision.plan;
+    return decision.kind;
   };
-  EXPECT_TRUE(decide([](auto& f) {}));
-  EXPECT_FALSE(decide([](auto& f) { f.paused = true; }));
-  EXPECT_FALSE(decide([](auto& f) { f.rollout_active = true; }));
-  EXPECT_FALSE(decide([](auto& f) { f.proposal_open = true; }));
-  EXPECT_FALSE(decide([](auto& f) { f.planning = true; }));
-  EXPECT_FALSE(decide([](auto& f) { f.group_complete = false; }));
-  EXPECT_FALSE(decide([&](auto& f) { f.last_planned = now - absl::Seconds(9); }));
-  EXPECT_FALSE(decide([&](auto& f) { f.hold_off_until = now + absl::Seconds(1); }));
-  EXPECT_TRUE(decide([&](auto& f) { f.hold_off_until = now; }));
-  EXPECT_FALSE(decide([](auto& f) { f.window_tokens = 99; }));
-  EXPECT_FALSE(decide([](auto& f) { f.balancedness = 0.9; }));
-  // Hysteresis: what the last rollout reached is no reason for the next.
-  EXPECT_FALSE(decide([](auto& f) { f.settled_balancedness = 0.72; }));
-  EXPECT_TRUE(decide([](auto& f) { f.settled_balancedness = 0.76; }));
-  EXPECT_FALSE(decide([](auto& f) { f.balancedness = 0.92, f.settled_balancedness = 0.99; }));
+  EXPECT_EQ(decide([](auto& f) {}), Kind::kPlan);
+  EXPECT_EQ(decide([](auto& f) { f.paused = true; }), Kind::kNothing);
+  EXPECT_EQ(decide([](auto& f) { f.rollout_active = true; }), Kind::kNothing);
+  EXPECT_EQ(decide([](auto& f) { f.proposal_open = true; }), Kind::kNothing);
+  EXPECT_EQ(decide([](auto& f) { f.planning = true; }), Kind::kNothing);
+  EXPECT_EQ(decide([](auto& f) { f.view_works = false; }), Kind::kNothing);
+  EXPECT_EQ(decide([&](auto& f) { f.last_planned = now - absl::Seconds(9); }), Kind::kNothing);
+  EXPECT_EQ(decide([&](auto& f) { f.hold_off_until = now + absl::Seconds(1); }), Kind::kNothing);
+  EXPECT_EQ(decide([&](auto& f) { f.hold_off_until = now; }), Kind::kPlan);
+  EXPECT_EQ(decide([](auto& f) { f.window_tokens = 99; }), Kind::kNothing);
+  EXPECT_EQ(decide([](auto& f) { f.drift.scenarios[0].excess = 0.1; }), Kind::kNothing);
+  // Another scenario is far from level, but with nothing to gain beyond chance and what the plan in force leaves.
+  EXPECT_EQ(decide([](auto& f) { f.drift.drifted = false; }), Kind::kNothing);
+
+  const auto gone = [&](absl::Duration ago, auto change) {
+    return decide([&](PlanningFacts& f) {
+      f.group_complete = false;
+      f.incomplete_since = now - ago;
+      change(f);
+    });
+  };
+  EXPECT_EQ(gone(absl::Seconds(59), [](auto& f) {}), Kind::kNothing);
+  EXPECT_EQ(gone(absl::Seconds(60), [](auto& f) {}), Kind::kHeal);
+  EXPECT_EQ(gone(absl::Seconds(60), [](auto& f) { f.view_works = false; }), Kind::kNothing);
+  EXPECT_EQ(gone(absl::Seconds(60), [](auto& f) { f.paused = true; }), Kind::kNothing);
+  EXPECT_EQ(gone(absl::Seconds(60), [](auto& f) { f.rollout_active = true; }), Kind::kNothing);
+  EXPECT_EQ(gone(absl::Seconds(600), [&](auto& f) { f.last_healed = now - absl::Seconds(59); }), Kind::kNothing);
+  EXPECT_EQ(gone(absl::Seconds(600), [&](auto& f) { f.last_healed = now - absl::Seconds(60); }), Kind::kHeal);
+  // Load has no say in it.
+  EXPECT_EQ(gone(absl::Seconds(60), [&](auto& f) { f.hold_off_until = now + absl::Hours(1), f.window_tokens = 0; }),
+            Kind::kHeal);
 }
 
 }  // namespace
