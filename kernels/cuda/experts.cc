@@ -11,20 +11,23 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 
+// Rows a group from which on most groups have more than one block's tile of tokens, and pairs of blocks are faster.
+constexpr int kPairedRows = 96;
+
 size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 // Parts of a workspace, in bytes from its start.
 struct WorkspaceLayout {
   WorkspaceLayout(int max_rows, int max_groups, int intermediate_size, int blocks) {
-    tile_flags = max_rows / internal::kTileTokens + max_groups;
-    flag_words = tile_flags + 4 * blocks;
+    // A counter for each block of a tile of a pair.
+    flag_words = max_rows / internal::kTileTokens + internal::kPair * max_groups;
     flags = Align(2 * sizeof(uint32_t));
     partials = flags + Align(2 * sizeof(uint32_t) * flag_words);
-    activations = partials + sizeof(float) * internal::kPartialFloats * 2 * static_cast<size_t>(blocks);
+    activations = partials + size_t{internal::kPartialBytes} * 2 * blocks;
     bytes = activations + Align(size_t{2} * max_rows * intermediate_size);
   }
 
-  int tile_flags, flag_words;
+  int flag_words;
   size_t flags, partials, activations, bytes;
 };
 
@@ -83,29 +86,29 @@ absl::StatusOr<CudaExperts> CudaExperts::Create(const ExpertArena& arena) {
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&experts.multiprocessors_, cudaDevAttrMultiProcessorCount, device);
-  }
   if (error != cudaSuccess) return CudaStatus(error, "the device's attributes");
   if (major != 9 || minor != 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("device ", device, " has compute capability ", major, ".", minor, ", has to be 9.0"));
   }
+  error = internal::ExpertsBlocks(/*pairs=*/false, &experts.blocks_);
+  if (error == cudaSuccess) error = internal::ExpertsBlocks(/*pairs=*/true, &experts.paired_blocks_);
+  if (error != cudaSuccess) return CudaStatus(error, "the expert kernel's blocks");
   const cuuint64_t h = arena.hidden_size, i = arena.intermediate_size, slots = arena.num_slots;
   // Columns, 8 rows, gate or up, groups of 8 rows, slots: a box holds groups of gates and ups in turn, so that one
   // thread of the kernel gets both sums of an activation.
   absl::Status status = Encode(arena.slots, {h, 8, 2, i / 8, slots}, {2 * h, 2 * h * i, 16 * h, arena.slot_stride},
-                               {internal::kTileK, 8, 2, internal::kGateUpGroups, 1}, &experts.gate_up_);
+                               {internal::kTileK, 8, 2, internal::kBoxGroups, 1}, &experts.gate_up_);
   if (status.ok()) {
     status = Encode(static_cast<const uint8_t*>(arena.slots) + 4 * h * i, {i, h, slots}, {2 * i, arena.slot_stride},
-                    {internal::kTileK, internal::kTileRows, 1}, &experts.down_);
+                    {internal::kTileK, internal::kBoxRows, 1}, &experts.down_);
   }
   if (!status.ok()) return status;
   return experts;
 }
 
 size_t CudaExperts::WorkspaceBytes(int max_rows, int max_groups) const {
-  return WorkspaceLayout(max_rows, max_groups, arena_.intermediate_size, multiprocessors_).bytes;
+  return WorkspaceLayout(max_rows, max_groups, arena_.intermediate_size, std::max(blocks_, paired_blocks_)).bytes;
 }
 
 absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups,
@@ -119,7 +122,7 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
   if (!Aligned(step.x, 16)) return Field("x", reinterpret_cast<int64_t>(step.x), "on 16 bytes");
   if (!Aligned(step.out, 16)) return Field("out", reinterpret_cast<int64_t>(step.out), "on 16 bytes");
   if (!Aligned(workspace, kAlignment)) return Field("workspace", reinterpret_cast<int64_t>(workspace), "on 256 bytes");
-  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, multiprocessors_);
+  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, std::max(blocks_, paired_blocks_));
   auto* bytes = static_cast<uint8_t*>(workspace);
   internal::ExpertsArgs args = {};
   args.x = step.x;
@@ -128,7 +131,7 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
   args.slots = step.slots;
   args.out = step.out;
   args.activations = bytes + layout.activations;
-  args.partials = reinterpret_cast<float*>(bytes + layout.partials);
+  args.partials = bytes + layout.partials;
   args.flags = reinterpret_cast<uint32_t*>(bytes + layout.flags);
   args.launch = reinterpret_cast<uint32_t*>(bytes);
   args.num_groups = step.num_groups;
@@ -136,8 +139,9 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
   args.hidden_size = arena_.hidden_size;
   args.intermediate_size = arena_.intermediate_size;
   args.flag_words = layout.flag_words;
-  args.tile_flags = layout.tile_flags;
-  return CudaStatus(internal::LaunchExperts(gate_up_, down_, args, multiprocessors_, stream), "the expert kernel");
+  const bool pairs = step.typical_rows >= kPairedRows * static_cast<int64_t>(step.num_groups);
+  return CudaStatus(internal::LaunchExperts(gate_up_, down_, args, pairs, pairs ? paired_blocks_ : blocks_, stream),
+                    "the expert kernel");
 }
 
 }  // namespace ballast

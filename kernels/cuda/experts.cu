@@ -12,19 +12,29 @@ namespace {
 // multiply. Weights are the M side of the product, so that a tile has as few columns as the expert has tokens. The
 // weight loads of phase 1 do not wait for phase 0; the rows' do, by one counter a token tile.
 //
-// Whole tiles go round the blocks; the last one to two rounds are cut into equal runs of k steps (Osama et al.,
-// "Stream-K", 2023), so that all blocks end together. A block that ends a run inside a tile leaves its sums in the
-// workspace; the block that began the tile adds them in the order of blocks.
+// Where groups have many rows, two blocks of a cluster are a unit: they share a tile of weights, each loads one half of
+// it to both, and have half of the tokens each (what bounds these steps is the way from L2 to the multiprocessors).
+//
+// Whole tiles go round the units; the last one to two rounds are cut into equal runs of k steps (Osama et al.,
+// "Stream-K", 2023), so that all units end together. A unit that ends a run inside a tile leaves its sums in the
+// workspace; the unit that began the tile adds them in the order of units.
 constexpr int kStages = 4;
 constexpr int kThreads = 384;
 constexpr int kGatherThreads = 96;
 constexpr int kConsumerWarps = 8;
-constexpr uint32_t kWeightBytes = kTileRows * kTileK * 2;
+constexpr uint32_t kBoxBytes = kBoxRows * kTileK * 2;
+constexpr uint32_t kWeightBytes = 2 * kBoxBytes;
 constexpr int kRowBytes = kTileK * 2;
+// Output goes through shared memory, this many tokens at a time, so that it is written by whole lines: rows of at most
+// 128 elements, padded so that 8 of them are in different banks.
+constexpr int kStoreTokens = 16;
+constexpr int kStoreBytes = 128 * 2 + 16;
 
 struct Shared {
   alignas(1024) uint8_t weights[kStages][kWeightBytes];
   alignas(1024) uint8_t tokens[kStages][kTileTokens * kRowBytes];
+  // For each warpgroup two buffers of output rows.
+  alignas(16) uint8_t rows[2][2][kStoreTokens * kStoreBytes];
   uint64_t full[kStages], empty[kStages];
   uint32_t launch;
   int slots[kMaxGroups];
@@ -36,17 +46,21 @@ struct Shared {
 // A tile, or a run of its k steps.
 struct Work {
   int phase, group, row_tile, token_tile;
-  // Rows of `order`: [first, first + width).
+  // This block's rows of `order`: [first, first + width). None, where the other block of a pair has all.
   int first, width;
   int k_begin, k_end;
 };
 
 __device__ int DivideUp(int a, int b) { return (a + b - 1) / b; }
 
-// The work of one block, in order.
+// The work of one unit of kBlocks blocks, in order.
+template <int kBlocks>
 class Schedule {
  public:
-  __device__ Schedule(const Shared& shared, const ExpertsArgs& args) : shared_(shared), args_(args) { Begin(0); }
+  __device__ Schedule(const Shared& shared, const ExpertsArgs& args)
+      : shared_(shared), args_(args), unit_(blockIdx.x / kBlocks), units_(gridDim.x / kBlocks) {
+    Begin(0);
+  }
 
   __device__ bool Next(Work& work) {
     if (next_tile_ >= whole_ && next_step_ >= last_step_) {
@@ -58,7 +72,7 @@ class Schedule {
     work.k_begin = 0;
     work.k_end = k_steps_;
     if (tile < whole_) {
-      next_tile_ += gridDim.x;
+      next_tile_ += units_;
     } else {
       const int run_tile = next_step_ / k_steps_;
       work.k_begin = next_step_ - run_tile * k_steps_;
@@ -70,10 +84,9 @@ class Schedule {
     return true;
   }
 
-  // The first k step, of the steps after the whole tiles, that `block` does.
-  __device__ int RunBegin(int block) const {
-    return static_cast<int>(static_cast<int64_t>(steps_) * block / static_cast<int>(gridDim.x));
-  }
+  // The first k step, of the steps after the whole tiles, that `unit` does.
+  __device__ int RunBegin(int unit) const { return static_cast<int>(static_cast<int64_t>(steps_) * unit / units_); }
+  __device__ int unit() const { return unit_; }
   __device__ int k_steps() const { return k_steps_; }
   // Row tiles of phase 0.
   __device__ static int ActivationTiles(const ExpertsArgs& args) {
@@ -85,13 +98,13 @@ class Schedule {
     phase_ = phase;
     row_tiles_ = phase == 0 ? ActivationTiles(args_) : DivideUp(args_.hidden_size, kTileRows);
     k_steps_ = DivideUp(phase == 0 ? args_.hidden_size : args_.intermediate_size, kTileK);
-    const int tiles = shared_.tiles[args_.num_groups] * row_tiles_, blocks = gridDim.x;
-    const int rounds = tiles / blocks;
-    whole_ = tiles % blocks == 0 ? tiles : rounds > 1 ? (rounds - 1) * blocks : 0;
+    const int tiles = shared_.tiles[args_.num_groups] * row_tiles_;
+    const int rounds = tiles / units_;
+    whole_ = tiles % units_ == 0 ? tiles : rounds > 1 ? (rounds - 1) * units_ : 0;
     steps_ = (tiles - whole_) * k_steps_;
-    next_tile_ = blockIdx.x;
-    next_step_ = RunBegin(blockIdx.x);
-    last_step_ = RunBegin(blockIdx.x + 1);
+    next_tile_ = unit_;
+    next_step_ = RunBegin(unit_);
+    last_step_ = RunBegin(unit_ + 1);
   }
 
   __device__ void Locate(int tile, Work& work) const {
@@ -109,17 +122,19 @@ class Schedule {
     const int index = local % token_tiles;
     const int tokens = shared_.begin[low + 1] - shared_.begin[low];
     // Equal tiles: 130 tokens are 72 and 58, not 128 and 2.
-    const int wide = DivideUp(DivideUp(tokens, token_tiles), 8) * 8;
+    const int wide = DivideUp(DivideUp(tokens, token_tiles), 8 * kBlocks) * 8;
+    const int part = index * kBlocks + blockIdx.x % kBlocks;
     work.phase = phase_;
     work.group = low;
     work.row_tile = local / token_tiles;
-    work.token_tile = shared_.tiles[low] + index;
-    work.first = shared_.begin[low] + index * wide;
-    work.width = min(wide, tokens - index * wide);
+    work.token_tile = shared_.tiles[low] * kBlocks + part;
+    work.first = shared_.begin[low] + part * wide;
+    work.width = max(0, min(wide, tokens - part * wide));
   }
 
   const Shared& shared_;
   const ExpertsArgs& args_;
+  const int unit_, units_;
   int phase_, row_tiles_, k_steps_, whole_, steps_, next_tile_, next_step_, last_step_;
 };
 
@@ -128,10 +143,11 @@ __device__ uint32_t* Flags(const ExpertsArgs& args, uint32_t launch) {
   return args.flags + (launch & 1) * static_cast<size_t>(args.flag_words);
 }
 
+template <int kBlocks>
 __device__ __forceinline__ void LoadWeights(Shared& shared, const ExpertsArgs& args, const CUtensorMap* gate_up,
                                             const CUtensorMap* down) {
   uint32_t step = 0;
-  Schedule schedule(shared, args);
+  Schedule<kBlocks> schedule(shared, args);
   Work work;
   while (schedule.Next(work)) {
     const int slot = shared.slots[work.group];
@@ -139,25 +155,31 @@ __device__ __forceinline__ void LoadWeights(Shared& shared, const ExpertsArgs& a
       const int stage = step % kStages;
       BarrierWait(&shared.empty[stage], (step / kStages & 1) ^ 1);
       BarrierArriveExpect(&shared.full[stage], kWeightBytes);
-      if (work.phase == 0) {
-        TensorLoad(shared.weights[stage], gate_up, &shared.full[stage], k * kTileK, 0, 0, work.row_tile * kGateUpGroups,
-                   slot);
-      } else {
-        TensorLoad(shared.weights[stage], down, &shared.full[stage], k * kTileK, work.row_tile * kTileRows, slot);
+#pragma unroll
+      for (int i = 0; i < 2 / kBlocks; ++i) {
+        const int box = kBlocks == 1 ? i : blockIdx.x % kBlocks;
+        const int tile_box = work.row_tile * 2 + box;
+        uint8_t* to = shared.weights[stage] + box * kBoxBytes;
+        if (work.phase == 0) {
+          TensorLoad<kBlocks>(to, gate_up, &shared.full[stage], k * kTileK, 0, 0, tile_box * kBoxGroups, slot);
+        } else {
+          TensorLoad<kBlocks>(to, down, &shared.full[stage], k * kTileK, tile_box * kBoxRows, slot);
+        }
       }
     }
   }
 }
 
+template <int kBlocks>
 __device__ __forceinline__ void GatherTokens(Shared& shared, const ExpertsArgs& args, int thread) {
   constexpr int kChunks = kRowBytes / 16;
   constexpr int kRowsAtOnce = kGatherThreads / kChunks;
   constexpr int kRows = (kTileTokens + kRowsAtOnce - 1) / kRowsAtOnce;
   const int chunk = thread % kChunks, row = thread / kChunks;
-  const int ready = 2 * Schedule::ActivationTiles(args);
+  const int ready = 2 * Schedule<kBlocks>::ActivationTiles(args);
   const uint32_t* tile_flags = Flags(args, shared.launch);
   uint32_t step = 0;
-  Schedule schedule(shared, args);
+  Schedule<kBlocks> schedule(shared, args);
   Work work;
   while (schedule.Next(work)) {
     const int width = work.phase == 0 ? args.hidden_size : args.intermediate_size;
@@ -218,35 +240,55 @@ __device__ __forceinline__ void MultiplyStep(float (&sums)[2][kTileTokens / 2], 
   WgmmaCommit();
 }
 
-// Adds the sums of the blocks that went on with this block's tile, in the order of blocks.
+// Where a warpgroup's thread leaves its sums of a tile that another unit began.
+__device__ uint4* Partials(const ExpertsArgs& args, int phase, int block, int half) {
+  return static_cast<uint4*>(args.partials) +
+         (static_cast<size_t>(phase * gridDim.x + block) * 2 + half) * (kPartialBytes / 2 / sizeof(uint4)) +
+         threadIdx.x % 128;
+}
+
+__device__ __forceinline__ void StorePartials(const float (&sums)[2][kTileTokens / 2], const ExpertsArgs& args,
+                                              const Work& work, int half, uint32_t tag) {
+  uint4* to = Partials(args, work.phase, blockIdx.x, half);
+#pragma unroll
+  for (int j = 0; j < kTileTokens / 8; ++j) {
+    if (j * 8 >= work.width) break;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* v = &sums[i / 2][j * 4 + i % 2 * 2];
+      StoreTagged(to + (j * 4 + i) * 128, v[0], v[1], tag);
+    }
+  }
+}
+
+// Adds the sums of the units that went on with this unit's tile, in the order of units.
+template <int kBlocks>
 __device__ __forceinline__ void AddPartials(float (&sums)[2][kTileTokens / 2], const ExpertsArgs& args,
-                                            const uint32_t* flags, const Schedule& schedule, const Work& work,
-                                            int half) {
-  const int thread = threadIdx.x % 128;
-  int begin = schedule.RunBegin(blockIdx.x + 1);
+                                            const Schedule<kBlocks>& schedule, const Work& work, int half,
+                                            uint32_t tag) {
+  int begin = schedule.RunBegin(schedule.unit() + 1);
   const int tile_end = begin - work.k_end + schedule.k_steps();
-  for (int block = blockIdx.x + 1; begin < tile_end; ++block) {
-    const int end = schedule.RunBegin(block + 1);
+  for (int unit = schedule.unit() + 1; begin < tile_end; ++unit) {
+    const int end = schedule.RunBegin(unit + 1);
     if (end > begin) {
-      const int index = work.phase * gridDim.x + block;
-      if (thread == 0) {
-        while (LoadAcquire(flags + args.tile_flags + index * 2 + half) == 0) {
-        }
-      }
-      NamedBarrier(1 + half, 128);
-      const auto* from = reinterpret_cast<const float4*>(args.partials + static_cast<size_t>(index) * kPartialFloats +
-                                                         half * (kPartialFloats / 2)) +
-                         thread;
+      const uint4* from = Partials(args, work.phase, unit * kBlocks + blockIdx.x % kBlocks, half);
 #pragma unroll
       for (int j = 0; j < kTileTokens / 8; ++j) {
         if (j * 8 >= work.width) break;
+        uint4 v[4];
+        bool whole;
+        do {
+          whole = true;
 #pragma unroll
-        for (int b = 0; b < 2; ++b) {
-          const float4 v = __ldcg(from + (j * 2 + b) * 128);
-          sums[b][j * 4] += v.x;
-          sums[b][j * 4 + 1] += v.y;
-          sums[b][j * 4 + 2] += v.z;
-          sums[b][j * 4 + 3] += v.w;
+          for (int i = 0; i < 4; ++i) v[i] = LoadTagged(from + (j * 4 + i) * 128);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) whole = whole && v[i].y == tag && v[i].w == tag;
+        } while (!whole);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float* sum = &sums[i / 2][j * 4 + i % 2 * 2];
+          sum[0] += __uint_as_float(v[i].x);
+          sum[1] += __uint_as_float(v[i].z);
         }
       }
     }
@@ -254,74 +296,80 @@ __device__ __forceinline__ void AddPartials(float (&sums)[2][kTileTokens / 2], c
   }
 }
 
-__device__ __forceinline__ void StorePartials(const float (&sums)[2][kTileTokens / 2], const ExpertsArgs& args,
-                                              uint32_t* flags, const Work& work, int half) {
-  const int thread = threadIdx.x % 128;
-  const int index = work.phase * gridDim.x + blockIdx.x;
-  auto* to = reinterpret_cast<float4*>(args.partials + static_cast<size_t>(index) * kPartialFloats +
-                                       half * (kPartialFloats / 2)) +
-             thread;
-#pragma unroll
-  for (int j = 0; j < kTileTokens / 8; ++j) {
-    if (j * 8 >= work.width) break;
-#pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const float* v = &sums[b][j * 4];
-      __stcg(to + (j * 2 + b) * 128, make_float4(v[0], v[1], v[2], v[3]));
-    }
-  }
-  NamedBarrier(1 + half, 128);
-  if (thread == 0) AddRelease(flags + args.tile_flags + index * 2 + half, 1);
-}
-
-// Rows of the phase's output, of 128 of the tile's weight rows.
-__device__ __forceinline__ void StoreTile(const float (&sums)[2][kTileTokens / 2], const ExpertsArgs& args,
-                                          const Work& work, int half) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+// Rows of the phase's output, of 128 of the tile's weight rows. `turn` counts the buffers used.
+__device__ __forceinline__ void StoreTile(const float (&sums)[2][kTileTokens / 2], Shared& shared,
+                                          const ExpertsArgs& args, const Work& work, int half, uint32_t& turn) {
+  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
   const int column = lane / 4, pair = lane % 4 * 2;  // after a transposition
-  auto* to = static_cast<__nv_bfloat16*>(work.phase == 0 ? args.activations : args.out);
-  const int width = work.phase == 0 ? args.intermediate_size : args.hidden_size;
+  const bool activate = work.phase == 0;
+  auto* to = static_cast<__nv_bfloat16*>(activate ? args.activations : args.out);
+  const int width = activate ? args.intermediate_size : args.hidden_size;
+  // Two rows of weights make one activation.
+  const int own = activate ? kTileRows / 4 : kTileRows / 2;
+  const int first_column = (work.row_tile * 2 + half) * own;
+  const int chunks = own / 8;  // of 16 bytes
+  const int chunk = thread % chunks, chunk_row = thread / chunks;
 #pragma unroll
-  for (int j = 0; j < kTileTokens / 8; ++j) {
+  for (int j = 0; j < kTileTokens / 8; j += kStoreTokens / 8) {
     if (j * 8 >= work.width) break;
-    const int row = j * 8 + column;
-    __nv_bfloat16* at = to + static_cast<size_t>(work.first + row) * width;
+    uint8_t* buffer = shared.rows[half][turn++ % 2];
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const float* v = &sums[b][j * 4];
-      const int slab = (half * 2 + b) * 4 + warp;  // 16 rows of the tile
-      if (work.phase == 0) {
-        // Rows l/4 are gates, and those 8 further their ups.
-        const uint32_t h = Transpose8x8(PackBf16(SiluTimes(v[0], v[2]), SiluTimes(v[1], v[3])));
-        const int i = (work.row_tile * kGateUpGroups + slab) * 8 + pair;
-        if (row < work.width && i < width) *reinterpret_cast<uint32_t*>(at + i) = h;
-      } else {
-        const uint32_t low = Transpose8x8(PackBf16(v[0], v[1])), high = Transpose8x8(PackBf16(v[2], v[3]));
-        const int d = work.row_tile * kTileRows + slab * 16 + pair;
-        if (row < work.width && d < width) *reinterpret_cast<uint32_t*>(at + d) = low;
-        if (row < work.width && d + 8 < width) *reinterpret_cast<uint32_t*>(at + d + 8) = high;
+    for (int i = 0; i < kStoreTokens / 8; ++i) {
+      uint8_t* row = buffer + (i * 8 + column) * kStoreBytes;
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        const float* v = &sums[b][(j + i) * 4];
+        const int slab = b * 4 + warp;  // of 16 rows of weights
+        if (activate) {
+          // Rows l/4 are gates, and those 8 further their ups.
+          *reinterpret_cast<uint32_t*>(row + (slab * 8 + pair) * 2) =
+              Transpose8x8(PackBf16(SiluTimes(v[0], v[2]), SiluTimes(v[1], v[3])));
+        } else {
+          *reinterpret_cast<uint32_t*>(row + (slab * 16 + pair) * 2) = Transpose8x8(PackBf16(v[0], v[1]));
+          *reinterpret_cast<uint32_t*>(row + (slab * 16 + 8 + pair) * 2) = Transpose8x8(PackBf16(v[2], v[3]));
+        }
+      }
+    }
+    NamedBarrier(1 + half, 128);
+    for (int r = chunk_row; r < kStoreTokens; r += 128 / chunks) {
+      if (j * 8 + r < work.width && first_column + chunk * 8 < width) {
+        *reinterpret_cast<uint4*>(to + static_cast<size_t>(work.first + j * 8 + r) * width + first_column + chunk * 8) =
+            *reinterpret_cast<const uint4*>(buffer + r * kStoreBytes + chunk * 16);
       }
     }
   }
 }
 
+template <int kBlocks>
+__device__ __forceinline__ void ReleaseStage(Shared& shared, int stage) {
+  if constexpr (kBlocks == 1) {
+    BarrierArrive(&shared.empty[stage]);
+  } else {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) BarrierArriveAt(&shared.empty[stage], block);
+  }
+}
+
+template <int kBlocks>
 __device__ __forceinline__ void Multiply(Shared& shared, const ExpertsArgs& args, int half) {
   const int thread = threadIdx.x % 128, lane = thread % 32;
   uint32_t* flags = Flags(args, shared.launch);
-  float sums[2][kTileTokens / 2];
-  uint32_t step = 0;
-  Schedule schedule(shared, args);
+  const uint32_t tag = shared.launch + 1;
+  uint32_t step = 0, turn = 0;
+  Schedule<kBlocks> schedule(shared, args);
   Work work;
   while (schedule.Next(work)) {
+    float sums[2][kTileTokens / 2] = {};
     const int columns = (work.width + 15) / 16;
     const int k_count = work.k_end - work.k_begin;
     for (int k = 0; k < k_count; ++k, ++step) {
       const int stage = step % kStages;
       BarrierWait(&shared.full[stage], step / kStages & 1);
       FenceAsyncProxy();
-      const uint64_t a = OperandDescriptor(shared.weights[stage] + half * (kWeightBytes / 2));
+      const uint64_t a = OperandDescriptor(shared.weights[stage] + half * kBoxBytes);
       const uint64_t b = OperandDescriptor(shared.tokens[stage]);
       switch (columns) {
+        case 0:
         case 1:
           MultiplyStep<16>(sums, a, b, k);
           break;
@@ -348,18 +396,18 @@ __device__ __forceinline__ void Multiply(Shared& shared, const ExpertsArgs& args
           break;
       }
       WgmmaWait<1>();
-      if (k > 0 && lane == 0) BarrierArrive(&shared.empty[(step - 1) % kStages]);
+      if (k > 0 && lane == 0) ReleaseStage<kBlocks>(shared, (step - 1) % kStages);
     }
     WgmmaWait<0>();
     PinRegisters(sums[0]);
     PinRegisters(sums[1]);
-    if (lane == 0) BarrierArrive(&shared.empty[(step - 1) % kStages]);
+    if (lane == 0) ReleaseStage<kBlocks>(shared, (step - 1) % kStages);
     if (work.k_begin > 0) {
-      StorePartials(sums, args, flags, work, half);
+      StorePartials(sums, args, work, half, tag);
       continue;
     }
-    if (work.k_end < schedule.k_steps()) AddPartials(sums, args, flags, schedule, work, half);
-    StoreTile(sums, args, work, half);
+    if (work.k_end < schedule.k_steps()) AddPartials(sums, args, schedule, work, half, tag);
+    StoreTile(sums, shared, args, work, half, turn);
     if (work.phase == 0) {
       NamedBarrier(1 + half, 128);
       if (thread == 0) AddRelease(flags + work.token_tile, 1);
@@ -367,6 +415,7 @@ __device__ __forceinline__ void Multiply(Shared& shared, const ExpertsArgs& args
   }
 }
 
+template <int kBlocks>
 __global__ void __launch_bounds__(kThreads, 1)
     ExpertsKernel(const __grid_constant__ CUtensorMap gate_up, const __grid_constant__ CUtensorMap down,
                   const __grid_constant__ ExpertsArgs args) {
@@ -376,7 +425,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&shared.full[i], 1 + kGatherThreads);
-      BarrierInit(&shared.empty[i], kConsumerWarps);
+      BarrierInit(&shared.empty[i], kConsumerWarps * kBlocks);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     PrefetchTensorMap(&gate_up);
@@ -385,25 +434,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int i = thread; i < args.num_groups; i += kThreads) shared.slots[i] = args.slots[i];
   WaitForPreviousKernel();
   for (int i = thread; i <= args.num_groups; i += kThreads) shared.begin[i] = args.begin[i];
-  if (thread == 0) {
-    const uint32_t launch = *static_cast<volatile uint32_t*>(args.launch);
-    shared.launch = launch;
-    // All blocks have read the launch's number when the last one draws its ticket.
-    __threadfence();
-    if (atomicAdd(args.launch + 1, 1) == gridDim.x - 1) {
-      args.launch[1] = 0;
-      args.launch[0] = launch + 1;
-    }
+  if (thread == kThreads - 1) shared.launch = *static_cast<volatile uint32_t*>(args.launch);
+  if constexpr (kBlocks > 1) {
+    ClusterBarrier();
+  } else {
+    __syncthreads();
   }
-  __syncthreads();
-  uint32_t* other_flags = Flags(args, shared.launch + 1);
-  for (int i = blockIdx.x * kThreads + thread; i < args.flag_words; i += gridDim.x * kThreads) other_flags[i] = 0;
   if (thread < 32) {
     int before = 0;
     for (int base = 0; base < args.num_groups; base += 32) {
       const int group = base + thread;
       const int own =
-          group < args.num_groups ? DivideUp(shared.begin[group + 1] - shared.begin[group], kTileTokens) : 0;
+          group < args.num_groups ? DivideUp(shared.begin[group + 1] - shared.begin[group], kTileTokens * kBlocks) : 0;
       int sum = own;
 #pragma unroll
       for (int distance = 1; distance < 32; distance *= 2) {
@@ -418,26 +460,64 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   if (thread < 128) {
-    LowerRegisters<72>();
+    LowerRegisters<88>();
     if (thread == 0) {
-      LoadWeights(shared, args, &gate_up, &down);
+      LoadWeights<kBlocks>(shared, args, &gate_up, &down);
     } else if (thread >= 32) {
-      GatherTokens(shared, args, thread - 32);
+      GatherTokens<kBlocks>(shared, args, thread - 32);
     }
   } else {
-    RaiseRegisters<216>();
-    Multiply(shared, args, thread / 128 - 1);
+    RaiseRegisters<208>();
+    uint32_t* other_flags = Flags(args, shared.launch + 1);
+    for (int i = blockIdx.x * 256 + thread - 128; i < args.flag_words; i += gridDim.x * 256) other_flags[i] = 0;
+    // All blocks have read the launch's number when the last one draws its ticket.
+    if (thread == kThreads - 1 && atomicAdd(args.launch + 1, 1) == gridDim.x - 1) {
+      args.launch[1] = 0;
+      args.launch[0] = shared.launch + 1;
+    }
+    Multiply<kBlocks>(shared, args, thread / 128 - 1);
   }
+  // The other block may still be loading to this one's memory and arriving at its barriers.
+  if constexpr (kBlocks > 1) ClusterBarrier();
+}
+
+constexpr size_t kSharedBytes = sizeof(Shared) + 1024;
+
+template <int kBlocks>
+LaunchShape Shape(int blocks) {
+  return {dim3(blocks), kThreads, kSharedBytes, kBlocks, /*cooperative=*/true};
 }
 
 }  // namespace
 
-cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args, int blocks,
-                          cudaStream_t stream) {
-  constexpr size_t kSharedBytes = sizeof(Shared) + 1024;
-  static const cudaError_t allowed = AllowSharedMemory(ExpertsKernel, kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
-  return Launch(ExpertsKernel, dim3(blocks), kThreads, kSharedBytes, /*cooperative=*/true, stream, gate_up, down, args);
+cudaError_t ExpertsBlocks(bool pairs, int* blocks) {
+  cudaError_t error = AllowSharedMemory(ExpertsKernel<1>, kSharedBytes);
+  if (error == cudaSuccess) error = AllowSharedMemory(ExpertsKernel<kPair>, kSharedBytes);
+  int device = 0;
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(blocks, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess || !pairs) return error;
+  // A processing cluster with an odd number of multiprocessors leaves one over.
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kPair;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(*blocks / kPair * kPair);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kSharedBytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  error = cudaOccupancyMaxActiveClusters(&clusters, ExpertsKernel<kPair>, &config);
+  *blocks = clusters * kPair;
+  return error;
+}
+
+cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args, bool pairs,
+                          int blocks, cudaStream_t stream) {
+  return pairs ? Launch(ExpertsKernel<kPair>, Shape<kPair>(blocks), stream, gate_up, down, args)
+               : Launch(ExpertsKernel<1>, Shape<1>(blocks), stream, gate_up, down, args);
 }
 
 }  // namespace ballast::internal

@@ -38,6 +38,8 @@ struct ExpertsStep {
   const int32_t* begin = nullptr;
   const int32_t* slots = nullptr;
   int num_groups = 0;
+  // About as many rows as the step will have: decides how blocks share the work, not what is right.
+  int typical_rows = 0;
   // [max_rows][H] bf16, written up to begin[num_groups]: down(silu(gate x) * (up x)), not weighted. No overlap with x.
   void* out = nullptr;
 };
@@ -72,7 +74,7 @@ class CudaExperts {
   CudaExperts() = default;
 
   ExpertArena arena_;
-  int multiprocessors_ = 0;
+  int blocks_ = 0, paired_blocks_ = 0;
   CUtensorMap gate_up_ = {}, down_ = {};
 };
 

@@ -18,10 +18,11 @@ namespace internal {
 inline constexpr int kTileRows = 256;
 inline constexpr int kTileTokens = 128;
 inline constexpr int kTileK = 64;
-// Groups of 8 rows that one box of the gate-up map interleaves, a gate and an up group in turn.
-inline constexpr int kGateUpGroups = kTileRows / 16;
-// Floats of one block's partial sums of a tile.
-inline constexpr int kPartialFloats = kTileRows * kTileTokens;
+// A box of weights has half of a tile's rows: of gate and up, groups of 8 rows in turn.
+inline constexpr int kBoxRows = kTileRows / 2;
+inline constexpr int kBoxGroups = kBoxRows / 16;
+// Bytes of one block's partial sums of a tile, with tags.
+inline constexpr int kPartialBytes = kTileRows * kTileTokens * 8;
 
 struct ExpertsArgs {
   const void* x;
@@ -31,21 +32,24 @@ struct ExpertsArgs {
   void* out;
   // Workspace, see CudaExperts.
   void* activations;
-  float* partials;
+  void* partials;
   uint32_t* flags;
   uint32_t* launch;
   int num_groups;
   int pairs_per_token;
   int hidden_size;
   int intermediate_size;
-  // Words of `flags` for one launch: tile counters, then 4 for each block.
+  // Words of `flags` for one launch.
   int flag_words;
-  int tile_flags;
 };
 
-// One block for each of `blocks` multiprocessors, all resident at once.
-cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args, int blocks,
-                          cudaStream_t stream);
+// Blocks that work on a tile together, each on its part of the tokens, and share the weights' way from L2.
+inline constexpr int kPair = 2;
+
+// The number of blocks of the kernel with pairs, or without, that the device runs at once.
+cudaError_t ExpertsBlocks(bool pairs, int* blocks);
+cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args, bool pairs,
+                          int blocks, cudaStream_t stream);
 
 }  // namespace internal
 }  // namespace ballast

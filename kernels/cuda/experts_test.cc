@@ -1,6 +1,7 @@
 #include "kernels/cuda/experts.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -61,19 +62,24 @@ class Fixture {
     DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(pairs_, groups_));
     workspace.Fill(0);
     DeviceArray<int32_t> order(order_), begin(begin_), slots(slots_);
-    const ExpertsStep step = {x_.data(), order.data(), c_.top_k, begin.data(), slots.data(), groups_, out_.data()};
-    std::vector<uint16_t> first;
-    for (int i = 0; i < times; ++i) {
-      out_.Fill(0xff);
-      ASSERT_TRUE(experts->Run(step, workspace.data(), pairs_, groups_, nullptr).ok());
-      CheckCuda(cudaDeviceSynchronize());
-      if (i == 0) {
-        first = out_.Read();
-      } else {
-        ASSERT_EQ(out_.Read(), first) << "run " << i;
+    // Single blocks, and pairs of them.
+    for (const int typical_rows : {0, std::numeric_limits<int>::max()}) {
+      const ExpertsStep step = {x_.data(),    order.data(), c_.top_k,     begin.data(),
+                                slots.data(), groups_,      typical_rows, out_.data()};
+      std::vector<uint16_t> first;
+      for (int i = 0; i < times; ++i) {
+        out_.Fill(0xff);
+        const absl::Status status = experts->Run(step, workspace.data(), pairs_, groups_, nullptr);
+        ASSERT_TRUE(status.ok()) << status;
+        CheckCuda(cudaDeviceSynchronize());
+        if (i == 0) {
+          first = out_.Read();
+        } else {
+          ASSERT_EQ(out_.Read(), first) << "run " << i;
+        }
       }
+      Verify(first);
     }
-    Verify(first);
   }
 
  private:
@@ -168,7 +174,7 @@ TEST(CudaExpertsTest, OneGraphServesEveryRouting) {
   std::vector<int32_t> all(tokens);
   std::iota(all.begin(), all.end(), 0);
   DeviceArray<int32_t> order(all), begin(groups + 1), slots(std::vector<int32_t>{0, 1, 2, 3, 4});
-  const ExpertsStep step = {x.data(), order.data(), 1, begin.data(), slots.data(), groups, out.data()};
+  const ExpertsStep step = {x.data(), order.data(), 1, begin.data(), slots.data(), groups, 0, out.data()};
   cudaStream_t stream;
   cudaGraph_t graph;
   cudaGraphExec_t executable;

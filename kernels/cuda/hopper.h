@@ -21,6 +21,26 @@ __device__ inline void BarrierArriveExpect(uint64_t* barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(bytes)
                : "memory");
 }
+// At the barrier in the same place of another block of the cluster.
+__device__ inline void BarrierArriveAt(uint64_t* barrier, uint32_t block) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(block)
+      : "memory");
+}
+// All threads of the cluster's blocks wait for each other.
+__device__ inline void ClusterBarrier() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+__device__ inline uint32_t ClusterRank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
 // Arrives when the calling thread's cp.async copies so far are in shared memory.
 __device__ inline void BarrierArriveOnCopies(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(SharedAddress(barrier)) : "memory");
@@ -43,21 +63,43 @@ __device__ inline void CopyAsync16(uint32_t shared, const void* global, bool val
                : "memory");
 }
 
-// One box of a tensor map to shared memory; its bytes count on `barrier`. Coordinates innermost first.
+// One box of a tensor map to shared memory; its bytes count on `barrier`. Coordinates innermost first. With kBlocks > 1
+// the box goes to the same place in that many blocks of the cluster, and counts on the barrier of each.
+template <int kBlocks>
 __device__ inline void TensorLoad(void* shared, const CUtensorMap* map, uint64_t* barrier, int c0, int c1, int c2) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
-          "r"(SharedAddress(shared)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(c0), "r"(c1), "r"(c2)
-      : "memory");
+  if constexpr (kBlocks == 1) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+            "r"(SharedAddress(shared)),
+        "l"(map), "r"(SharedAddress(barrier)), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+        "{%3, "
+        "%4, %5}], [%2], %6;" ::"r"(SharedAddress(shared)),
+        "l"(map), "r"(SharedAddress(barrier)), "r"(c0), "r"(c1), "r"(c2), "h"(static_cast<uint16_t>((1 << kBlocks) - 1))
+        : "memory");
+  }
 }
+template <int kBlocks>
 __device__ inline void TensorLoad(void* shared, const CUtensorMap* map, uint64_t* barrier, int c0, int c1, int c2,
                                   int c3, int c4) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
-      "[%2];" ::"r"(SharedAddress(shared)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-      : "memory");
+  if constexpr (kBlocks == 1) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+        "[%2];" ::"r"(SharedAddress(shared)),
+        "l"(map), "r"(SharedAddress(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+        "{%3, "
+        "%4, %5, %6, %7}], [%2], %8;" ::"r"(SharedAddress(shared)),
+        "l"(map), "r"(SharedAddress(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4),
+        "h"(static_cast<uint16_t>((1 << kBlocks) - 1))
+        : "memory");
+  }
 }
 __device__ inline void PrefetchTensorMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -87,6 +129,22 @@ __device__ inline uint32_t LoadAcquire(const uint32_t* p) {
 }
 __device__ inline void AddRelease(uint32_t* p, uint32_t v) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// Two floats and, beside each, a tag that says that it has been written: a reader needs no other flag, because 8 bytes
+// are written at once.
+__device__ inline void StoreTagged(uint4* p, float a, float b, uint32_t tag) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %2};" ::"l"(p), "r"(__float_as_uint(a)), "r"(tag),
+               "r"(__float_as_uint(b))
+               : "memory");
+}
+__device__ inline uint4 LoadTagged(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
 }
 
 // Transposes an 8x8 matrix of 2-byte elements: lane l holds row l/4, columns 2 (l%4) and the next, before and after.

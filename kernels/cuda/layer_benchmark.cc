@@ -1,11 +1,12 @@
 // A whole MoE layer (router, grouping, experts, combine) on one GPU: its result against float64, then its time against
 // the floor, the larger of the activated weights' bytes over read bandwidth and flops over the matmul rate.
 //
-//   layer_benchmark [PEER]
+//   layer_benchmark [PEER [MODEL [TOKENS]]]
 //
-// Bandwidth is measured here. PEER is what torch_layer.py wrote on the same machine: the matmul rate (else 790 TFLOP/s
-// is taken) and PyTorch's times for the same shapes. A step is a layer of a captured graph of 16, each with other
-// tokens and the weights in turn of copies of more than 2 GB together, so that no layer finds its weights in L2.
+// MODEL and TOKENS choose one of the layers. The kernels of a layer are also timed alone, each kind in a graph of its
+// own. Bandwidth is measured here. PEER is what torch_layer.py wrote on the same machine: the matmul rate (else 790
+// TFLOP/s is taken) and PyTorch's times for the same shapes. A step is a layer of a captured graph of 16, each with
+// other tokens and the weights in turn of copies of more than 2 GB together, so that no layer finds its weights in L2.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -81,7 +82,7 @@ double ReadBandwidth(cudaStream_t stream) {
 }
 
 struct Result {
-  double error, seconds, experts_seconds, floor_seconds, bytes;
+  double error, seconds, route_seconds, group_seconds, experts_seconds, combine_seconds, floor_seconds, bytes;
 };
 
 // The layers' inputs and outputs, and one step of each.
@@ -136,8 +137,11 @@ class Bench {
     CheckCuda(cudaStreamSynchronize(stream_));
     result.error = Error();
     result.seconds = TimeGraph([&](int layer) { EnqueueLayer(layer); });
+    result.route_seconds = TimeGraph([&](int layer) { EnqueueRoute(layer); });
+    result.group_seconds = TimeGraph([&](int layer) { EnqueueGroup(layer); });
     // The last layer's routing, with every copy of the weights in turn.
     result.experts_seconds = TimeGraph([&](int layer) { EnqueueExperts(layer); });
+    result.combine_seconds = TimeGraph([&](int layer) { EnqueueCombine(layer); });
     const std::vector<int32_t> ids = ids_.Read();
     for (int layer = 0; layer < kLayers; ++layer) {
       const std::set<int32_t> active(ids.begin() + layer * pairs_, ids.begin() + (layer + 1) * pairs_);
@@ -150,32 +154,46 @@ class Bench {
 
  private:
   void EnqueueLayer(int layer) {
+    EnqueueRoute(layer);
+    EnqueueGroup(layer);
+    EnqueueExperts(layer);
+    EnqueueCombine(layer);
+  }
+
+  void EnqueueRoute(int layer) {
     RouteTokensArgs route;
     route.rule = rule_;
     route.hidden = x_.data() + XOffset(layer);
     route.router_weights = router_.data();
     route.num_tokens = tokens_;
     route.hidden_size = m_.hidden;
-    route.ids = ids_.data() + static_cast<size_t>(layer) * pairs_;
-    route.weights = weights_.data() + static_cast<size_t>(layer) * pairs_;
+    route.ids = Ids(layer);
+    route.weights = Weights(layer);
     route.counts = counts_.data();
     route.gate_mass = mass_.data();
     CheckOk(RouteTokens(route, route_workspace_->data(), stream_));
+  }
+
+  void EnqueueGroup(int layer) {
     CheckOk(GroupPairs(
-        {route.ids, pairs_, group_of_->data(), m_.experts, m_.experts, begin_.data(), order_.data(), row_of_.data()},
+        {Ids(layer), pairs_, group_of_->data(), m_.experts, m_.experts, begin_.data(), order_.data(), row_of_.data()},
         group_workspace_->data(), stream_));
-    EnqueueExperts(layer);
-    CheckOk(CombineRows({rows_.data(), row_of_.data(), route.ids, route.weights, tokens_, m_.top_k, m_.hidden,
+  }
+
+  void EnqueueCombine(int layer) {
+    CheckOk(CombineRows({rows_.data(), row_of_.data(), Ids(layer), Weights(layer), tokens_, m_.top_k, m_.hidden,
                          out_.data() + XOffset(layer)},
                         stream_));
   }
 
   void EnqueueExperts(int layer) {
     CheckOk(experts_->Run({x_.data() + XOffset(layer), order_.data(), m_.top_k, begin_.data(),
-                           slots_->data() + layer % copies_ * m_.experts, m_.experts, rows_.data()},
+                           slots_->data() + layer % copies_ * m_.experts, m_.experts, pairs_, rows_.data()},
                           workspace_->data(), pairs_, m_.experts, stream_));
   }
 
+  int32_t* Ids(int layer) const { return ids_.data() + static_cast<size_t>(layer) * pairs_; }
+  float* Weights(int layer) const { return weights_.data() + static_cast<size_t>(layer) * pairs_; }
   size_t XOffset(int layer) const { return static_cast<size_t>(layer) * tokens_ * m_.hidden; }
 
   double TimeGraph(const std::function<void(int)>& enqueue) {
@@ -271,18 +289,21 @@ int Main(int argc, char** argv) {
   const auto matmul = peer.find({"matmul", 0});
   const double flops = matmul != peer.end() ? matmul->second : 790e12;
   std::printf("read bandwidth %.2f TB/s, bf16 matmul %.0f TFLOP/s\n", bandwidth / 1e12, flops / 1e12);
-  std::printf("%-18s %6s %8s %9s %9s %9s %7s %9s %6s\n", "layer", "tokens", "MB", "floor us", "us", "experts",
-              "of floor", "PyTorch", "ratio");
+  std::printf("%-18s %6s %6s %9s %9s %7s %8s %6s  %s\n", "layer", "tokens", "MB", "floor us", "us", "floor", "PyTorch",
+              "ratio", "error     route group experts combine");
   bool right = true;
   for (const Model& model : kModels) {
+    if (argc > 2 && std::string(argv[2]) != model.name) continue;
     for (const int tokens : {1, 8, 32, 128, 1024, 4096, 16384}) {
+      if (argc > 3 && std::stoi(argv[3]) != tokens) continue;
       Bench bench(model, tokens, stream);
       const Result r = bench.Run(bandwidth, flops);
-      std::printf("%-18s %6d %8.0f %9.1f %9.1f %9.1f %7.1f%%", model.name, tokens, r.bytes / 1e6, r.floor_seconds * 1e6,
-                  r.seconds * 1e6, r.experts_seconds * 1e6, 100 * r.floor_seconds / r.seconds);
+      std::printf("%-18s %6d %6.0f %9.1f %9.1f %6.1f%%", model.name, tokens, r.bytes / 1e6, r.floor_seconds * 1e6,
+                  r.seconds * 1e6, 100 * r.floor_seconds / r.seconds);
       const auto other = peer.find({model.name, tokens});
-      if (other != peer.end()) std::printf(" %9.1f %6.2f", other->second * 1e6, other->second / r.seconds);
-      std::printf("  error %.1e%s\n", r.error, r.error < 1e-2 ? "" : "  WRONG");
+      if (other != peer.end()) std::printf(" %8.1f %6.2f", other->second * 1e6, other->second / r.seconds);
+      std::printf("  %.1e%s %6.1f %6.1f %8.1f %6.1f\n", r.error, r.error < 1e-2 ? "" : " WRONG", r.route_seconds * 1e6,
+                  r.group_seconds * 1e6, r.experts_seconds * 1e6, r.combine_seconds * 1e6);
       std::fflush(stdout);
       right = right && r.error < 1e-2;
     }

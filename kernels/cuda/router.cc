@@ -45,6 +45,7 @@ absl::Status RouteTokens(const RouteTokensArgs& args, void* workspace, cudaStrea
   if (args.hidden_size < 8 || args.hidden_size % 8 != 0) {
     return Field("hidden_size", args.hidden_size, "a positive multiple of 8");
   }
+  if (args.num_tasks < 1 || args.num_tasks > 1 << 20) return Field("num_tasks", args.num_tasks, "1 to 1048576");
   if (args.num_tokens == 0) return absl::OkStatus();
   internal::RouterArgs kernel_args = {};
   kernel_args.rule = args.rule;
@@ -55,6 +56,7 @@ absl::Status RouteTokens(const RouteTokensArgs& args, void* workspace, cudaStrea
   kernel_args.logits = static_cast<float*>(workspace);
   kernel_args.num_tokens = args.num_tokens;
   kernel_args.hidden_size = args.hidden_size;
+  kernel_args.num_tasks = args.num_tasks;
   kernel_args.ids = args.ids;
   kernel_args.weights = args.weights;
   kernel_args.counts = args.counts;

@@ -11,8 +11,13 @@ constexpr int kTileExperts = 128;
 constexpr int kTileK = 64;
 constexpr int kRowBytes = kTileK * 2;
 constexpr int kStages = 3;
-constexpr int kSelectTokens = 4;  // of a block of the second kernel: a warp each
-constexpr int kFewTokens = 512;   // up to here the tiles of the first kernel have 16 tokens
+constexpr int kFewTokens = 512;  // up to here the tiles of the first kernel have 16 tokens
+constexpr int kMultiprocessors = 132;
+// Warps of a block of the second kernel. Many tokens are first counted in shared memory, because additions to one
+// address of global memory wait for each other.
+constexpr int kFewWarps = 4;
+constexpr int kManyWarps = 16;
+constexpr int kTableCells = 2048;
 constexpr unsigned kAll = ~0u;
 
 __host__ __device__ constexpr int DivideUp(int a, int b) { return (a + b - 1) / b; }
@@ -158,23 +163,32 @@ __device__ int Best(const float (&scores)[kOwn], int lane) {
   return __reduce_min_sync(kAll, key == best ? lane * kOwn + at : 0x7fffffff);
 }
 
-// Sums the parts of a token's logits, in order, and chooses its experts: a warp a token, kOwn neighbouring experts a
-// lane.
+// Sums the parts of a token's logits, in order, and chooses its experts: a warp, kOwn neighbouring experts a lane.
+// Counts to `counts` and `gate_mass`, in shared or global memory.
 template <int kOwn>
-__global__ void __launch_bounds__(kSelectTokens * 32) SelectKernel(const RouterArgs args, int parts) {
-  LetNextKernelStart();
-  WaitForPreviousKernel();
+__device__ __forceinline__ void SelectToken(const RouterArgs& args, int parts, int token, unsigned long long* counts,
+                                            unsigned long long* gate_mass) {
   const CudaRouterRule& rule = args.rule;
-  const int lane = threadIdx.x % 32, token = blockIdx.x * kSelectTokens + threadIdx.x / 32, experts = rule.num_experts;
-  if (token >= args.num_tokens) return;
+  const int lane = threadIdx.x % 32, experts = rule.num_experts;
   const float kNone = -__int_as_float(0x7f800000);
   float scores[kOwn] = {};
   const float* logits = args.logits + static_cast<size_t>(token) * experts + lane * kOwn;
-#pragma unroll 4
-  for (int part = 0; part < parts; ++part) {
+  // Loads at once.
+  constexpr int kBatch = kOwn >= 8 ? 32 / kOwn : 16;
+  for (int first = 0; first < parts; first += kBatch) {
+    float v[kBatch][kOwn];
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      if (lane * kOwn + i < experts) scores[i] += logits[static_cast<size_t>(part) * args.num_tokens * experts + i];
+    for (int part = 0; part < kBatch; ++part) {
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        const bool valid = first + part < parts && lane * kOwn + i < experts;
+        v[part][i] = valid ? logits[static_cast<size_t>(first + part) * args.num_tokens * experts + i] : 0;
+      }
+    }
+#pragma unroll
+    for (int part = 0; part < kBatch; ++part) {
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) scores[i] += v[part][i];
     }
   }
   float chosen_by[kOwn];
@@ -263,12 +277,44 @@ __global__ void __launch_bounds__(kSelectTokens * 32) SelectKernel(const RouterA
     const size_t at = static_cast<size_t>(token) * rule.top_k + lane;
     args.ids[at] = own_id;
     args.weights[at] = own_weight;
-    const size_t cell = (args.task != nullptr ? static_cast<size_t>(args.task[token]) * experts : 0) + own_id;
-    if (args.counts != nullptr) atomicAdd(reinterpret_cast<unsigned long long*>(args.counts) + cell, 1ull);
-    if (args.gate_mass != nullptr) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(args.gate_mass) + cell,
-                __float2ull_rn(own_weight * 4294967296.0f));
-    }
+    const int cell = (args.task != nullptr ? args.task[token] * experts : 0) + own_id;
+    if (counts != nullptr) atomicAdd(counts + cell, 1ull);
+    if (gate_mass != nullptr) atomicAdd(gate_mass + cell, __float2ull_rn(own_weight * 4294967296.0f));
+  }
+}
+
+template <int kOwn>
+__global__ void __launch_bounds__(kFewWarps * 32) SelectFewKernel(const RouterArgs args, int parts) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int token = blockIdx.x * kFewWarps + threadIdx.x / 32;
+  if (token >= args.num_tokens) return;
+  SelectToken<kOwn>(args, parts, token, reinterpret_cast<unsigned long long*>(args.counts),
+                    reinterpret_cast<unsigned long long*>(args.gate_mass));
+}
+
+// Each warp has warp_tokens tokens.
+template <int kOwn>
+__global__ void __launch_bounds__(kManyWarps * 32) SelectManyKernel(const RouterArgs args, int parts, int warp_tokens) {
+  __shared__ unsigned long long table[2][kTableCells];
+  const int cells = args.num_tasks * args.rule.num_experts;
+  const bool tabled = cells <= kTableCells;
+  for (int i = threadIdx.x; tabled && i < cells; i += kManyWarps * 32) table[0][i] = table[1][i] = 0;
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  __syncthreads();
+  auto* counts = reinterpret_cast<unsigned long long*>(args.counts);
+  auto* gate_mass = reinterpret_cast<unsigned long long*>(args.gate_mass);
+  const int first = (blockIdx.x * kManyWarps + threadIdx.x / 32) * warp_tokens;
+  const int end = min(first + warp_tokens, args.num_tokens);
+  for (int token = first; token < end; ++token) {
+    SelectToken<kOwn>(args, parts, token, tabled && counts != nullptr ? table[0] : counts,
+                      tabled && gate_mass != nullptr ? table[1] : gate_mass);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; tabled && i < cells; i += kManyWarps * 32) {
+    if (table[0][i] != 0) atomicAdd(counts + i, table[0][i]);
+    if (table[1][i] != 0) atomicAdd(gate_mass + i, table[1][i]);
   }
 }
 
@@ -278,22 +324,28 @@ cudaError_t LaunchLogits(const RouterArgs& args, int parts, cudaStream_t stream)
   static const cudaError_t allowed = AllowSharedMemory(LogitsKernel<kTokens>, kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
   const dim3 grid(DivideUp(args.num_tokens, kTokens), DivideUp(args.rule.num_experts, kTileExperts), parts);
-  return Launch(LogitsKernel<kTokens>, grid, kThreads, kSharedBytes, /*cooperative=*/false, stream, args);
+  return Launch(LogitsKernel<kTokens>, {grid, kThreads, kSharedBytes}, stream, args);
 }
 
 template <int kOwn>
 cudaError_t LaunchSelect(const RouterArgs& args, int parts, cudaStream_t stream) {
-  return Launch(SelectKernel<kOwn>, dim3(DivideUp(args.num_tokens, kSelectTokens)), kSelectTokens * 32, 0,
-                /*cooperative=*/false, stream, args, parts);
+  if (args.num_tokens <= kFewTokens) {
+    return Launch(SelectFewKernel<kOwn>, {dim3(DivideUp(args.num_tokens, kFewWarps)), kFewWarps * 32}, stream, args,
+                  parts);
+  }
+  const int warp_tokens = DivideUp(args.num_tokens, kManyWarps * kMultiprocessors);
+  return Launch(SelectManyKernel<kOwn>, {dim3(DivideUp(args.num_tokens, kManyWarps * warp_tokens)), kManyWarps * 32},
+                stream, args, parts, warp_tokens);
 }
 
 }  // namespace
 
 int RouterParts(int num_tokens, int num_experts) {
   const int tiles = DivideUp(num_tokens, num_tokens <= kFewTokens ? 16 : 128) * DivideUp(num_experts, kTileExperts);
-  // About a block a multiprocessor; sums of more parts take longer than they save.
+  // About a block a multiprocessor, two where tokens are many; sums of more parts take longer than they save.
+  const int blocks = num_tokens <= kFewTokens || tiles < kMultiprocessors / 2 ? kMultiprocessors : 2 * kMultiprocessors;
   int parts = 1;
-  while (parts < kMaxRouterParts && tiles * parts * 2 <= 132) parts *= 2;
+  while (parts < kMaxRouterParts && tiles * parts * 2 <= blocks) parts *= 2;
   return parts;
 }
 

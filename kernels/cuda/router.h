@@ -26,10 +26,11 @@ struct RouteTokensArgs {
   int32_t* ids = nullptr;
   float* weights = nullptr;
 
-  // What the choices are counted by: [T], in [0, tasks); nullptr: all 0.
+  // What the choices are counted by: [T], in [0, num_tasks); nullptr: all 0.
   const int32_t* task = nullptr;
-  // [tasks][E]. `counts` grows by 1 and `gate_mass` by the weight, in units of 2^-32 rounded to the nearest, for each
-  // choice: sums of integers, the same in any order. nullptr: not counted.
+  int num_tasks = 1;
+  // [num_tasks][E]. `counts` grows by 1 and `gate_mass` by the weight, in units of 2^-32 rounded to the nearest, for
+  // each choice: sums of integers, the same in any order. nullptr: not counted.
   uint64_t* counts = nullptr;
   uint64_t* gate_mass = nullptr;
 };

@@ -46,6 +46,7 @@ struct RouterArgs {
   float* logits;
   int num_tokens;
   int hidden_size;
+  int num_tasks;
   int32_t* ids;
   float* weights;
   uint64_t* counts;
@@ -55,7 +56,7 @@ struct RouterArgs {
 // Parts of the hidden size whose logits are summed apart: at most kMaxRouterParts, and where there is more than one, at
 // most kMaxPartialRows parts times tokens.
 inline constexpr int kMaxRouterParts = 32;
-inline constexpr int kMaxPartialRows = 132 * 128;
+inline constexpr int kMaxPartialRows = 2 * 132 * 128;
 int RouterParts(int num_tokens, int num_experts);
 cudaError_t LaunchRouter(const RouterArgs& args, cudaStream_t stream);
 

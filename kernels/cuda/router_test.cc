@@ -105,6 +105,7 @@ void RunCase(const CudaRouterRule& rule, int tokens, int hidden, int tasks) {
   args.ids = ids.data();
   args.weights = weights.data();
   args.task = device_task.data();
+  args.num_tasks = tasks;
   args.counts = counts.data();
   args.gate_mass = mass.data();
   for (int run = 0; run < 2; ++run) {
@@ -157,7 +158,10 @@ TEST(CudaRouterTest, Sizes) {
   rule.num_experts = 64;
   rule.top_k = 6;
   for (const int hidden : {8, 72, 2048, 7168}) RunCase(rule, 33, hidden, 1);
-  for (const int tokens : {512, 513, 1000, 4096}) RunCase(rule, tokens, 136, 2);
+  for (const int tokens : {512, 513, 1000, 4096}) {
+    RunCase(rule, tokens, 136, 2);
+    RunCase(rule, tokens, 136, 40);  // more cells than fit in shared memory
+  }
 }
 
 TEST(CudaRouterTest, GroupedSigmoid) {

@@ -164,18 +164,17 @@ cudaError_t LaunchGroupPairs(const GroupKernelArgs& args, cudaStream_t stream) {
   static const cudaError_t allowed = AllowSharedMemory(GroupTileKernel, sizeof(int32_t) * kGroupWarps * kGroupThreads);
   if (allowed != cudaSuccess) return allowed;
   if (tiles > 1) {
-    const cudaError_t error = Launch(CountTileKernel, dim3(tiles), kGroupThreads, sizeof(int32_t) * args.num_groups,
-                                     /*cooperative=*/false, stream, args);
+    const cudaError_t error =
+        Launch(CountTileKernel, {dim3(tiles), kGroupThreads, sizeof(int32_t) * args.num_groups}, stream, args);
     if (error != cudaSuccess) return error;
   }
-  return Launch(GroupTileKernel, dim3(tiles > 0 ? tiles : 1), kGroupThreads, shared, /*cooperative=*/false, stream,
-                args);
+  return Launch(GroupTileKernel, {dim3(tiles > 0 ? tiles : 1), kGroupThreads, shared}, stream, args);
 }
 
 cudaError_t LaunchCombine(const CombineKernelArgs& args, cudaStream_t stream) {
   const int columns = kCombineThreads * kCombineColumns;
-  return Launch(CombineKernel, dim3(args.num_tokens, (args.hidden_size + columns - 1) / columns), kCombineThreads, 0,
-                /*cooperative=*/false, stream, args);
+  return Launch(CombineKernel, {dim3(args.num_tokens, (args.hidden_size + columns - 1) / columns), kCombineThreads},
+                stream, args);
 }
 
 }  // namespace ballast::internal
