@@ -54,24 +54,66 @@ std::vector<int32_t> AllocateReplicas(std::span<const std::vector<double>> cost,
   return out;
 }
 
-std::vector<std::vector<int32_t>> SpreadSlots(std::span<const int32_t> replicas, int32_t workers) {
+std::vector<std::vector<int32_t>> SpreadSlots(std::span<const int32_t> replicas, std::span<const int32_t> totals,
+                                              int32_t most) {
+  const size_t workers = totals.size();
+  const int64_t all = std::accumulate(totals.begin(), totals.end(), int64_t{0});
   std::vector<std::vector<int32_t>> out;
   std::vector<int64_t> sum(workers);
+  // How far each worker is behind its part so far, in parts of a slot of 1 / all.
+  std::vector<int64_t> behind(workers);
+  if (all == 0) return std::vector(replicas.size(), std::vector<int32_t>(workers));
+  int64_t so_far = 0;
   for (const int32_t count : replicas) {
-    std::vector<int32_t>& slots = out.emplace_back(workers, count / workers);
-    int32_t remainder = count % workers;
-    // Sums differ by at most one: first those with fewer, then the others.
-    const int64_t fewest = *std::min_element(sum.begin(), sum.end());
-    for (const int64_t level : {fewest, fewest + 1}) {
-      std::vector<int32_t> alike;
-      for (int32_t w = 0; w < workers; ++w) {
-        if (sum[w] == level) alike.push_back(w);
-      }
-      const auto take = std::min<int64_t>(remainder, static_cast<int64_t>(alike.size()));
-      for (int64_t i = 0; i < take; ++i) ++slots[alike[i * static_cast<int64_t>(alike.size()) / take]];
-      remainder -= static_cast<int32_t>(take);
+    so_far += count;
+    std::vector<int32_t>& slots = out.emplace_back(workers);
+    int64_t left = count;
+    for (size_t w = 0; w < workers; ++w) {
+      behind[w] = totals[w] * so_far - sum[w] * all;
+      slots[w] = static_cast<int32_t>(std::clamp<int64_t>(behind[w] / all, 0, most));
+      behind[w] -= slots[w] * all;
+      left -= slots[w];
     }
-    for (int32_t w = 0; w < workers; ++w) sum[w] += slots[w];
+    for (; left < 0; ++left) {
+      size_t ahead = workers;
+      for (size_t w = 0; w < workers; ++w) {
+        if (slots[w] > 0 && (ahead == workers || behind[w] < behind[ahead])) ahead = w;
+      }
+      --slots[ahead];
+      behind[ahead] += all;
+    }
+    while (left > 0) {
+      std::vector<size_t> alike;
+      for (size_t w = 0; w < workers; ++w) {
+        if (slots[w] == most) continue;
+        const auto before = [&](size_t a, size_t b) {
+          return behind[a] != behind[b] ? behind[a] > behind[b] : slots[a] < slots[b];
+        };
+        if (!alike.empty() && before(w, alike[0])) alike.clear();
+        if (alike.empty() || !before(alike[0], w)) alike.push_back(w);
+      }
+      BALLAST_CHECK(!alike.empty()) << count << " replicas on " << workers << " workers, " << most << " at the most";
+      const auto take = std::min(static_cast<size_t>(left), alike.size());
+      for (size_t i = 0; i < take; ++i) {
+        const size_t w = alike[i * alike.size() / take];
+        ++slots[w];
+        behind[w] -= all;
+      }
+      left -= static_cast<int64_t>(take);
+    }
+    for (size_t w = 0; w < workers; ++w) sum[w] += slots[w];
+  }
+  // Rounding may have left a worker one above its total and another one below.
+  for (size_t over = 0; over < workers; ++over) {
+    for (size_t l = 0; l < out.size() && sum[over] > totals[over]; ++l) {
+      for (size_t under = 0; under < workers && sum[over] > totals[over] && out[l][over] > 0; ++under) {
+        if (sum[under] >= totals[under] || out[l][under] == most) continue;
+        --out[l][over];
+        ++out[l][under];
+        --sum[over];
+        ++sum[under];
+      }
+    }
   }
   return out;
 }
@@ -87,30 +129,43 @@ std::vector<int32_t> ReplicaSizes(int32_t most) {
   return sizes;
 }
 
-absl::StatusOr<int64_t> ReplicaBudget(const PlanRequest& request) {
+absl::StatusOr<ReplicaBudget> BudgetOf(const PlanRequest& request) {
   if (!request.replicas_per_worker) {
     return absl::InvalidArgumentError("replicas_per_worker: is missing; this policy plans under a budget of replicas");
   }
-  const int32_t budget = *request.replicas_per_worker;
-  if (budget < 0)
-    return absl::InvalidArgumentError(absl::StrCat("replicas_per_worker: ", budget, "; must be at least 0"));
+  const int32_t each = *request.replicas_per_worker;
+  if (each < 0) return absl::InvalidArgumentError(absl::StrCat("replicas_per_worker: ", each, "; must be at least 0"));
   const LoadMatrix& load = request.scenarios[0].load;
   const auto workers = static_cast<int64_t>(request.topology.workers.size());
   const int64_t once = static_cast<int64_t>(load.layers) * load.experts;
-  const int64_t slots = (once + workers - 1) / workers + budget;
+  ReplicaBudget budget{each * workers, {}};
+  // Slots go round to those with room, fewest first.
+  std::vector<int64_t> room;
   for (const TopologyWorker& w : request.topology.workers) {
-    const int64_t fit = w.capacity.slots - w.capacity.staging_slots;
-    if (slots > fit) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "replicas_per_worker: ", budget, " beside one replica of each of ", load.layers, " x ", load.experts,
-          " experts are ", slots, " slots a worker; worker '", w.name, "' has ", fit, " beside staging"));
-    }
+    room.push_back(std::min<int64_t>(w.capacity.slots - w.capacity.staging_slots, once));
   }
-  return budget * workers;
+  std::vector<int64_t> order(workers);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return room[a] < room[b]; });
+  budget.slots.resize(workers);
+  int64_t left = once + budget.replicas;
+  for (int64_t i = 0; i < workers; ++i) {
+    const int64_t part = std::min(room[order[i]], left / (workers - i));
+    budget.slots[order[i]] = static_cast<int32_t>(part);
+    left -= part;
+  }
+  if (left > 0) {
+    const int64_t all = std::accumulate(room.begin(), room.end(), int64_t{0});
+    return absl::FailedPreconditionError(absl::StrCat("replicas_per_worker: ", each, " beside one replica of each of ",
+                                                      load.layers, " x ", load.experts, " experts are ",
+                                                      once + budget.replicas, " slots; the ", workers,
+                                                      " workers have room for ", all, " beside staging"));
+  }
+  return budget;
 }
 
 absl::StatusOr<std::vector<DispatchTable>> CraftPolicy::Place(const PlanRequest& request) const {
-  BALLAST_ASSIGN_OR_RETURN(const int64_t budget, ReplicaBudget(request));
+  BALLAST_ASSIGN_OR_RETURN(const ReplicaBudget budget, BudgetOf(request));
   const auto workers = static_cast<int32_t>(request.topology.workers.size());
   const LoadMatrix blend = Blend(request.scenarios);
   std::vector<int32_t> sizes = {0};
@@ -126,13 +181,13 @@ absl::StatusOr<std::vector<DispatchTable>> CraftPolicy::Place(const PlanRequest&
   for (int32_t l = 0; l < blend.layers; ++l) {
     for (const int32_t size : sizes) {
       const int32_t replicas[] = {blend.experts + size};
-      const DispatchTable table = place(l, SpreadSlots(replicas, workers)[0]);
+      const DispatchTable table = place(l, SpreadSlots(replicas, budget.slots, blend.experts)[0]);
       cost[l].push_back(1 - Balancedness(WorkerLoads(table, blend.layer(l), request.topology)));
     }
   }
-  std::vector<int32_t> replicas = AllocateReplicas(cost, sizes, budget);
+  std::vector<int32_t> replicas = AllocateReplicas(cost, sizes, budget.replicas);
   for (int32_t& r : replicas) r += blend.experts;
-  const auto slots = SpreadSlots(replicas, workers);
+  const auto slots = SpreadSlots(replicas, budget.slots, blend.experts);
   std::vector<DispatchTable> layers;
   for (int32_t l = 0; l < blend.layers; ++l) layers.push_back(place(l, slots[l]));
   return layers;

@@ -19,10 +19,12 @@ namespace ballast {
 std::vector<int32_t> AllocateReplicas(std::span<const std::vector<double>> cost, std::span<const int32_t> sizes,
                                       int64_t budget);
 
-// Slots of every layer on every worker, [layers][workers], for replicas[layer] replicas: as equal as can be within a
-// layer (at most one apart), and over all layers (equal on all workers where the sum divides by them). Workers that get
-// a layer's remainder are those with fewest slots so far, spaced evenly where they are alike.
-std::vector<std::vector<int32_t>> SpreadSlots(std::span<const int32_t> replicas, int32_t workers);
+// Slots of every layer on every worker, [layers][workers], for replicas[layer] replicas: over all layers
+// totals[worker], which sum to the replicas, and within a layer as near to that proportion as can be (where totals are
+// equal, at most one apart), `most` at the most. Workers that get a layer's remainder are those most behind, spaced
+// evenly where they are alike.
+std::vector<std::vector<int32_t>> SpreadSlots(std::span<const int32_t> replicas, std::span<const int32_t> totals,
+                                              int32_t most);
 
 // CRAFT as its paper states it (2026): per-layer replica counts of 0, 1, 2, 4, ..., workers by the knapsack over the
 // balancedness that greedy replication and longest-first packing reach with equal split, and that packing. Needs
@@ -37,9 +39,17 @@ class CraftPolicy final : public PlannerPolicy {
 // The counts of a layer that are tried, 0 first: 0, 1, 2, 3, 4, 6, 8, 12, 16, ... up to `most`.
 std::vector<int32_t> ReplicaSizes(int32_t most);
 
-// InvalidArgument or FailedPrecondition unless replicas_per_worker is there, at least 0 and fits every worker beside
-// one replica an expert. Returns the replicas beyond those, over all layers and workers.
-absl::StatusOr<int64_t> ReplicaBudget(const PlanRequest& request);
+// What PlanRequest::replicas_per_worker allows.
+struct ReplicaBudget {
+  // Beyond one an expert, over all layers and workers.
+  int64_t replicas = 0;
+  // [workers] slots over all layers: as equal as their room allows, so that what is left for KV caches is, too.
+  std::vector<int32_t> slots;
+};
+
+// InvalidArgument or FailedPrecondition unless replicas_per_worker is there, at least 0 and fits the workers beside one
+// replica an expert.
+absl::StatusOr<ReplicaBudget> BudgetOf(const PlanRequest& request);
 
 }  // namespace ballast
 

@@ -54,16 +54,41 @@ TEST(SpreadSlots, IsEvenWithinLayersAndOverall) {
     const int32_t workers = 1 + random() % 9;
     std::vector<int32_t> replicas(1 + random() % 6);
     for (int32_t& r : replicas) r = static_cast<int32_t>(random() % 40);
-    const auto slots = SpreadSlots(replicas, workers);
+    const int32_t all = std::accumulate(replicas.begin(), replicas.end(), 0);
+    std::vector<int32_t> totals(workers, all / workers);
+    for (int32_t w = 0; w < all % workers; ++w) ++totals[w];
+    const auto slots = SpreadSlots(replicas, totals, 40);
     std::vector<int32_t> sum(workers);
     for (size_t l = 0; l < replicas.size(); ++l) {
       ASSERT_EQ(std::accumulate(slots[l].begin(), slots[l].end(), 0), replicas[l]);
       const auto [least, most] = std::minmax_element(slots[l].begin(), slots[l].end());
-      ASSERT_LE(*most - *least, 1);
+      ASSERT_LE(*most - *least, all % workers == 0 ? 1 : 2);
       for (int32_t w = 0; w < workers; ++w) sum[w] += slots[l][w];
     }
-    const auto [least, most] = std::minmax_element(sum.begin(), sum.end());
-    ASSERT_LE(*most - *least, 1);
+    ASSERT_EQ(sum, totals);
+  }
+}
+
+TEST(SpreadSlots, FollowsUnequalTotals) {
+  std::mt19937 random(3);
+  for (int trial = 0; trial < 2000; ++trial) {
+    const int32_t workers = 1 + random() % 9;
+    std::vector<int32_t> totals(workers);
+    for (int32_t& t : totals) t = static_cast<int32_t>(random() % 30);
+    const int32_t all = std::accumulate(totals.begin(), totals.end(), 0);
+    std::vector<int32_t> replicas(1 + random() % 6);
+    for (int32_t i = 0; i < all; ++i) ++replicas[random() % replicas.size()];
+    const auto slots = SpreadSlots(replicas, totals, 60);
+    std::vector<int32_t> sum(workers);
+    for (size_t l = 0; l < replicas.size(); ++l) {
+      ASSERT_EQ(std::accumulate(slots[l].begin(), slots[l].end(), 0), replicas[l]);
+      for (int32_t w = 0; w < workers; ++w) {
+        const double part = static_cast<double>(totals[w]) * replicas[l] / std::max(all, 1);
+        ASSERT_NEAR(slots[l][w], part, 2.01) << trial;
+        sum[w] += slots[l][w];
+      }
+    }
+    ASSERT_EQ(sum, totals) << trial;
   }
 }
 
@@ -110,7 +135,7 @@ TEST(Budget, NamesWhatIsWrong) {
   EXPECT_THAT(MakePlan(CraftPolicy(), request).status().ToString(), HasSubstr("replicas_per_worker: -1"));
   request.replicas_per_worker = 2;
   EXPECT_THAT(MakePlan(CostAwarePolicy(), request).status().ToString(),
-              HasSubstr("are 10 slots a worker; worker 'w0' has 9 beside staging"));
+              HasSubstr("are 40 slots; the 4 workers have room for 36 beside staging"));
   request.replicas_per_worker.reset();
   EXPECT_THAT(MakePlan(CraftPolicy(), request).status().ToString(), HasSubstr("replicas_per_worker: is missing"));
 }

@@ -5,7 +5,6 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
-#include "controller/planner/packs.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
 
@@ -110,6 +109,24 @@ std::vector<int32_t> RebalanceExperts(std::span<const float> weights, int32_t re
   return physical_to_logical;
 }
 
+namespace {
+
+// `tokens` may be a blend, which does not count whole tokens as published; only proportions matter.
+Packs DistinctPacks(std::span<const double> tokens, int32_t groups, int32_t nodes, int32_t workers, int32_t slots) {
+  const std::vector<float> weights(tokens.begin(), tokens.end());
+  const std::vector<int32_t> physical = RebalanceExperts(weights, slots * workers, groups, nodes, workers);
+  Packs packs(workers);
+  for (int32_t p = 0; p < slots * workers; ++p) packs[p / slots].push_back(physical[p]);
+  MakeDistinct(tokens, packs);
+  return packs;
+}
+
+}  // namespace
+
+Packs EplbPacks(std::span<const double> tokens, int32_t workers, int32_t slots) {
+  return DistinctPacks(tokens, 1, 1, workers, slots);
+}
+
 absl::StatusOr<std::vector<DispatchTable>> EplbPolicy::Place(const PlanRequest& request) const {
   BALLAST_ASSIGN_OR_RETURN(const int32_t slots, SlotsPerLayer(request));
   const auto workers = static_cast<int32_t>(request.topology.workers.size());
@@ -133,13 +150,7 @@ absl::StatusOr<std::vector<DispatchTable>> EplbPolicy::Place(const PlanRequest& 
   const int32_t block = hierarchical ? workers / nodes : workers;
   std::vector<DispatchTable> layers;
   for (int32_t l = 0; l < blend.layers; ++l) {
-    const auto tokens = blend.layer(l);
-    // Published counts are whole tokens; a blend's are not, but only proportions matter.
-    const std::vector<float> weights(tokens.begin(), tokens.end());
-    const std::vector<int32_t> physical = RebalanceExperts(weights, slots * workers, groups_, nodes, workers);
-    Packs packs(workers);
-    for (int32_t p = 0; p < slots * workers; ++p) packs[p / slots].push_back(physical[p]);
-    MakeDistinct(tokens, packs);
+    Packs packs = DistinctPacks(blend.layer(l), groups_, nodes, workers, slots);
     if (!current.empty()) packs = Relabel(packs, current[l], block);
     layers.push_back(ToTable(packs, blend.experts));
     if (split_ == Split::kEqual) layers.back().weight.assign(layers.back().weight.size(), 1);

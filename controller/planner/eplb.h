@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "controller/planner/packs.h"
 #include "controller/planner/planner.h"
 
 namespace ballast {
@@ -37,6 +38,9 @@ Replication ReplicateExperts(std::span<const float> weights, int32_t replicas);
 // logical_to_physical.
 std::vector<int32_t> RebalanceExperts(std::span<const float> weights, int32_t replicas, int32_t groups, int32_t nodes,
                                       int32_t gpus, std::vector<int32_t>* rank = nullptr);
+
+// One layer by the global form, experts made distinct within a worker as EplbPolicy does. slots <= experts.
+Packs EplbPacks(std::span<const double> tokens, int32_t workers, int32_t slots);
 
 // EPLB for Ballast's placements: on the blend of the scenarios, as many slots a layer on every worker as the request
 // allows. Where the published algorithm puts an expert twice on one worker, the second copy changes places with the

@@ -149,7 +149,7 @@ TEST(EplbPolicy, NeverPutsAnExpertTwiceOnAWorker) {
 
 TEST(EplbPolicy, SaysWhatIsWrong) {
   const auto few = EplbPolicy().Place(Request({{1, 2, 3, 4, 5}}, 2, 1, 2));
-  EXPECT_THAT(few.status().ToString(), HasSubstr("2 workers of 2 slots a layer; a layer has 5 experts"));
+  EXPECT_THAT(few.status().ToString(), HasSubstr("4 a layer on 2 workers; a layer has 5 experts"));
   const auto groups = EplbPolicy(2).Place(Request({{1, 2, 3}}, 2, 1, 2));
   EXPECT_THAT(groups.status().ToString(), HasSubstr("groups: 2; must divide the 3 experts"));
   auto large = Request({{1, 2}}, 2, 1, 2);

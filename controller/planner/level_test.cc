@@ -1,9 +1,8 @@
 #include "controller/planner/level.h"
 
 #include <algorithm>
-#include <numeric>
+#include <cmath>
 #include <random>
-#include <set>
 
 #include "controller/planner/score.h"
 #include "gmock/gmock.h"
@@ -23,63 +22,6 @@ std::vector<double> RandomTokens(std::mt19937& random, int32_t experts) {
   }
   if (kind == 2) tokens[random() % experts] = 1e7;
   return tokens;
-}
-
-double Level(const Packs& packs, std::span<const double> tokens) {
-  DispatchTable table = ToTable(packs, static_cast<int32_t>(tokens.size()));
-  table.weight.assign(table.weight.size(), 1);
-  const auto workers = static_cast<int32_t>(packs.size());
-  return ScoreLayer(table, tokens, UniformTopology(workers, 1, 1)).balancedness_solved;
-}
-
-void CheckPacks(const Packs& packs, int32_t experts, int32_t slots) {
-  std::set<int32_t> all;
-  for (const auto& pack : packs) {
-    ASSERT_EQ(static_cast<int32_t>(pack.size()), slots);
-    ASSERT_EQ(std::set<int32_t>(pack.begin(), pack.end()).size(), pack.size());
-    all.insert(pack.begin(), pack.end());
-  }
-  ASSERT_EQ(static_cast<int32_t>(all.size()), experts);
-}
-
-TEST(PlaceLevel, IsExactlyLevelWhereverOneSlotAWorkerIsSpare) {
-  std::mt19937 random(1);
-  for (int trial = 0; trial < 3000; ++trial) {
-    const int32_t workers = 1 + random() % 8;
-    const int32_t slots = 2 + random() % 4;
-    const int32_t experts = std::max(slots, 1 + static_cast<int32_t>(random() % (workers * (slots - 1))));
-    if (experts > workers * (slots - 1)) continue;
-    const std::vector<double> tokens = RandomTokens(random, experts);
-    const Packs packs = PlaceLevel(tokens, workers, slots);
-    CheckPacks(packs, experts, slots);
-    if (HasFatalFailure()) FAIL() << "trial " << trial;
-    if (std::accumulate(tokens.begin(), tokens.end(), 0.0) > 0) {
-      ASSERT_GT(Level(packs, tokens), 1 - 1e-6) << trial;
-    }
-  }
-}
-
-TEST(PlaceLevel, WithFewSlotsIsSoundAndMostlyAboveGreedy) {
-  std::mt19937 random(2);
-  double ours = 0;
-  double bound = 0;
-  int trials = 0;
-  for (int trial = 0; trial < 400; ++trial) {
-    const int32_t workers = 1 + random() % 8;
-    const int32_t slots = 1 + random() % 4;
-    const int32_t least = std::max(slots, workers * (slots - 1) + 1);
-    const int32_t experts = least + static_cast<int32_t>(random() % (workers * slots - least + 1));
-    if (experts > workers * slots) continue;
-    const std::vector<double> tokens = RandomTokens(random, experts);
-    const Packs packs = PlaceLevel(tokens, workers, slots);
-    CheckPacks(packs, experts, slots);
-    if (HasFatalFailure()) FAIL() << "trial " << trial;
-    if (std::accumulate(tokens.begin(), tokens.end(), 0.0) == 0) continue;
-    ours += Level(packs, tokens);
-    bound += UpperBound(tokens, slots * workers, workers);
-    ++trials;
-  }
-  EXPECT_GT(ours / trials, .95 * bound / trials);
 }
 
 TEST(CostAwarePolicy, PlansAreLevelAndKeepWhatTheyCan) {
@@ -108,6 +50,67 @@ TEST(CostAwarePolicy, ServesEnginesThatSplitEqually) {
   const auto solved = MakePlan(CostAwarePolicy(), request);
   ASSERT_TRUE(solved.ok()) << solved.status();
   EXPECT_GT(plan->predicted[0].balancedness_equal_split, solved->predicted[0].balancedness_equal_split);
+}
+
+// Half of the workers twice as fast, or with more room, or both.
+TEST(CostAwarePolicy, UsesUnequalWorkersByWhatTheyAre) {
+  std::mt19937 random(5);
+  for (int kind = 1; kind < 4; ++kind) {
+    PlanRequest request;
+    request.scenarios = {{"load", 1, LoadMatrix(3, 64)}};
+    std::lognormal_distribution<double> skew(6, .8);
+    for (double& t : request.scenarios[0].load.tokens) t = std::floor(skew(random));
+    request.topology = UniformTopology(8, 1, 3 * 10);
+    for (int w = 0; w < 8; w += 2) {
+      if (kind & 1) request.topology.workers[w].speed = 2;
+      if (kind & 2) request.topology.workers[w].capacity.slots += 3 * 4;
+    }
+    const auto plan = MakePlan(CostAwarePolicy(), request);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_GT(plan->predicted[0].worst, .999) << kind;
+    EXPECT_LE(plan->predicted[0].balancedness, plan->predicted[0].upper_bound + 1e-9);
+    std::vector<int32_t> slots(8);
+    for (const Replica& r : plan->placement.replicas) ++slots[r.worker];
+    EXPECT_EQ(slots, (kind & 2 ? std::vector<int32_t>{42, 30, 42, 30, 42, 30, 42, 30} : std::vector<int32_t>(8, 30)));
+    const auto equal = MakePlan(CostAwarePolicy(0, CostAwarePolicy::Split::kEqual), request);
+    ASSERT_TRUE(equal.ok()) << equal.status();
+    EXPECT_GT(equal->predicted[0].worst, .985) << kind;
+    // What it is told to keep it keeps.
+    request.current = plan->placement;
+    EXPECT_EQ(MakePlan(CostAwarePolicy(), request)->moves, 0);
+  }
+}
+
+TEST(CostAwarePolicy, KeepsWhatItCanUnderABudget) {
+  std::mt19937 random(6);
+  PlanRequest request;
+  request.scenarios = {{"load", 1, LoadMatrix(4, 24)}};
+  request.scenarios[0].load.tokens = RandomTokens(random, 4 * 24);
+  request.topology = UniformTopology(4, 1, 24 + 3);
+  request.replicas_per_worker = 3;
+  const CostAwarePolicy policy(50'000);
+  const auto plan = MakePlan(policy, request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  std::vector<int32_t> slots(4);
+  for (const Replica& r : plan->placement.replicas) ++slots[r.worker];
+  EXPECT_EQ(slots, std::vector<int32_t>(4, 27));
+  request.current = plan->placement;
+  EXPECT_EQ(MakePlan(policy, request)->moves, 0);
+}
+
+TEST(CostAwarePolicy, WorkersOfAnyRoomShareABudget) {
+  PlanRequest request;
+  request.scenarios = {{"load", 1, LoadMatrix(4, 24)}};
+  std::mt19937 random(7);
+  request.scenarios[0].load.tokens = RandomTokens(random, 4 * 24);
+  request.topology = UniformTopology(4, 1, 30);
+  request.topology.workers[1].capacity.slots = 2 + 11;
+  request.replicas_per_worker = 1;
+  const auto plan = MakePlan(CostAwarePolicy(20'000), request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  std::vector<int32_t> slots(4);
+  for (const Replica& r : plan->placement.replicas) ++slots[r.worker];
+  EXPECT_EQ(slots, (std::vector<int32_t>{29, 11, 30, 30}));
 }
 
 TEST(CostAwarePolicy, OddButValid) {

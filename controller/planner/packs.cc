@@ -17,8 +17,11 @@ bool Holds(const std::vector<int32_t>& pack, int32_t expert) {
   return std::find(pack.begin(), pack.end(), expert) != pack.end();
 }
 
-// (value, row, column) triples, the greatest first; the rest of the rows keep their column where it is free.
-std::vector<int32_t> GreedyAssignment(std::vector<std::tuple<int64_t, int32_t, int32_t>> values, int32_t n) {
+// (value, row, column)
+using Values = std::vector<std::tuple<int64_t, int32_t, int32_t>>;
+
+// The greatest first; the rest of the rows keep their column where it is free.
+std::vector<int32_t> GreedyAssignment(Values values, int32_t n) {
   std::sort(values.begin(), values.end(), [](const auto& a, const auto& b) {
     return std::get<0>(a) != std::get<0>(b) ? std::get<0>(a) > std::get<0>(b) : a < b;
   });
@@ -43,6 +46,39 @@ std::vector<int32_t> GreedyAssignment(std::vector<std::tuple<int64_t, int32_t, i
     taken[next] = true;
   }
   return column;
+}
+
+// Pairs that are not in `values` count 0, or 1 on the diagonal.
+std::vector<int32_t> Assign(const Values& values, int32_t n) {
+  if (n > kMostExact) return GreedyAssignment(values, n);
+  std::vector<int64_t> matrix(static_cast<size_t>(n) * n);
+  for (int32_t i = 0; i < n; ++i) matrix[i * n + i] = 1;
+  for (const auto& [value, row, column] : values) matrix[row * n + column] = value;
+  return BestAssignment(matrix, n);
+}
+
+// How many of each pack's replicas each worker holds, for pairs with any. One more where the pack is: a tie leaves it
+// in place.
+Values Stays(const Packs& packs, const DispatchTable& current) {
+  const auto workers = static_cast<int32_t>(packs.size());
+  const int64_t tie = workers + 1;
+  Values stays;
+  std::vector<int64_t> row(workers);
+  std::vector<int32_t> touched;
+  for (int32_t p = 0; p < workers; ++p) {
+    for (const int32_t e : packs[p]) {
+      for (int32_t r = current.begin[e]; r < current.begin[e + 1]; ++r) {
+        if (row[current.rank[r]]++ == 0) touched.push_back(current.rank[r]);
+      }
+    }
+    std::sort(touched.begin(), touched.end());
+    for (const int32_t w : touched) {
+      stays.push_back({tie * row[w] + (p == w), p, w});
+      row[w] = 0;
+    }
+    touched.clear();
+  }
+  return stays;
 }
 
 }  // namespace
@@ -87,60 +123,54 @@ void MakeDistinct(std::span<const double> tokens, Packs& packs) {
 
 Packs Relabel(const Packs& packs, const DispatchTable& current, int32_t block) {
   const auto workers = static_cast<int32_t>(packs.size());
-  // stays[p, w]: how many of pack p's replicas worker w holds. Only pairs with any.
-  std::vector<std::tuple<int64_t, int32_t, int32_t>> stays;
-  const int64_t tie = workers + 1;
-  std::vector<int64_t> row(workers);
-  std::vector<int32_t> touched;
-  for (int32_t p = 0; p < workers; ++p) {
-    for (const int32_t e : packs[p]) {
-      for (int32_t r = current.begin[e]; r < current.begin[e + 1]; ++r) {
-        if (row[current.rank[r]]++ == 0) touched.push_back(current.rank[r]);
-      }
-    }
-    std::sort(touched.begin(), touched.end());
-    for (const int32_t w : touched) {
-      // One more where it is: a tie leaves packs in place.
-      stays.push_back({tie * row[w] + (p == w), p, w});
-      row[w] = 0;
-    }
-    touched.clear();
+  if (block == workers) return Relabel(packs, current, std::vector<int32_t>(workers));
+  // Each pair of blocks at its best, then the blocks.
+  const int32_t blocks = workers / block;
+  std::vector<Values> inner(blocks * blocks);
+  for (const auto& [value, p, w] : Stays(packs, current)) {
+    inner[p / block * blocks + w / block].push_back({value, p % block, w % block});
   }
-  const auto assign = [](const std::vector<std::tuple<int64_t, int32_t, int32_t>>& values, int32_t n) {
-    if (n > kMostExact) return GreedyAssignment(values, n);
-    std::vector<int64_t> matrix(static_cast<size_t>(n) * n);
-    for (int32_t i = 0; i < n; ++i) matrix[i * n + i] = 1;
-    for (const auto& [value, p, w] : values) matrix[p * n + w] = value;
-    return BestAssignment(matrix, n);
-  };
-  std::vector<int32_t> worker_of(workers);
-  if (block == workers) {
-    worker_of = assign(stays, workers);
-  } else {
-    // Each pair of blocks at its best, then the blocks.
-    const int32_t blocks = workers / block;
-    std::vector<std::vector<std::tuple<int64_t, int32_t, int32_t>>> inner(blocks * blocks);
-    for (const auto& [value, p, w] : stays) {
-      inner[p / block * blocks + w / block].push_back({value, p % block, w % block});
+  std::vector<std::vector<int32_t>> place(blocks * blocks);
+  Values outer;
+  for (int32_t i = 0; i < blocks * blocks; ++i) {
+    place[i] = Assign(inner[i], block);
+    int64_t sum = i / blocks == i % blocks ? 1 : 0;
+    for (const auto& [value, p, w] : inner[i]) {
+      if (place[i][p] == w) sum += (blocks + 1) * value;
     }
-    std::vector<std::vector<int32_t>> place(blocks * blocks);
-    std::vector<std::tuple<int64_t, int32_t, int32_t>> outer;
-    for (int32_t i = 0; i < blocks * blocks; ++i) {
-      place[i] = assign(inner[i], block);
-      int64_t sum = i / blocks == i % blocks ? 1 : 0;
-      for (const auto& [value, p, w] : inner[i]) {
-        if (place[i][p] == w) sum += (blocks + 1) * value;
-      }
-      outer.push_back({sum, i / blocks, i % blocks});
-    }
-    const std::vector<int32_t> block_of = assign(outer, blocks);
-    for (int32_t p = 0; p < workers; ++p) {
-      const int32_t to = block_of[p / block];
-      worker_of[p] = to * block + place[p / block * blocks + to][p % block];
-    }
+    outer.push_back({sum, i / blocks, i % blocks});
   }
+  const std::vector<int32_t> block_of = Assign(outer, blocks);
   Packs out(workers);
-  for (int32_t p = 0; p < workers; ++p) out[worker_of[p]] = packs[p];
+  for (int32_t p = 0; p < workers; ++p) {
+    const int32_t to = block_of[p / block];
+    out[to * block + place[p / block * blocks + to][p % block]] = packs[p];
+  }
+  return out;
+}
+
+Packs Relabel(const Packs& packs, const DispatchTable& current, std::span<const int32_t> kind) {
+  // Workers of a kind, and each worker's place among them.
+  std::vector<int32_t> kinds(kind.begin(), kind.end());
+  std::sort(kinds.begin(), kinds.end());
+  kinds.erase(std::unique(kinds.begin(), kinds.end()), kinds.end());
+  std::vector<std::vector<int32_t>> members(kinds.size());
+  std::vector<int32_t> place(packs.size());
+  const auto index = [&](int32_t w) { return std::lower_bound(kinds.begin(), kinds.end(), kind[w]) - kinds.begin(); };
+  for (size_t w = 0; w < packs.size(); ++w) {
+    auto& alike = members[index(static_cast<int32_t>(w))];
+    place[w] = static_cast<int32_t>(alike.size());
+    alike.push_back(static_cast<int32_t>(w));
+  }
+  std::vector<Values> stays(kinds.size());
+  for (const auto& [value, p, w] : Stays(packs, current)) {
+    if (kind[p] == kind[w]) stays[index(p)].push_back({value, place[p], place[w]});
+  }
+  Packs out(packs.size());
+  for (size_t k = 0; k < kinds.size(); ++k) {
+    const std::vector<int32_t> to = Assign(stays[k], static_cast<int32_t>(members[k].size()));
+    for (size_t i = 0; i < to.size(); ++i) out[members[k][to[i]]] = packs[members[k][i]];
+  }
   return out;
 }
 

@@ -22,6 +22,9 @@ void MakeDistinct(std::span<const double> tokens, Packs& packs);
 // for up to 128 places, from there on greedy. Where nothing is gained a pack stays with its worker.
 Packs Relabel(const Packs& packs, const DispatchTable& current, int32_t block);
 
+// The same where packs may only go to workers of the same `kind` [workers] as the one that they were made for.
+Packs Relabel(const Packs& packs, const DispatchTable& current, std::span<const int32_t> kind);
+
 // Weights 0: to be solved.
 DispatchTable ToTable(const Packs& packs, int32_t experts);
 

@@ -16,15 +16,8 @@ namespace {
 // Solves the weights of a layer for a load.
 class Weigher {
  public:
-  explicit Weigher(const Topology& topology) {
-    bool alike = true;
-    for (const TopologyWorker& w : topology.workers) {
-      speeds_.push_back(w.speed);
-      alike &= w.speed == topology.workers[0].speed;
-    }
-    workers_ = static_cast<int32_t>(speeds_.size());
-    if (alike) speeds_.clear();
-  }
+  explicit Weigher(const Topology& topology)
+      : workers_(static_cast<int32_t>(topology.workers.size())), speeds_(Speeds(topology)) {}
 
   void Solve(std::span<const double> tokens, DispatchTable& layer) const {
     ShareSolver solver(layer, workers_, speeds_);
@@ -34,8 +27,8 @@ class Weigher {
   }
 
  private:
-  int32_t workers_;
-  std::vector<uint32_t> speeds_;
+  const int32_t workers_;
+  const std::vector<uint32_t> speeds_;
 };
 
 // The tables with the changes made, workers ascending.
@@ -145,10 +138,10 @@ absl::StatusOr<Plan> MakeIncrement(const PlannerPolicy& policy, const PlanReques
 
 }  // namespace
 
-absl::StatusOr<int32_t> SlotsPerLayer(const PlanRequest& request) {
+absl::StatusOr<std::vector<int32_t>> SlotsOfWorkers(const PlanRequest& request) {
   const LoadMatrix& load = request.scenarios[0].load;
-  const auto workers = static_cast<int64_t>(request.topology.workers.size());
-  int32_t slots = request.slots_per_layer;
+  std::vector<int32_t> slots;
+  int64_t all = 0;
   for (const TopologyWorker& w : request.topology.workers) {
     const int32_t fit = (w.capacity.slots - w.capacity.staging_slots) / load.layers;
     if (request.slots_per_layer > fit) {
@@ -156,14 +149,26 @@ absl::StatusOr<int32_t> SlotsPerLayer(const PlanRequest& request) {
           "slots_per_layer: ", request.slots_per_layer, " in each of ", load.layers, " layers; worker '", w.name,
           "' has room for ", fit, " (", w.capacity.slots, " slots less ", w.capacity.staging_slots, " for staging)"));
     }
-    if (request.slots_per_layer == 0) slots = slots == 0 ? fit : std::min(slots, fit);
-    if (slots == 0) break;
+    slots.push_back(std::min(request.slots_per_layer > 0 ? request.slots_per_layer : fit, load.experts));
+    all += slots.back();
   }
-  if (slots * workers < load.experts) {
-    return absl::FailedPreconditionError(absl::StrCat("slots: ", workers, " workers of ", slots,
-                                                      " slots a layer; a layer has ", load.experts, " experts"));
+  if (all < load.experts) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("slots: ", all, " a layer on ", slots.size(), " workers; a layer has ", load.experts, " experts"));
   }
-  return std::min(slots, load.experts);
+  return slots;
+}
+
+absl::StatusOr<int32_t> SlotsPerLayer(const PlanRequest& request) {
+  BALLAST_ASSIGN_OR_RETURN(const std::vector<int32_t> each, SlotsOfWorkers(request));
+  const auto workers = static_cast<int64_t>(each.size());
+  const int32_t slots = *std::min_element(each.begin(), each.end());
+  const int32_t experts = request.scenarios[0].load.experts;
+  if (slots * workers < experts) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("slots: ", workers, " workers of ", slots, " slots a layer; a layer has ", experts, " experts"));
+  }
+  return slots;
 }
 
 Placement WithSolvedShares(Placement placement, const Topology& topology, std::span<const Scenario> scenarios) {

@@ -30,7 +30,8 @@ struct PlanRequest {
   // The placement in force, over workers that need not all be in `topology` (one that left) nor the other way round
   // (one that joined). None: everything is new, nothing moves.
   std::optional<Placement> current;
-  // Slots of one layer on every worker, the same in every layer. 0: as many as every worker has room for.
+  // Slots of one layer on every worker, the same in every layer. 0: as many as each worker has room for, or, for
+  // policies that need as many on all of them, as the smallest has.
   int32_t slots_per_layer = 0;
   // For policies that give layers replicas by need: replicas beyond one an expert on each worker, over all layers.
   // Absent: as many slots in every layer.
@@ -115,6 +116,11 @@ GateInput MakeGateInput(const PlanRequest& request, const Plan& plan);
 // Weights that make `scenarios` level on a placement that stands: the same replicas with shares solved for the blend of
 // the scenarios, layer by layer.
 Placement WithSolvedShares(Placement placement, const Topology& topology, std::span<const Scenario> scenarios);
+
+// [workers] the slots of one layer that the request allows on each worker, at most one an expert: slots_per_layer, or
+// what the worker has room for, which may be none. FailedPrecondition when slots_per_layer is more than fits a worker,
+// or all together are too few for every expert.
+absl::StatusOr<std::vector<int32_t>> SlotsOfWorkers(const PlanRequest& request);
 
 // The slots of one layer that the request allows on each worker, the same for all: slots_per_layer, or what the
 // smallest worker has room for. FailedPrecondition when it is 0, more than fits, or too few for every expert.

@@ -55,45 +55,63 @@ double Balancedness(std::span<const double> loads) {
   return most == 0 ? 1 : Mean(loads) / most;
 }
 
-double UpperBound(std::span<const double> tokens, int32_t replicas, int32_t workers) {
+double UpperBound(std::span<const double> tokens, std::span<const int32_t> slots, std::span<const uint32_t> speed) {
   const auto experts = static_cast<int32_t>(tokens.size());
+  const auto workers = static_cast<int32_t>(slots.size());
   const double total = std::accumulate(tokens.begin(), tokens.end(), 0.0);
   if (total == 0) return 1;
-  const double mean = total / workers;
+  // fastest[c]: speeds of the c fastest workers.
+  std::vector<double> fastest(workers + 1);
+  std::vector<double> speeds(speed.begin(), speed.end());
+  speeds.resize(workers, 1);
+  std::sort(speeds.begin(), speeds.end(), std::greater<>());
+  std::partial_sum(speeds.begin(), speeds.end(), fastest.begin() + 1);
   struct Expert {
-    double part;
+    double level;
     int32_t count;
     double tokens;
-    bool operator<(const Expert& other) const { return part < other.part; }
+    bool operator<(const Expert& other) const { return level < other.level; }
   };
-  std::priority_queue<Expert> hottest;
-  for (const double t : tokens) hottest.push({t, 1, t});
-  double busiest = mean;
-  for (int32_t spare = replicas - experts; spare > 0 && hottest.top().count < workers; --spare) {
+  std::vector<Expert> needs;
+  for (const double t : tokens) needs.push_back({t / fastest[1], 1, t});
+  std::priority_queue<Expert> hottest(std::less<Expert>(), std::move(needs));
+  const int64_t replicas = std::accumulate(slots.begin(), slots.end(), int64_t{0});
+  const double mean = total / fastest[workers];
+  for (int64_t spare = replicas - experts; spare > 0; --spare) {
     Expert top = hottest.top();
+    if (top.count == workers || top.level <= mean) break;
     hottest.pop();
     ++top.count;
-    top.part = top.tokens / top.count;
+    top.level = top.tokens / fastest[top.count];
     hottest.push(top);
   }
-  busiest = std::max(busiest, hottest.top().part);
-  if (replicas == 2 * workers && experts <= replicas) {
+  double busiest = std::max(mean, hottest.top().level);
+  const bool alike = std::adjacent_find(speed.begin(), speed.end(), std::not_equal_to<>()) == speed.end();
+  const bool two_each = std::all_of(slots.begin(), slots.end(), [](int32_t s) { return s == 2; });
+  if (alike && two_each && experts <= replicas) {
+    const double scale = speed.empty() ? 1 : 1 / static_cast<double>(speed[0]);
     std::vector<double> sorted(tokens.begin(), tokens.end());
     std::sort(sorted.begin(), sorted.end(), std::greater<>());
-    const int32_t spare = replicas - experts;
+    const auto spare = static_cast<int32_t>(replicas - experts);
     double low = 0;
     for (int32_t i = 0; i < spare && i < experts; ++i) low += sorted[experts - 1 - i];
     double top = 0;
-    const double valid_to = busiest / 2;
+    const double valid_to = busiest / scale / 2;
     for (int32_t m = 1; m + spare <= experts; ++m) {
       top += sorted[m - 1];
       const double light = sorted[experts - m - spare];
       low += light;
       if (light > valid_to) break;
-      busiest = std::max(busiest, (top + low) / (m + spare));
+      busiest = std::max(busiest, scale * (top + low) / (m + spare));
     }
   }
   return mean / busiest;
+}
+
+double UpperBound(std::span<const double> tokens, int32_t replicas, int32_t workers) {
+  std::vector<int32_t> slots(workers, replicas / workers);
+  for (int32_t w = 0; w < replicas % workers; ++w) ++slots[w];
+  return UpperBound(tokens, slots);
 }
 
 LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology) {
@@ -112,22 +130,17 @@ LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens
   score.jain = score.mean * score.mean * workers / squares;
   score.maxvio = score.busiest / score.mean - 1;
 
-  std::vector<uint32_t> speeds;
-  bool alike = true;
-  for (const TopologyWorker& w : topology.workers) {
-    speeds.push_back(w.speed);
-    alike &= w.speed == topology.workers[0].speed;
-  }
-  ShareSolver solver(layer, static_cast<int32_t>(loads.size()), alike ? std::span<const uint32_t>() : speeds);
+  const std::vector<uint32_t> speeds = Speeds(topology);
+  ShareSolver solver(layer, static_cast<int32_t>(loads.size()), speeds);
   const std::vector<int64_t> whole = ToIntegers(tokens);
   std::vector<int64_t> flow(layer.num_replicas());
   const int64_t busiest = solver.Solve(whole, flow);
-  int64_t total = 0;
-  int64_t speed = 0;
-  for (const int64_t t : whole) total += t;
-  for (const uint32_t s : speeds) speed += alike ? 1 : s;
-  score.balancedness_solved = static_cast<double>(total) / static_cast<double>(speed) / static_cast<double>(busiest);
-  score.upper_bound = alike ? UpperBound(tokens, layer.num_replicas(), static_cast<int32_t>(loads.size())) : 1;
+  const auto total = static_cast<double>(std::accumulate(whole.begin(), whole.end(), int64_t{0}));
+  const double speed = speeds.empty() ? workers : std::accumulate(speeds.begin(), speeds.end(), 0.0);
+  score.balancedness_solved = total / speed / static_cast<double>(busiest);
+  std::vector<int32_t> slots(loads.size());
+  for (const int32_t w : layer.rank) ++slots[w];
+  score.upper_bound = UpperBound(tokens, slots, speeds);
   double sum_of_speeds = 0;
   for (const TopologyWorker& w : topology.workers) sum_of_speeds += w.speed;
   const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / sum_of_speeds;

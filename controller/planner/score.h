@@ -21,7 +21,7 @@ struct LayerScore {
   double balancedness_equal_split = 1;
   // With shares solved for this very load.
   double balancedness_solved = 1;
-  // No placement of as many replicas over these workers can be above it.
+  // No placement of as many replicas on each of these workers can be above it.
   double upper_bound = 1;
   // Load of the busiest worker, with the placement's weights.
   double busiest = 0;
@@ -76,13 +76,19 @@ LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const 
 // The layers of a valid placement with workers numbered as in `topology`; replicas on other workers are left out.
 std::vector<DispatchTable> Onto(const Placement& placement, const Topology& topology);
 
-// A proven upper bound on the balancedness, with any shares, of any placement of `replicas` replicas of one layer over
-// `workers` workers of equal speed, experts on distinct workers and at most ceil(replicas / workers) a worker.
+// A proven upper bound on the balancedness, with any shares, of any placement of one layer over workers of `slots`
+// [workers] slots each, experts on distinct workers. `speed` [workers] as in Topology; empty: all alike.
 //
-// M* = min over counts of max_e tokens_e / count_e (giving each next replica to the largest quotient is optimal) bounds
-// the busiest worker from below. With at most two slots a worker: the m hottest experts occupy at most m + spare slots,
+// A level z gives an expert with c replicas at most z times the speeds of the c fastest workers, so it takes the least
+// z at which the replicas that experts need are no more than the slots: giving each next replica to the expert that
+// needs the highest level is optimal, for an expert's level only falls with its replicas. With equal speeds that is M*
+// = min over counts of max_e tokens_e / count_e.
+//
+// With equal speeds and at most two slots a worker, all used: the m hottest experts occupy at most m + spare slots,
 // whose workers' other slots hold at least the m + spare lightest experts, so the busiest worker has at least
 // (top m + low m+spare) / (m + spare), valid while the heaviest of those light ones is at most half of it.
+double UpperBound(std::span<const double> tokens, std::span<const int32_t> slots, std::span<const uint32_t> speed = {});
+// The same for `replicas` slots spread evenly over workers of equal speed.
 double UpperBound(std::span<const double> tokens, int32_t replicas, int32_t workers);
 
 }  // namespace ballast

@@ -5,203 +5,356 @@
 #include <numeric>
 #include <queue>
 
+#include "controller/planner/anneal.h"
 #include "proto/base/check.h"
 
 namespace ballast {
 namespace {
 
-double Power16(double x) {
-  x *= x;
-  x *= x;
-  x *= x;
-  return x * x;
+using internal::Random;
+using internal::Stage;
+using internal::Tolerance;
+
+// First the sum of fourth powers, whose landscape is smooth enough to settle who gets replicas; in the end hardly
+// anybody but the busiest worker counts.
+constexpr Stage kStages[] = {{2, .05, 1e-3, .2}, {4, 3e-2, 1e-4, .4}, {6, 3e-3, 1e-4, .2}, {8, 3e-3, 1e-4, .2}};
+
+// Proposals a slot of one run: longer runs gain less than another one from another seed.
+constexpr int64_t kRunProposals = 1400;
+constexpr int64_t kLeastProposals = 50'000;
+constexpr int64_t kRuns = 3;
+// Further runs start this much hotter: so many are only worth it where few changes lead out of a state.
+constexpr double kHeat = 30;
+// What is not worth another run.
+constexpr double kLevel = 1.001;
+
+// [scenarios] of `problem` with load.
+std::vector<size_t> Loaded(const LayerProblem& problem) {
+  std::vector<size_t> out;
+  for (size_t s = 0; s < problem.tokens.size(); ++s) {
+    const auto& row = problem.tokens[s];
+    if (std::accumulate(row.begin(), row.end(), 0.0) > 0) out.push_back(s);
+  }
+  return out;
 }
 
-// A fixed sequence (SplitMix64).
-class Random {
- public:
-  uint32_t Below(uint32_t n) { return static_cast<uint32_t>((Next() >> 32) * n >> 32); }
-  double Unit() { return static_cast<double>(Next() >> 11) * 0x1p-53; }
-
- private:
-  uint64_t Next() {
-    uint64_t z = (state_ += 0x9E3779B97F4A7C15u);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-  }
-  uint64_t state_ = 1;
-};
-
+// Loads of kLanes scenarios (the last ones empty) side by side, in `chunks` such groups.
+template <int kLanes>
 class Annealer {
  public:
-  // `tokens` [experts][scenarios], means of worker loads 1.
-  Annealer(std::vector<double> tokens, size_t scenarios, Packs& packs)
-      : tokens_(std::move(tokens)),
-        scenarios_(scenarios),
-        packs_(packs),
-        holders_(tokens_.size() / scenarios),
-        load_(packs.size() * scenarios),
-        delta_(packs.size() * scenarios),
-        marked_(packs.size()) {
-    for (size_t w = 0; w < packs_.size(); ++w) {
-      for (const int32_t e : packs_[w]) holders_[e].push_back(static_cast<int32_t>(w));
+  Annealer(const LayerProblem& problem, std::span<const size_t> scenarios, uint64_t seed, Packs& packs)
+      : packs_(packs),
+        workers_(static_cast<int32_t>(packs.size())),
+        chunks_(static_cast<int32_t>((scenarios.size() + kLanes - 1) / kLanes)),
+        stride_(chunks_ * kLanes),
+        tokens_(problem.tokens[0].size() * stride_),
+        inverse_speed_(workers_, 1),
+        lane_weight_(stride_, 1),
+        load_(static_cast<size_t>(workers_) * stride_),
+        power_(workers_),
+        holders_(problem.tokens[0].size()),
+        random_(seed) {
+    double speeds = workers_;
+    if (!problem.speed.empty()) speeds = std::accumulate(problem.speed.begin(), problem.speed.end(), 0.0);
+    for (size_t i = 0; i < scenarios.size(); ++i) {
+      const auto& row = problem.tokens[scenarios[i]];
+      const double total = std::accumulate(row.begin(), row.end(), 0.0);
+      for (size_t e = 0; e < row.size(); ++e) tokens_[e * stride_ + i] = static_cast<float>(row[e] / total * speeds);
+      if (!problem.weight.empty()) lane_weight_[i] = static_cast<float>(problem.weight[scenarios[i]]);
     }
-    for (size_t e = 0; e < holders_.size(); ++e) {
-      for (const int32_t w : holders_[e]) AddTo(w, static_cast<int32_t>(e), 1.0 / Count(static_cast<int32_t>(e)));
+    weighted_ = !problem.weight.empty();
+    for (int32_t w = 0; w < workers_; ++w) {
+      if (!problem.speed.empty()) inverse_speed_[w] = 1 / static_cast<float>(problem.speed[w]);
+      for (const int32_t e : packs_[w]) {
+        holders_[e].push_back(w);
+        slot_worker_.push_back(w);
+        slot_.push_back(e);
+      }
     }
-    load_ = delta_;
-    Clear();
-    for (const double load : load_) cost_ += Power16(load);
+    size_t most = 1;
+    for (const auto& held : holders_) most = std::max(most, held.size());
+    part_.resize(std::max<size_t>(most, workers_) + 2);
+    for (size_t c = 1; c < part_.size(); ++c) part_[c] = 1 / static_cast<float>(c);
+    first_.assign(workers_ + 1, 0);
+    for (int32_t w = 0; w < workers_; ++w) first_[w + 1] = first_[w] + static_cast<int32_t>(packs_[w].size());
   }
 
-  void Run(const SearchOptions& options) {
-    // From changes that cost as much as one more level worker down to next to nothing.
-    constexpr double kHot = 1;
-    constexpr double kCold = 1e-4;
-    const double cooling = std::pow(kCold / kHot, 1.0 / std::max(1, options.proposals));
-    double temperature = kHot;
-    Packs best = packs_;
-    double best_cost = cost_;
-    for (int32_t i = 0; i < options.proposals; ++i, temperature *= cooling) {
-      // Half of the changes start at the busiest of a few workers.
-      int32_t a = Any();
-      if ((i & 1) == 0) {
-        for (int k = 0; k < 3; ++k) {
-          const int32_t other = Any();
-          if (Busiest(other) > Busiest(a)) a = other;
-        }
-      }
-      const int32_t b = Any();
-      if (a == b || packs_[a].empty() || packs_[b].empty()) continue;
-      const size_t at_a = random_.Below(static_cast<uint32_t>(packs_[a].size()));
-      const size_t at_b = random_.Below(static_cast<uint32_t>(packs_[b].size()));
-      if (options.recount && (i & 3) == 2) {
-        Recount(a, at_a, b, at_b, temperature);
-      } else {
-        Swap(a, at_a, b, at_b, temperature);
-      }
-      // Copies are dear and the end is cold: looking now and then is enough.
-      if (i % 512 == 0 && cost_ < best_cost) {
-        best_cost = cost_;
-        best = packs_;
-      }
+  void Run(int64_t proposals, bool recount, double heat) {
+    Stage stages[std::size(kStages)];
+    std::copy(std::begin(kStages), std::end(kStages), stages);
+    stages[0].hot *= heat;
+    internal::Anneal(
+        proposals, stages, [&](int doublings) { Begin(doublings); },
+        [&](int64_t i, float temperature) { Propose(i, recount, temperature); });
+    for (int32_t w = 0; w < workers_; ++w) {
+      packs_[w].assign(slot_.begin() + first_[w], slot_.begin() + first_[w + 1]);
     }
-    if (best_cost <= cost_) packs_ = std::move(best);
   }
 
  private:
-  int32_t Any() { return static_cast<int32_t>(random_.Below(static_cast<uint32_t>(packs_.size()))); }
   int32_t Count(int32_t e) const { return static_cast<int32_t>(holders_[e].size()); }
   bool Holds(int32_t w, int32_t e) const {
-    return std::find(holders_[e].begin(), holders_[e].end(), w) != holders_[e].end();
-  }
-  double Busiest(int32_t w) const {
-    return *std::max_element(load_.begin() + static_cast<std::ptrdiff_t>(w * scenarios_),
-                             load_.begin() + static_cast<std::ptrdiff_t>((w + 1) * scenarios_));
+    for (const int32_t held : holders_[e]) {
+      if (held == w) return true;
+    }
+    return false;
   }
 
-  // Changes are gathered in delta_, for the workers in changed_.
-  void AddTo(int32_t w, int32_t e, double part) {
-    if (!marked_[w]) {
-      marked_[w] = true;
-      changed_.push_back(w);
+  float PowerOf(const float* load) const {
+    float sum = 0;
+    for (int32_t c = 0; c < chunks_; ++c) {
+      float x[kLanes];
+      for (int i = 0; i < kLanes; ++i) x[i] = load[c * kLanes + i] * scale_[c * kLanes + i];
+      for (int d = 0; d < doublings_; ++d) {
+        for (int i = 0; i < kLanes; ++i) x[i] *= x[i];
+      }
+      if (weighted_) {
+        for (int i = 0; i < kLanes; ++i) x[i] *= lane_weight_[c * kLanes + i];
+      }
+      for (int i = 0; i < kLanes; ++i) sum += x[i];
     }
-    for (size_t s = 0; s < scenarios_; ++s) delta_[w * scenarios_ + s] += tokens_[e * scenarios_ + s] * part;
+    return sum;
   }
-  void Clear() {
-    for (const int32_t w : changed_) {
-      marked_[w] = false;
-      std::fill_n(delta_.begin() + static_cast<std::ptrdiff_t>(w * scenarios_), scenarios_, 0.0);
+
+  // Loads anew: what rounding has gathered is gone.
+  void Sum() {
+    std::fill(load_.begin(), load_.end(), 0.0f);
+    for (size_t slot = 0; slot < slot_.size(); ++slot) {
+      const int32_t e = slot_[slot];
+      const int32_t w = slot_worker_[slot];
+      const float part = part_[Count(e)] * inverse_speed_[w];
+      for (int32_t i = 0; i < stride_; ++i) load_[w * stride_ + i] += tokens_[e * stride_ + i] * part;
     }
-    changed_.clear();
+    for (int32_t w = 0; w < workers_; ++w) power_[w] = PowerOf(&load_[w * stride_]);
   }
-  bool Accept(double temperature) {
-    double change = 0;
-    for (const int32_t w : changed_) {
-      for (size_t i = w * scenarios_; i < (w + 1) * scenarios_; ++i) {
-        change += Power16(load_[i] + delta_[i]) - Power16(load_[i]);
+
+  // The busiest worker, of the worst scenario or of each, is 1 from here on: powers stay finite, and a change that
+  // would leave them is refused.
+  void Begin(int doublings) {
+    doublings_ = doublings;
+    scale_.assign(stride_, 0);
+    Sum();
+    std::vector<float> most(stride_);
+    for (int32_t w = 0; w < workers_; ++w) {
+      for (int32_t i = 0; i < stride_; ++i) most[i] = std::max(most[i], load_[w * stride_ + i]);
+    }
+    const float worst = *std::max_element(most.begin(), most.end());
+    for (int32_t i = 0; i < stride_; ++i) scale_[i] = weighted_ ? (most[i] > 0 ? 1 / most[i] : 0) : 1 / worst;
+    Sum();
+  }
+
+  bool Accept(float change, uint64_t bits) const { return change <= 0 || change < temperature_ * tolerance_(bits); }
+
+  void Propose(int64_t i, bool recount, float temperature) {
+    temperature_ = temperature;
+    const uint64_t bits = random_.Next();
+    const auto slots = static_cast<uint32_t>(slot_.size());
+    uint32_t at_a = Random::Below(static_cast<uint32_t>(bits), slots);
+    const uint32_t at_b = Random::Below(static_cast<uint32_t>(bits >> 32), slots);
+    const uint64_t more = random_.Next();
+    // Half of the changes start at the busier of two workers.
+    if (i & 1) {
+      const uint32_t other = Random::Below(static_cast<uint32_t>(more), slots);
+      if (power_[slot_worker_[other]] > power_[slot_worker_[at_a]]) at_a = other;
+    }
+    const int32_t a = slot_worker_[at_a];
+    const int32_t b = slot_worker_[at_b];
+    const int32_t e = slot_[at_a];
+    const int32_t f = slot_[at_b];
+    if (a == b || e == f) return;
+    if (recount && Count(f) > 1 && (i & 2)) {
+      Recount(at_a, at_b, more >> 32);
+    } else {
+      Swap(at_a, at_b, more >> 32);
+    }
+  }
+
+  void Swap(uint32_t at_a, uint32_t at_b, uint64_t bits) {
+    const int32_t a = slot_worker_[at_a];
+    const int32_t b = slot_worker_[at_b];
+    const int32_t e = slot_[at_a];
+    const int32_t f = slot_[at_b];
+    if (Holds(b, e) || Holds(a, f)) return;
+    const float part_e = part_[Count(e)];
+    const float part_f = part_[Count(f)];
+    float* const load_a = &load_[a * stride_];
+    float* const load_b = &load_[b * stride_];
+    const float* const tokens_e = &tokens_[e * stride_];
+    const float* const tokens_f = &tokens_[f * stride_];
+    constexpr int kInline = 16;
+    float inline_a[kInline], inline_b[kInline];
+    float* new_a = inline_a;
+    float* new_b = inline_b;
+    if (stride_ > kInline) {
+      scratch_.resize(2 * stride_);
+      new_a = scratch_.data();
+      new_b = new_a + stride_;
+    }
+    for (int32_t c = 0; c < stride_; c += kLanes) {
+      for (int i = c; i < c + kLanes; ++i) {
+        const float less = tokens_e[i] * part_e - tokens_f[i] * part_f;
+        new_a[i] = load_a[i] - less * inverse_speed_[a];
+        new_b[i] = load_b[i] + less * inverse_speed_[b];
       }
     }
-    if (change > 0 && random_.Unit() >= std::exp(-change / temperature)) return false;
-    for (const int32_t w : changed_) {
-      for (size_t i = w * scenarios_; i < (w + 1) * scenarios_; ++i) load_[i] += delta_[i];
-    }
-    cost_ += change;
-    return true;
-  }
-
-  void Swap(int32_t a, size_t at_a, int32_t b, size_t at_b, double temperature) {
-    const int32_t e = packs_[a][at_a];
-    const int32_t f = packs_[b][at_b];
-    if (e == f || Holds(b, e) || Holds(a, f)) return;
-    AddTo(a, e, -1.0 / Count(e));
-    AddTo(b, e, 1.0 / Count(e));
-    AddTo(b, f, -1.0 / Count(f));
-    AddTo(a, f, 1.0 / Count(f));
-    const bool accepted = Accept(temperature);
-    Clear();
-    if (!accepted) return;
-    std::swap(packs_[a][at_a], packs_[b][at_b]);
+    const float power_a = PowerOf(new_a);
+    const float power_b = PowerOf(new_b);
+    if (!Accept(power_a + power_b - power_[a] - power_[b], bits)) return;
+    std::copy_n(new_a, stride_, load_a);
+    std::copy_n(new_b, stride_, load_b);
+    power_[a] = power_a;
+    power_[b] = power_b;
+    slot_[at_a] = f;
+    slot_[at_b] = e;
     *std::find(holders_[e].begin(), holders_[e].end(), a) = b;
     *std::find(holders_[f].begin(), holders_[f].end(), b) = a;
   }
 
-  // The replica at `b` becomes one of an expert of `a`.
-  void Recount(int32_t a, size_t at_a, int32_t b, size_t at_b, double temperature) {
-    const int32_t e = packs_[a][at_a];
-    const int32_t f = packs_[b][at_b];
-    if (Count(f) < 2 || e == f || Holds(b, e)) return;
-    const double fewer = 1.0 / (Count(e) + 1);
-    for (const int32_t w : holders_[e]) AddTo(w, e, fewer - 1.0 / Count(e));
-    AddTo(b, e, fewer);
-    const double more = 1.0 / (Count(f) - 1);
-    for (const int32_t w : holders_[f]) AddTo(w, f, (w == b ? 0 : more) - 1.0 / Count(f));
-    const bool accepted = Accept(temperature);
-    Clear();
-    if (!accepted) return;
-    packs_[b][at_b] = e;
+  // Row k of scratch_ for worker w; its loads at first.
+  float* Touch(int32_t w) {
+    for (size_t k = 0; k < touched_.size(); ++k) {
+      if (touched_[k] == w) return &scratch_[k * stride_];
+    }
+    touched_.push_back(w);
+    scratch_.resize(std::max(scratch_.size(), touched_.size() * stride_));
+    float* const row = &scratch_[(touched_.size() - 1) * stride_];
+    std::copy_n(&load_[w * stride_], stride_, row);
+    return row;
+  }
+  void Add(int32_t w, int32_t e, float part) {
+    float* const row = Touch(w);
+    part *= inverse_speed_[w];
+    for (int32_t i = 0; i < stride_; ++i) row[i] += tokens_[e * stride_ + i] * part;
+  }
+
+  // The replica at `b` becomes one of the expert at `a`.
+  void Recount(uint32_t at_a, uint32_t at_b, uint64_t bits) {
+    const int32_t b = slot_worker_[at_b];
+    const int32_t e = slot_[at_a];
+    const int32_t f = slot_[at_b];
+    if (Holds(b, e)) return;
+    touched_.clear();
+    const float fewer = part_[Count(e) + 1];
+    for (const int32_t w : holders_[e]) Add(w, e, fewer - part_[Count(e)]);
+    const float more = part_[Count(f) - 1];
+    for (const int32_t w : holders_[f]) Add(w, f, (w == b ? 0 : more) - part_[Count(f)]);
+    Add(b, e, fewer);
+    powers_.resize(touched_.size());
+    float change = 0;
+    for (size_t k = 0; k < touched_.size(); ++k) {
+      powers_[k] = PowerOf(&scratch_[k * stride_]);
+      change += powers_[k] - power_[touched_[k]];
+    }
+    if (!Accept(change, bits)) return;
+    for (size_t k = 0; k < touched_.size(); ++k) {
+      std::copy_n(&scratch_[k * stride_], stride_, &load_[touched_[k] * stride_]);
+      power_[touched_[k]] = powers_[k];
+    }
+    slot_[at_b] = e;
     std::erase(holders_[f], b);
     holders_[e].push_back(b);
   }
 
-  const std::vector<double> tokens_;  // [experts][scenarios]
-  const size_t scenarios_;
   Packs& packs_;
+  const int32_t workers_;
+  const int32_t chunks_;
+  const int32_t stride_;
+  std::vector<float> tokens_;         // [experts][stride], mean of worker loads 1
+  std::vector<float> inverse_speed_;  // [workers]
+  std::vector<float> lane_weight_;    // [stride]
+  bool weighted_ = false;
+  std::vector<float> load_;   // [workers][stride]
+  std::vector<float> power_;  // [workers]
+  std::vector<float> scale_;  // [stride]
+  int doublings_ = 4;
+  float temperature_ = 0;
+  std::vector<int32_t> slot_;                  // expert
+  std::vector<int32_t> slot_worker_;           // ascending
+  std::vector<int32_t> first_;                 // [workers + 1]
   std::vector<std::vector<int32_t>> holders_;  // [experts]
-  std::vector<double> load_;                   // [workers][scenarios]
-  double cost_ = 0;
-  std::vector<double> delta_;
-  std::vector<bool> marked_;
-  std::vector<int32_t> changed_;
+  std::vector<float> part_;                    // 1 / count
+  std::vector<int32_t> touched_;
+  std::vector<float> scratch_;
+  std::vector<float> powers_;
+  const Tolerance tolerance_;
   Random random_;
 };
 
 }  // namespace
 
-void ImprovePacks(std::span<const std::vector<double>> scenarios, const SearchOptions& options, Packs& packs) {
-  BALLAST_CHECK(!scenarios.empty()) << "no scenario";
-  std::vector<double> totals;
-  for (const std::vector<double>& tokens : scenarios) {
-    totals.push_back(std::accumulate(tokens.begin(), tokens.end(), 0.0));
+double Imbalance(const LayerProblem& problem, const Packs& packs) {
+  const size_t workers = packs.size();
+  std::vector<double> count(problem.tokens[0].size());
+  for (const auto& pack : packs) {
+    for (const int32_t e : pack) ++count[e];
   }
-  const auto loaded =
-      static_cast<size_t>(totals.size()) - static_cast<size_t>(std::count(totals.begin(), totals.end(), 0.0));
-  if (loaded == 0 || packs.size() < 2) return;
-  std::vector<double> tokens;
-  for (size_t e = 0; e < scenarios[0].size(); ++e) {
-    for (size_t s = 0; s < scenarios.size(); ++s) {
-      if (totals[s] > 0) tokens.push_back(scenarios[s][e] / totals[s] * static_cast<double>(packs.size()));
+  double speeds = static_cast<double>(workers);
+  if (!problem.speed.empty()) speeds = std::accumulate(problem.speed.begin(), problem.speed.end(), 0.0);
+  double worst = 0;
+  double sum = 0;
+  double weights = 0;
+  for (const size_t s : Loaded(problem)) {
+    const auto& tokens = problem.tokens[s];
+    double most = 0;
+    for (size_t w = 0; w < workers; ++w) {
+      double load = 0;
+      for (const int32_t e : packs[w]) load += tokens[e] / count[e];
+      most = std::max(most, problem.speed.empty() ? load : load / problem.speed[w]);
+    }
+    most *= speeds / std::accumulate(tokens.begin(), tokens.end(), 0.0);
+    worst = std::max(worst, most);
+    if (!problem.weight.empty()) {
+      sum += problem.weight[s] * most;
+      weights += problem.weight[s];
     }
   }
-  Annealer(std::move(tokens), loaded, packs).Run(options);
+  if (worst == 0) return 1;
+  return weights > 0 ? sum / weights : worst;
 }
 
-Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slots) {
+void ImprovePacks(const LayerProblem& problem, const SearchOptions& options, Packs& packs) {
+  BALLAST_CHECK(!problem.tokens.empty()) << "no scenario";
+  const std::vector<size_t> scenarios = Loaded(problem);
+  if (scenarios.empty() || packs.size() < 2) return;
+  const Packs start = packs;
+  double best = Imbalance(problem, start);
+  const int64_t slots = std::accumulate(start.begin(), start.end(), int64_t{0},
+                                        [](int64_t sum, const auto& pack) { return sum + std::ssize(pack); });
+  const int64_t one = std::max<int64_t>(kRunProposals * slots, kLeastProposals);
+  const int64_t proposals = options.proposals > 0 ? options.proposals : kRuns * one;
+  const int64_t runs = std::max<int64_t>(1, proposals / one);
+  for (int64_t run = 0; run < runs && best > kLevel; ++run) {
+    Packs found = start;
+    const auto anneal = [&](auto annealer) {
+      annealer.Run(proposals / runs, options.recount, run < kRuns ? 1 : kHeat);
+    };
+    const auto seed = static_cast<uint64_t>(run);
+    if (scenarios.size() == 1) {
+      anneal(Annealer<1>(problem, scenarios, seed, found));
+    } else if (scenarios.size() <= 4) {
+      anneal(Annealer<4>(problem, scenarios, seed, found));
+    } else {
+      anneal(Annealer<8>(problem, scenarios, seed, found));
+    }
+    const double imbalance = Imbalance(problem, found);
+    if (imbalance < best) {
+      best = imbalance;
+      packs = std::move(found);
+    }
+  }
+}
+
+Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slots, std::span<const uint32_t> speed) {
   const auto experts = static_cast<int32_t>(tokens.size());
   const auto workers = static_cast<int32_t>(slots.size());
   const int64_t total = std::accumulate(slots.begin(), slots.end(), int64_t{0});
   BALLAST_CHECK(total >= experts) << total << " slots for " << experts << " experts";
+  // Workers with room; where speeds are alike, a heap with the lightest on top.
+  std::vector<int32_t> open;
+  for (int32_t w = 0; w < workers; ++w) {
+    if (slots[w] > 0) open.push_back(w);
+  }
+  const auto most = static_cast<int32_t>(open.size());
   std::vector<int32_t> count(experts, 1);
   const auto part = [&](int32_t e) { return tokens[e] / count[e]; };
   const auto cooler = [&](int32_t a, int32_t b) { return part(a) != part(b) ? part(a) < part(b) : a > b; };
@@ -210,7 +363,7 @@ Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slot
   for (int64_t spare = total - experts; spare > 0 && !hottest.empty();) {
     const int32_t e = hottest.top();
     hottest.pop();
-    if (count[e] == workers) continue;
+    if (count[e] == most) continue;
     ++count[e];
     --spare;
     hottest.push(e);
@@ -220,36 +373,69 @@ Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slot
   std::stable_sort(replicas.begin(), replicas.end(), [&](int32_t a, int32_t b) { return part(a) > part(b); });
   Packs packs(workers);
   std::vector<double> load(workers);
-  for (const int32_t e : replicas) {
+  const auto lacks = [&](int32_t w, int32_t e) {
+    return std::find(packs[w].begin(), packs[w].end(), e) == packs[w].end();
+  };
+  const auto has_room = [&](int32_t w) { return static_cast<int32_t>(packs[w].size()) < slots[w]; };
+  const auto heavier = [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] > load[b] : a > b; };
+  // The worker that a replica of e leaves lightest, taken out of `open`; -1: none lacks it.
+  std::vector<int32_t> passed;
+  const auto lightest = [&](int32_t e) {
     int32_t to = -1;
-    for (int32_t w = 0; w < workers; ++w) {
-      if (static_cast<int32_t>(packs[w].size()) == slots[w]) continue;
-      if (std::find(packs[w].begin(), packs[w].end(), e) != packs[w].end()) continue;
-      if (to < 0 || load[w] < load[to]) to = w;
+    while (to < 0 && !open.empty()) {
+      std::pop_heap(open.begin(), open.end(), heavier);
+      (lacks(open.back(), e) ? to : passed.emplace_back()) = open.back();
+      open.pop_back();
     }
-    if (to < 0) {
-      // Free slots are only where it is already: a replica of another worker makes room.
-      for (int32_t free = 0; free < workers && to < 0; ++free) {
-        if (static_cast<int32_t>(packs[free].size()) == slots[free]) continue;
+    for (const int32_t w : passed) {
+      open.push_back(w);
+      std::push_heap(open.begin(), open.end(), heavier);
+    }
+    passed.clear();
+    return to;
+  };
+  const auto soonest_done = [&](int32_t e) {
+    auto best = open.end();
+    for (auto w = open.begin(); w != open.end(); ++w) {
+      if (!lacks(*w, e)) continue;
+      if (best == open.end() || (load[*w] + part(e)) * speed[*best] < (load[*best] + part(e)) * speed[*w]) best = w;
+    }
+    if (best == open.end()) return -1;
+    const int32_t to = *best;
+    open.erase(best);
+    return to;
+  };
+  for (const int32_t e : replicas) {
+    int32_t to = speed.empty() ? lightest(e) : soonest_done(e);
+    if (to >= 0) {
+      packs[to].push_back(e);
+      load[to] += part(e);
+    } else {
+      // Free slots are only where it is already: a replica of another worker, which is full, makes room.
+      for (auto free = open.begin(); free != open.end() && to < 0; ++free) {
         for (int32_t w = 0; w < workers && to < 0; ++w) {
-          if (std::find(packs[w].begin(), packs[w].end(), e) != packs[w].end()) continue;
+          if (slots[w] == 0 || !lacks(w, e)) continue;
           for (int32_t& f : packs[w]) {
-            if (std::find(packs[free].begin(), packs[free].end(), f) != packs[free].end()) continue;
-            packs[free].push_back(f);
-            load[free] += part(f);
-            load[w] -= part(f);
+            if (!lacks(*free, f)) continue;
+            packs[*free].push_back(f);
+            load[*free] += part(f);
+            load[w] += part(e) - part(f);
             f = e;
-            load[w] += part(e);
-            to = w;
+            to = *free;
             break;
           }
         }
+        if (to >= 0) {
+          open.erase(free);
+          std::make_heap(open.begin(), open.end(), heavier);
+          break;
+        }
       }
       BALLAST_CHECK(to >= 0) << "expert " << e << " fits nowhere";
-      continue;
     }
-    packs[to].push_back(e);
-    load[to] += part(e);
+    if (!has_room(to)) continue;
+    open.push_back(to);
+    if (speed.empty()) std::push_heap(open.begin(), open.end(), heavier);
   }
   return packs;
 }

@@ -34,6 +34,17 @@ absl::Status Validate(const Topology& topology) {
   return absl::OkStatus();
 }
 
+std::vector<uint32_t> Speeds(const Topology& topology) {
+  std::vector<uint32_t> speeds;
+  bool alike = true;
+  for (const TopologyWorker& w : topology.workers) {
+    speeds.push_back(w.speed);
+    alike &= w.speed == topology.workers[0].speed;
+  }
+  if (alike) speeds.clear();
+  return speeds;
+}
+
 Topology UniformTopology(int32_t workers, int32_t nodes, int32_t slots) {
   Topology topology;
   for (int32_t w = 0; w < workers; ++w) {

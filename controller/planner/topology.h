@@ -33,6 +33,9 @@ struct Topology {
 // are at least 0, 0 <= staging_slots < slots, speeds lie in 1 .. 1024 and bandwidths are finite and above 0.
 absl::Status Validate(const Topology& topology);
 
+// [workers] speeds; empty when all are alike, as solvers and searches take them.
+std::vector<uint32_t> Speeds(const Topology& topology);
+
 // `workers` workers on `nodes` nodes (the first ones get the remainder), named w0, w1, ..., with `slots` usable slots
 // each.
 Topology UniformTopology(int32_t workers, int32_t nodes, int32_t slots);
