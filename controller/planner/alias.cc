@@ -249,6 +249,14 @@ double SolvedLevel(const Packs& packs, std::span<const double> tokens, std::span
   return scale == 0 ? 0 : busiest / scale * std::accumulate(tokens.begin(), tokens.end(), 0.0);
 }
 
+void SolveWeights(std::span<const double> tokens, std::span<const uint32_t> speed, int32_t workers,
+                  DispatchTable& table) {
+  ShareSolver solver(table, workers, speed);
+  std::vector<int64_t> flow(table.num_replicas());
+  solver.Solve(ToIntegers(tokens), flow);
+  FlowToWeights(flow, table);
+}
+
 Packs PlaceLevel(std::span<const double> tokens, std::span<const int32_t> slots, std::span<const uint32_t> speed) {
   const auto experts = static_cast<int32_t>(tokens.size());
   const auto workers = static_cast<int32_t>(slots.size());

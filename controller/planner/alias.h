@@ -36,6 +36,10 @@ Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots)
 // Tokens over speed of the busiest worker with shares solved for `tokens`.
 double SolvedLevel(const Packs& packs, std::span<const double> tokens, std::span<const uint32_t> speed = {});
 
+// Sets the table's weights to the shares solved for `tokens`.
+void SolveWeights(std::span<const double> tokens, std::span<const uint32_t> speed, int32_t workers,
+                  DispatchTable& table);
+
 }  // namespace ballast
 
 #endif  // BALLAST_CONTROLLER_PLANNER_ALIAS_H_

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <map>
-#include <numeric>
+#include <set>
 #include <utility>
 
 #include "controller/planner/budget.h"
 #include "controller/planner/eplb.h"
-#include "controller/planner/score.h"
+#include "controller/planner/nodes.h"
 #include "controller/planner/search.h"
 #include "proto/base/status_macros.h"
 
@@ -97,11 +97,23 @@ absl::StatusOr<std::vector<DispatchTable>> CostAwarePolicy::Place(const PlanRequ
   std::vector<DispatchTable> current;
   if (request.current) current = Onto(*request.current, request.topology);
   const std::vector<uint32_t> speed = Speeds(request.topology);
+  std::set<int32_t> nodes;
+  for (const TopologyWorker& w : request.topology.workers) nodes.insert(w.node);
   std::vector<DispatchTable> tables;
   for (int32_t l = 0; l < blend.layers; ++l) {
     Packs packs = equal_split || budget ? Search(Problem(request, l), blend.layer(l), slots[l], proposals_)
                                         : PlaceLevel(blend.layer(l), slots[l], speed);
-    if (!current.empty()) packs = Relabel(packs, current[l], Kinds(request.topology, slots[l]));
+    const std::vector<int32_t> kinds = Kinds(request.topology, slots[l]);
+    if (!current.empty()) packs = Relabel(packs, current[l], kinds);
+    if (nodes.size() > 1) {
+      DispatchTable table = ToTable(packs, blend.experts);
+      if (equal_split) {
+        table.weight.assign(table.weight.size(), 1);
+      } else {
+        SolveWeights(blend.layer(l), speed, static_cast<int32_t>(packs.size()), table);
+      }
+      SpreadOverNodes(table, blend.layer(l), request.topology, kinds, current.empty() ? nullptr : &current[l], packs);
+    }
     tables.push_back(ToTable(packs, blend.experts));
     if (equal_split) tables.back().weight.assign(tables.back().weight.size(), 1);
   }

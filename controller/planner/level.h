@@ -13,7 +13,7 @@
 namespace ballast {
 
 // Every worker is used for what it has room for, and by its speed. Packs go to the workers that hold most of them
-// already.
+// already, and, of equal ones, to the nodes where fewest tokens have to cross nodes (nodes.h).
 //
 // One load: PlaceLevel (alias.h), with shares solved for the load. For an engine that splits equally: the packs that
 // are best with equal split, by search (search.h) from EPLB's placement or the greedy one.

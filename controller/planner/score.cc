@@ -6,6 +6,7 @@
 #include <numeric>
 #include <queue>
 
+#include "controller/planner/nodes.h"
 #include "proto/base/check.h"
 #include "proto/placement/shares.h"
 
@@ -146,6 +147,7 @@ LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens
   const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / sum_of_speeds;
   score.busiest_solved = level / score.balancedness_solved;
   score.busiest_bound = level / score.upper_bound;
+  score.cross_node_part = CrossNodePart(layer, tokens, topology);
   return score;
 }
 
@@ -171,6 +173,7 @@ LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const 
   const std::vector<DispatchTable> layers = Onto(placement, topology);
   LayerScore sum{0, 0, 0, 0, 0, 0, 0, 0};
   int32_t loaded = 0;
+  double pairs = 0;
   for (int32_t l = 0; l < placement.num_layers; ++l) {
     const LayerScore layer = ScoreLayer(layers[l], scenario.load.layer(l), topology);
     score.layers.push_back(layer);
@@ -186,6 +189,10 @@ LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const 
     sum.upper_bound += layer.upper_bound;
     sum.jain += layer.jain;
     sum.maxvio += layer.maxvio;
+    const auto tokens = scenario.load.layer(l);
+    const double layer_pairs = std::accumulate(tokens.begin(), tokens.end(), 0.0);
+    pairs += layer_pairs;
+    sum.cross_node_part += layer_pairs * layer.cross_node_part;
     if (layer.balancedness < score.worst) {
       score.worst = layer.balancedness;
       score.worst_layer = l;
@@ -198,6 +205,7 @@ LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const 
   score.upper_bound = sum.upper_bound / loaded;
   score.jain = sum.jain / loaded;
   score.maxvio = sum.maxvio / loaded;
+  score.cross_node_part = sum.cross_node_part / pairs;
   return score;
 }
 

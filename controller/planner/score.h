@@ -35,6 +35,8 @@ struct LayerScore {
   double busiest_equal_split = 0;
   double busiest_solved = 0;
   double busiest_bound = 0;
+  // The part of (token, expert) pairs that cross nodes, see CrossNodePart (nodes.h).
+  double cross_node_part = 0;
 };
 
 // A whole load, with means over the layers that have any.
@@ -56,6 +58,8 @@ struct LoadScore {
   double busiest_equal_split = 0;
   double busiest_solved = 0;
   double busiest_bound = 0;
+  // Over all layers' pairs.
+  double cross_node_part = 0;
 };
 
 // Tokens over speed of each worker in one layer, experts split by weight; experts without a replica are left out.
