@@ -4,7 +4,9 @@
 #include <random>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "proto/base/mutex.h"
+#include "proto/base/status_macros.h"
 
 namespace ballast {
 namespace {
@@ -23,6 +25,47 @@ uint64_t FreshSeed() {
   const uint64_t high = device();
   return (high << 32) | device() | 1;
 }
+
+// A call's request at the batcher. Submitted once and cancelled at any time, also in between. Thread-safe.
+class Submission {
+ public:
+  explicit Submission(Batcher& batcher) : batcher_(batcher) {}
+
+  // Hands the request over, unless it is none or the worker does not serve: then says why. `accepted` is called before
+  // the batcher has it.
+  absl::Status Submit(absl::StatusOr<BatchedRequest> request, const InferenceServiceOptions& options,
+                      std::shared_ptr<RequestSink> sink, absl::FunctionRef<void(const BatchedRequest&)> accepted)
+      BALLAST_EXCLUDES(mu_) {
+    BALLAST_RETURN_IF_ERROR(request.status());
+    BALLAST_RETURN_IF_ERROR(options.serving());
+    accepted(*request);
+    request->sink = std::move(sink);
+    BALLAST_ASSIGN_OR_RETURN(const SequenceId id, batcher_.Submit(*std::move(request)));
+    MutexLock lock(mu_);
+    id_ = id;
+    // The client went away in between.
+    if (cancelled_) batcher_.Cancel(id);
+    return absl::OkStatus();
+  }
+
+  void Cancel() BALLAST_EXCLUDES(mu_) {
+    std::optional<SequenceId> id;
+    {
+      MutexLock lock(mu_);
+      cancelled_ = true;
+      id = id_;
+    }
+    if (id.has_value()) batcher_.Cancel(*id);
+  }
+
+ private:
+  Batcher& batcher_;
+  Mutex mu_;
+  std::optional<SequenceId> id_ BALLAST_GUARDED_BY(mu_);
+  bool cancelled_ BALLAST_GUARDED_BY(mu_) = false;
+};
+
+absl::Status ClientGone() { return absl::CancelledError("the client went away, or its deadline passed"); }
 
 // Between a call, whose reactor gRPC destroys when the call is over, and the batcher, which may hold the request
 // longer. What comes from one side after the other has ended is dropped.
@@ -43,7 +86,7 @@ class GenerateCall final : public RequestSink, public std::enable_shared_from_th
   };
 
   GenerateCall(Batcher& batcher, const InferenceServiceOptions& options, const v1::GenerateRequest& request)
-      : batcher_(batcher), options_(options), start_(options.clock->Now()), logprobs_(request.logprobs()) {
+      : submission_(batcher), options_(options), start_(options.clock->Now()), logprobs_(request.logprobs()) {
     record_.task = request.task();
     if (options.rules.tokenizer != nullptr && options.rules.tokenizer->handles_text()) {
       decoder_.emplace(*options.rules.tokenizer, /*at_start=*/false);
@@ -57,23 +100,11 @@ class GenerateCall final : public RequestSink, public std::enable_shared_from_th
       MutexLock lock(mu_);
       reactor_ = reactor;
     }
-    absl::Status status = request.status();
-    if (status.ok()) status = options_.serving();
-    if (status.ok()) {
-      {
-        MutexLock lock(mu_);
-        record_.prompt_tokens = static_cast<int>(request->spec.tokens.size());
-      }
-      request->sink = shared_from_this();
-      const absl::StatusOr<SequenceId> id = batcher_.Submit(*std::move(request));
-      status = id.status();
-      if (status.ok()) {
-        MutexLock lock(mu_);
-        id_ = *id;
-        // The client went away in between.
-        if (cancelled_) batcher_.Cancel(*id_);
-      }
-    }
+    const absl::Status status =
+        submission_.Submit(std::move(request), options_, shared_from_this(), [&](const BatchedRequest& accepted) {
+          MutexLock lock(mu_);
+          record_.prompt_tokens = static_cast<int>(accepted.spec.tokens.size());
+        });
     if (!status.ok()) OnEnd(status, FinishKind::kFailed);
     return reactor;
   }
@@ -125,14 +156,12 @@ class GenerateCall final : public RequestSink, public std::enable_shared_from_th
   }
 
   void OnCancel() BALLAST_EXCLUDES(mu_) {
-    std::optional<SequenceId> id;
     {
       MutexLock lock(mu_);
       cancelled_ = true;
-      id = id_;
     }
-    if (id.has_value()) batcher_.Cancel(*id);
-    OnEnd(absl::CancelledError("the client went away, or its deadline passed"), FinishKind::kFailed);
+    submission_.Cancel();
+    OnEnd(ClientGone(), FinishKind::kFailed);
   }
 
   void OnDone() BALLAST_EXCLUDES(mu_) {
@@ -157,14 +186,13 @@ class GenerateCall final : public RequestSink, public std::enable_shared_from_th
     }
   }
 
-  Batcher& batcher_;
+  Submission submission_;
   const InferenceServiceOptions& options_;
   const absl::Time start_;
   const bool logprobs_;
 
   Mutex mu_;
   Reactor* reactor_ BALLAST_GUARDED_BY(mu_) = nullptr;
-  std::optional<SequenceId> id_ BALLAST_GUARDED_BY(mu_);
   std::optional<StreamDecoder> decoder_ BALLAST_GUARDED_BY(mu_);
   v1::GenerateResponse pending_ BALLAST_GUARDED_BY(mu_);
   v1::GenerateResponse current_ BALLAST_GUARDED_BY(mu_);
@@ -194,7 +222,7 @@ class ScoreCall final : public RequestSink, public std::enable_shared_from_this<
   // `response` is the call's: it is written until the call is finished, not later.
   ScoreCall(Batcher& batcher, const InferenceServiceOptions& options, const v1::ScoreRequest& request,
             v1::ScoreResponse& response)
-      : batcher_(batcher), options_(options), response_(&response) {
+      : submission_(batcher), options_(options), response_(&response) {
     record_.task = request.task();
   }
 
@@ -204,23 +232,12 @@ class ScoreCall final : public RequestSink, public std::enable_shared_from_this<
       MutexLock lock(mu_);
       reactor_ = reactor;
     }
-    absl::Status status = request.status();
-    if (status.ok()) status = options_.serving();
-    if (status.ok()) {
-      MutexLock lock(mu_);
-      record_.prompt_tokens = static_cast<int>(request->spec.tokens.size());
-      for (const int32_t token : request->spec.tokens) response_->add_token_ids(token);
-    }
-    if (status.ok()) {
-      request->sink = shared_from_this();
-      const absl::StatusOr<SequenceId> id = batcher_.Submit(*std::move(request));
-      status = id.status();
-      if (status.ok()) {
-        MutexLock lock(mu_);
-        id_ = *id;
-        if (cancelled_) batcher_.Cancel(*id_);
-      }
-    }
+    const absl::Status status =
+        submission_.Submit(std::move(request), options_, shared_from_this(), [&](const BatchedRequest& accepted) {
+          MutexLock lock(mu_);
+          record_.prompt_tokens = static_cast<int>(accepted.spec.tokens.size());
+          for (const int32_t token : accepted.spec.tokens) response_->add_token_ids(token);
+        });
     if (!status.ok()) OnEnd(status, FinishKind::kFailed);
     return reactor;
   }
@@ -247,17 +264,11 @@ class ScoreCall final : public RequestSink, public std::enable_shared_from_this<
 
  private:
   void OnCancel() BALLAST_EXCLUDES(mu_) {
-    std::optional<SequenceId> id;
-    {
-      MutexLock lock(mu_);
-      cancelled_ = true;
-      id = id_;
-    }
-    if (id.has_value()) batcher_.Cancel(*id);
-    OnEnd(absl::CancelledError("the client went away, or its deadline passed"), FinishKind::kFailed);
+    submission_.Cancel();
+    OnEnd(ClientGone(), FinishKind::kFailed);
   }
 
-  Batcher& batcher_;
+  Submission submission_;
   const InferenceServiceOptions& options_;
   v1::ScoreResponse* const response_;
   // Complete before the request is submitted.
@@ -266,8 +277,6 @@ class ScoreCall final : public RequestSink, public std::enable_shared_from_this<
   Mutex mu_;
   // Null once the call is finished.
   Reactor* reactor_ BALLAST_GUARDED_BY(mu_) = nullptr;
-  std::optional<SequenceId> id_ BALLAST_GUARDED_BY(mu_);
-  bool cancelled_ BALLAST_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace
