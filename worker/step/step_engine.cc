@@ -30,7 +30,6 @@ class StepEngine::Impl {
   void NotifyWork() BALLAST_EXCLUDES(mu_);
   absl::Status InstallView(GroupView view, Placement placement, uint64_t policy_version) BALLAST_EXCLUDES(mu_);
   absl::Status CommitVersion(PlacementVersion version) BALLAST_EXCLUDES(mu_);
-  absl::Status Serving() const BALLAST_EXCLUDES(mu_);
   ViewId view() const BALLAST_EXCLUDES(mu_);
   StepId last_step() const BALLAST_EXCLUDES(mu_);
   void Stop() BALLAST_EXCLUDES(mu_);
@@ -119,6 +118,7 @@ class StepEngine::Impl {
   // Of the view in which steps run; 0: none.
   ViewId serving_view_ BALLAST_GUARDED_BY(mu_);
   bool leads_ BALLAST_GUARDED_BY(mu_) = false;
+  // Why no steps run; OK while they do.
   absl::Status not_serving_ BALLAST_GUARDED_BY(mu_) = absl::UnavailableError("the group has no view yet");
   StepId ended_step_ BALLAST_GUARDED_BY(mu_);
   // The step thread's transport while other threads may wake it.
@@ -187,11 +187,6 @@ absl::Status StepEngine::Impl::CommitVersion(PlacementVersion version) {
   if (wakeable_ != nullptr) wakeable_->Wake();
   changed_.NotifyAll();
   return absl::OkStatus();
-}
-
-absl::Status StepEngine::Impl::Serving() const {
-  MutexLock lock(mu_);
-  return not_serving_;
 }
 
 ViewId StepEngine::Impl::view() const {
@@ -636,7 +631,6 @@ absl::Status StepEngine::InstallView(GroupView view, Placement placement, uint64
   return impl_->InstallView(std::move(view), std::move(placement), policy_version);
 }
 absl::Status StepEngine::CommitVersion(PlacementVersion version) { return impl_->CommitVersion(version); }
-absl::Status StepEngine::Serving() const { return impl_->Serving(); }
 ViewId StepEngine::view() const { return impl_->view(); }
 StepId StepEngine::last_step() const { return impl_->last_step(); }
 void StepEngine::Stop() { impl_->Stop(); }

@@ -163,8 +163,6 @@ class StepEngine {
   //   FailedPrecondition  this rank leads a view and the version is not prepared with every replica verified
   absl::Status CommitVersion(PlacementVersion version);
 
-  // OK while steps can run; otherwise Unavailable with the reason: no view yet, or lost peers. For admission.
-  absl::Status Serving() const;
   // The view in which steps run; 0 when there is none.
   ViewId view() const;
   // The step last ended here, in the current or last view.
