@@ -1,10 +1,13 @@
-// Steps of a group of worker processes over UCX against one process with every expert, on the same cores: decode steps
-// of `tokens` rows in all, each row a sequence of its own over real text.
+// Steps of groups of worker processes over UCX against one process with every expert, on the same cores: decode steps
+// of `tokens` rows in all, each row a sequence of its own over real text; steps take turns with `sets` sets of rows, so
+// that a step's counts are not those of the step before.
 //
-// The two take turns; each figure is the median of the rounds, in time and in processor time over all processes. Prints
-// a table on stderr and JSON, in the form of google-benchmark's, on stdout.
+// There is a group with a contiguous placement, without replicas; and for each way to choose shares (fixed, previous,
+// current, auto) one with a placement that is level for the mean load of the text and shares experts between
+// neighbours. All take turns; each figure is the median of the rounds, in time and in processor time over all
+// processes. Prints a table on stderr and JSON, in the form of google-benchmark's, on stdout.
 //
-//   step_bench [--model=DIR] [--workers=4] [--tokens=256] [--rounds=5] [--steps=200] [--combine=fast|exact]
+//   step_bench [--model=DIR] [--workers=4] [--tokens=256] [--sets=4] [--rounds=5] [--steps=100] [--combine=fast|exact]
 //   [--threads=N]
 #include <sys/mman.h>
 
@@ -25,6 +28,7 @@
 #include "kernels/tokens.h"
 #include "proto/base/check.h"
 #include "proto/base/clock.h"
+#include "proto/placement/shares.h"
 #include "worker/decoder/decoder.h"
 #include "worker/decoder/local_moe.h"
 #include "worker/experts/expert_store.h"
@@ -40,8 +44,9 @@ struct Settings {
   std::string model = "testdata/olmoe-9m";
   int workers = 4;
   int tokens = 256;
+  int sets = 4;
   int rounds = 5;
-  int steps = 200;
+  int steps = 100;
   // Where the JSON goes; empty: standard output. Named as google-benchmark names it, so that one script runs them all.
   std::string out;
   CombineMode combine = CombineMode::kExact;
@@ -54,7 +59,7 @@ struct Report {
   double seconds_a_step;
   double cpu_a_step;
   // Means over the steps, in seconds.
-  double route, dispatch, experts, combine, step;
+  double route, share, dispatch, experts, combine, step;
   double balancedness;
 };
 
@@ -71,11 +76,12 @@ T Value(absl::StatusOr<T> value) {
   return *std::move(value);
 }
 
-// The same rows step after step: nothing is committed, so contexts keep their length.
+// Steps take turns with `sets` sets of `rows` rows: nothing is committed, so contexts keep their length.
 class FixedRows final : public StepSource, public StepEvents {
  public:
-  FixedRows(KvCache& cache, Decoder& decoder, MoeLayer& prefill, const std::string& model, int first, int rows)
-      : vocab_(decoder.config().vocab_size) {
+  FixedRows(KvCache& cache, Decoder& decoder, MoeLayer& prefill, const std::string& model, int first, int rows,
+            int sets)
+      : vocab_(decoder.config().vocab_size), rows_(rows), sets_(sets) {
     const auto reference = Value(SafetensorsFile::Open(model + "/reference.safetensors"));
     std::span<const int32_t> ids;
     int length = 0;
@@ -87,9 +93,9 @@ class FixedRows final : public StepSource, public StepEvents {
     BALLAST_CHECK(length > 0) << "no input_ids";
     const int texts = static_cast<int>(ids.size()) / length;
     std::vector<float> logits(vocab_);
-    for (int i = 0; i < rows; ++i) {
+    for (int i = 0; i < rows * sets; ++i) {
       // Positions from the middle of the text to its end.
-      const int number = first + i;
+      const int number = first * sets + i;
       const auto text = ids.subspan(static_cast<size_t>(number % texts) * length, length);
       const int context = length / 2 + number / texts * 7 % (length / 2 - 1);
       kv_.push_back(std::make_unique<KvSequence>(cache));
@@ -100,7 +106,9 @@ class FixedRows final : public StepSource, public StepEvents {
       BALLAST_CHECK(status.ok()) << status;
       kv_.back()->Commit(context);
       tokens_.push_back(text[context]);
-      sequences_.push_back({kv_.back().get(), i, 1, context});
+      sequences_.push_back({kv_.back().get(), i % rows, 1, context});
+    }
+    for (int i = 0; i < rows; ++i) {
       logit_rows_.push_back(i);
       labels_.push_back({0, TokenPhase::kDecode});
     }
@@ -118,14 +126,18 @@ class FixedRows final : public StepSource, public StepEvents {
 
   bool HasWork() override { return left_.load() > 0; }
   StepRows Next(int capacity) override {
-    BALLAST_CHECK(static_cast<int>(tokens_.size()) <= capacity);
-    return {.input = {.token_ids = tokens_, .sequences = sequences_, .logit_rows = logit_rows_},
+    BALLAST_CHECK(rows_ <= capacity);
+    // Every rank counts the same steps.
+    const auto set = static_cast<size_t>(left_.load() % sets_ * rows_);
+    return {.input = {.token_ids = std::span(tokens_).subspan(set, rows_),
+                      .sequences = std::span(sequences_).subspan(set, rows_),
+                      .logit_rows = logit_rows_},
             .labels = labels_,
             .more_work = left_.load() > 1};
   }
   void Commit(const StepResult& result) override {
-    for (size_t i = 0; i < tokens_.size(); ++i) {
-      sampled_ += ArgMax({result.logits + i * vocab_, static_cast<size_t>(vocab_)});
+    for (int i = 0; i < rows_; ++i) {
+      sampled_ += ArgMax({result.logits + static_cast<size_t>(i) * vocab_, static_cast<size_t>(vocab_)});
     }
   }
   void Discard(const absl::Status& reason) override { BALLAST_CHECK(false) << reason; }
@@ -140,6 +152,7 @@ class FixedRows final : public StepSource, public StepEvents {
     }
     if (ended_ > warm_) {
       report_.route += absl::ToDoubleSeconds(record.moe->route);
+      report_.share += absl::ToDoubleSeconds(record.moe->share);
       report_.dispatch += absl::ToDoubleSeconds(record.moe->dispatch);
       report_.experts += absl::ToDoubleSeconds(record.moe->experts);
       report_.combine += absl::ToDoubleSeconds(record.moe->combine);
@@ -150,8 +163,8 @@ class FixedRows final : public StepSource, public StepEvents {
       const double steps = ended_ - warm_;
       report_.seconds_a_step = absl::ToDoubleSeconds(now - start_) / steps;
       report_.cpu_a_step = (CpuSeconds() - cpu_start_) / steps;
-      for (double* sum : {&report_.route, &report_.dispatch, &report_.experts, &report_.combine, &report_.step,
-                          &report_.balancedness}) {
+      for (double* sum : {&report_.route, &report_.share, &report_.dispatch, &report_.experts, &report_.combine,
+                          &report_.step, &report_.balancedness}) {
         *sum /= steps;
       }
     }
@@ -160,6 +173,8 @@ class FixedRows final : public StepSource, public StepEvents {
 
  private:
   const int vocab_;
+  const int rows_;
+  const int sets_;
   std::vector<std::unique_ptr<KvSequence>> kv_;
   std::vector<int32_t> tokens_;
   std::vector<StepSequence> sequences_;
@@ -205,15 +220,102 @@ Placement Contiguous(const ModelConfig& config, int workers) {
   return p;
 }
 
-int RunWorker(const Settings& settings, int workers, std::unique_ptr<Transport> transport, const ParentLine& parent,
-              Report* report) {
+// Pairs by expert that the text brings, [layers][experts].
+std::vector<std::vector<int64_t>> MeanLoad(const Settings& settings) {
+  const auto checkpoint = Value(Checkpoint::Open(settings.model));
+  const ModelConfig& config = checkpoint->config();
+  ThreadPool pool(1);
+  const auto decoder = Value(Decoder::Create(*checkpoint, pool, {.max_rows = 256}));
+  const auto cache = Value(KvCache::Create(decoder->kv_shape(), 256));
+  const auto moe = Value(LocalMoe::Create(*checkpoint, *decoder, pool));
+  std::vector<std::vector<int64_t>> load(config.num_moe_layers(), std::vector<int64_t>(config.num_experts));
+  moe->set_trace([&](const LocalMoe::Trace& trace) {
+    for (const int32_t expert : trace.ids) ++load[trace.moe_layer][expert];
+  });
+  const auto reference = Value(SafetensorsFile::Open(settings.model + "/reference.safetensors"));
+  std::vector<float> logits(config.vocab_size);
+  for (const TensorView& tensor : reference->tensors()) {
+    if (tensor.name != "input_ids") continue;
+    const auto ids = tensor.as<int32_t>();
+    const auto length = std::min<size_t>(tensor.shape[1], 256);
+    for (size_t at = 0; at + length <= ids.size(); at += tensor.shape[1]) {
+      KvSequence kv(*cache);
+      BALLAST_CHECK(kv.Reserve(static_cast<int>(length)).ok());
+      const StepSequence whole{&kv, 0, static_cast<int>(length), 0};
+      const absl::Status status = decoder->Forward(
+          {.token_ids = ids.subspan(at, length), .sequences = {&whole, 1}, .logit_rows = {}}, *moe, logits.data());
+      BALLAST_CHECK(status.ok()) << status;
+    }
+  }
+  return load;
+}
+
+// Workers filled up one after the other, hot and cold experts by turns; one that does not fit goes on in the next
+// worker, with the shares that are level for `load`. The last worker shares its last expert with the first.
+Placement Chained(const std::vector<std::vector<int64_t>>& load, int workers) {
+  Placement p{.epoch = Epoch(1),
+              .shares_version = SharesVersion(1),
+              .num_layers = static_cast<int32_t>(load.size()),
+              .num_experts = static_cast<int32_t>(load[0].size())};
+  for (int w = 0; w < workers; ++w) p.workers.push_back(absl::StrCat("w", w));
+  std::vector<int32_t> next_slot(workers, 0);
+  for (int32_t layer = 0; layer < p.num_layers; ++layer) {
+    const std::vector<int64_t>& of_expert = load[layer];
+    std::vector<int32_t> order(of_expert.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return of_expert[a] > of_expert[b]; });
+    const int64_t total = std::accumulate(of_expert.begin(), of_expert.end(), int64_t{0});
+    std::vector<std::vector<int32_t>> on(of_expert.size());
+    int64_t filled = 0;
+    int32_t w = 0;
+    for (size_t low = 0, high = order.size(), i = 0; low < high; ++i) {
+      const int32_t e = i % 2 == 0 ? order[low++] : order[--high];
+      on[e].push_back(w);
+      filled += of_expert[e];
+      while (filled * workers > total * (w + 1) && w + 1 < workers) on[e].push_back(++w);
+      if (low == high && workers > 1 && on[e].front() != 0) on[e].push_back(0);
+    }
+    DispatchTable table{.begin = {0}};
+    for (std::vector<int32_t>& ranks : on) {
+      std::sort(ranks.begin(), ranks.end());
+      table.rank.insert(table.rank.end(), ranks.begin(), ranks.end());
+      table.begin.push_back(static_cast<int32_t>(table.rank.size()));
+    }
+    table.weight.assign(table.rank.size(), 1);
+    std::vector<int64_t> flow(table.rank.size());
+    ShareSolver(table, workers).Solve(of_expert, flow);
+    FlowToWeights(flow, table);
+    for (int32_t e = 0; e < p.num_experts; ++e) {
+      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+        p.replicas.push_back({.expert = {layer, e},
+                              .worker = table.rank[r],
+                              .slot = next_slot[table.rank[r]]++,
+                              .weight = table.weight[r]});
+      }
+    }
+  }
+  p.Sort();
+  return p;
+}
+
+// A group: one of the contestants.
+struct Contestant {
+  std::string name;
+  int workers = 1;
+  Placement placement;
+  ShareMode shares = ShareMode::kFixed;
+};
+
+int RunWorker(const Settings& settings, const Contestant& contestant, std::unique_ptr<Transport> transport,
+              const ParentLine& parent, Report* report) {
+  const int workers = contestant.workers;
   const int rank = transport == nullptr ? 0 : transport->rank();
   const auto checkpoint = Value(Checkpoint::Open(settings.model));
   ThreadPool pool(workers == 1 ? settings.threads : 1);
   const auto decoder = Value(Decoder::Create(*checkpoint, pool, {.max_rows = settings.tokens}));
-  const auto cache = Value(KvCache::Create(decoder->kv_shape(), settings.tokens * 5));
+  const auto cache = Value(KvCache::Create(decoder->kv_shape(), settings.tokens * settings.sets * 5));
   const CheckpointExperts experts(*checkpoint);
-  const Placement placement = Contiguous(checkpoint->config(), workers);
+  const Placement& placement = contestant.placement;
   const auto store = Value(ExpertStore::Create(
       experts, {.worker = placement.workers[rank],
                 .capacity = {.slots = experts.num_layers() * experts.num_experts() + 2, .staging_slots = 2}}));
@@ -221,18 +323,19 @@ int RunWorker(const Settings& settings, int workers, std::unique_ptr<Transport> 
   counters.InternTask("bench");
   std::unique_ptr<LocalMoe> local = Value(LocalMoe::Create(*checkpoint, *decoder, pool));
   const int rows = settings.tokens / workers;
-  FixedRows source(*cache, *decoder, *local, settings.model, rank * rows, rows);
+  FixedRows source(*cache, *decoder, *local, settings.model, rank * rows, rows, settings.sets);
   local.reset();
   GivenTransport transports(std::move(transport));
-  const auto engine = Value(StepEngine::Create(
-      {.moe = {.combine = settings.combine, .capacity = settings.tokens}, .step_timeout = absl::Seconds(60)},
-      {.decoder = decoder.get(),
-       .experts = store.get(),
-       .pool = &pool,
-       .transports = &transports,
-       .source = &source,
-       .events = &source,
-       .counters = &counters}));
+  const auto engine = Value(StepEngine::Create({.moe = {.combine = settings.combine, .capacity = settings.tokens},
+                                                .step_timeout = absl::Seconds(60),
+                                                .step_shares = contestant.shares},
+                                               {.decoder = decoder.get(),
+                                                .experts = store.get(),
+                                                .pool = &pool,
+                                                .transports = &transports,
+                                                .source = &source,
+                                                .events = &source,
+                                                .counters = &counters}));
   GroupView view{.view = ViewId(1), .rank = rank};
   for (const std::string& worker : placement.workers) view.members.push_back({.worker = worker});
   BALLAST_CHECK(engine->InstallView(view, placement).ok());
@@ -275,6 +378,7 @@ int Main(int argc, char** argv) {
     const std::string value = arg.find('=') == std::string::npos ? "" : arg.substr(arg.find('=') + 1);
     int* number = name == "--workers"   ? &settings.workers
                   : name == "--tokens"  ? &settings.tokens
+                  : name == "--sets"    ? &settings.sets
                   : name == "--rounds"  ? &settings.rounds
                   : name == "--steps"   ? &settings.steps
                   : name == "--threads" ? &settings.threads
@@ -293,52 +397,67 @@ int Main(int argc, char** argv) {
       return 2;
     }
   }
-  auto* const reports = static_cast<Report*>(mmap(nullptr, (settings.workers + 1) * sizeof(Report),
-                                                  PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-  BALLAST_CHECK(reports != MAP_FAILED);
-  ProcessMesh single(1, {}, [&](std::unique_ptr<Transport>, const ParentLine& parent) {
-    return RunWorker(settings, 1, nullptr, parent, &reports[0]);
-  });
-  ProcessMesh group(settings.workers, {}, [&](std::unique_ptr<Transport> transport, const ParentLine& parent) {
-    return RunWorker(settings, settings.workers, std::move(transport), parent, &reports[1]);
-  });
-  Expect(single, 1, 'r');
-  Expect(group, settings.workers, 'r');
-  std::vector<Report> of_single, of_group;
-  for (int round = 0; round < settings.rounds; ++round) {
-    of_single.push_back(RunOnce(single, 1, &reports[0]));
-    of_group.push_back(RunOnce(group, settings.workers, &reports[1]));
+  std::vector<Contestant> contestants;
+  {
+    const auto checkpoint = Value(Checkpoint::Open(settings.model));
+    const auto load = MeanLoad(settings);
+    const Placement chained = Chained(load, settings.workers);
+    contestants = {{absl::StrCat("1 worker, ", settings.threads, " threads"), 1, Contiguous(checkpoint->config(), 1)},
+                   {"no replicas", settings.workers, Contiguous(checkpoint->config(), settings.workers)},
+                   {"fixed shares", settings.workers, chained, ShareMode::kFixed},
+                   {"previous shares", settings.workers, chained, ShareMode::kPrevious},
+                   {"current shares", settings.workers, chained, ShareMode::kCurrent},
+                   {"auto shares", settings.workers, chained, ShareMode::kAuto}};
   }
-  const Report one = Median(of_single);
-  const Report many = Median(of_group);
-  const double ratio = one.seconds_a_step / many.seconds_a_step;
-  const double cpu_ratio = one.cpu_a_step / many.cpu_a_step;
+  const size_t room = contestants.size() * settings.workers * sizeof(Report);
+  auto* const shared =
+      static_cast<Report*>(mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  BALLAST_CHECK(shared != MAP_FAILED);
+  std::vector<std::unique_ptr<ProcessMesh>> meshes;
+  std::vector<std::vector<Report>> reports(contestants.size());
+  for (size_t c = 0; c < contestants.size(); ++c) {
+    Report* const own = shared + c * settings.workers;
+    meshes.push_back(
+        std::make_unique<ProcessMesh>(contestants[c].workers, ProcessMesh::Environment{},
+                                      [&, c, own](std::unique_ptr<Transport> transport, const ParentLine& parent) {
+                                        return RunWorker(settings, contestants[c], std::move(transport), parent, own);
+                                      }));
+    Expect(*meshes[c], contestants[c].workers, 'r');
+  }
+  for (int round = 0; round < settings.rounds; ++round) {
+    for (size_t c = 0; c < contestants.size(); ++c) {
+      reports[c].push_back(RunOnce(*meshes[c], contestants[c].workers, shared + c * settings.workers));
+    }
+  }
   const char* combine = settings.combine == CombineMode::kFast ? "fast" : "exact";
-  std::fprintf(stderr, "%-22s %10s %10s %10s %10s %10s %10s %10s %8s\n", "ms a step (rank 0)", "step", "cpu, all",
-               "route", "dispatch", "experts", "combine", "tokens/s", "level");
-  const auto row = [&](const std::string& name, const Report& r) {
-    std::fprintf(stderr, "%-22s %10.3f %10.3f %10.3f %10.3f %10.3f %10.3f %10.0f %8.3f\n", name.c_str(),
-                 r.seconds_a_step * 1e3, r.cpu_a_step * 1e3, r.route * 1e3, r.dispatch * 1e3, r.experts * 1e3,
-                 r.combine * 1e3, settings.tokens / r.seconds_a_step, r.balancedness);
-  };
-  row(absl::StrCat("1 worker, ", settings.threads, " threads"), one);
-  row(absl::StrCat(settings.workers, " workers, ", combine), many);
-  std::fprintf(stderr, "ratio %.3f in time, %.3f in processor time\n", ratio, cpu_ratio);
   std::FILE* const out = settings.out.empty() ? stdout : std::fopen(settings.out.c_str(), "w");
   BALLAST_CHECK(out != nullptr) << settings.out;
+  std::fprintf(stderr, "%d workers, %s, %d rows a step; ms a step of rank 0\n", settings.workers, combine,
+               settings.tokens);
+  std::fprintf(stderr, "%-22s %9s %9s %9s %9s %9s %9s %9s %9s %7s %7s\n", "", "step", "cpu, all", "route", "share",
+               "dispatch", "experts", "combine", "tokens/s", "level", "ratio");
   std::fprintf(out, "{\"benchmarks\": [\n");
-  std::fprintf(out,
-               "{\"name\": \"step/%s/tokens:%d/workers:1\", \"real_time\": %.3f, \"time_unit\": \"us\", "
-               "\"items_per_second\": %.1f},\n",
-               combine, settings.tokens, one.seconds_a_step * 1e6, settings.tokens / one.seconds_a_step);
-  std::fprintf(out,
-               "{\"name\": \"step/%s/tokens:%d/workers:%d\", \"real_time\": %.3f, \"time_unit\": \"us\", "
-               "\"items_per_second\": %.1f, \"ratio_to_one_worker\": %.3f, \"cpu_ratio\": %.3f}\n]}\n",
-               combine, settings.tokens, settings.workers, many.seconds_a_step * 1e6,
-               settings.tokens / many.seconds_a_step, ratio, cpu_ratio);
+  const Report one = Median(reports[0]);
+  for (size_t c = 0; c < contestants.size(); ++c) {
+    const Report r = Median(reports[c]);
+    const double ratio = one.seconds_a_step / r.seconds_a_step;
+    std::fprintf(stderr, "%-22s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %9.0f %7.4f %7.3f\n",
+                 contestants[c].name.c_str(), r.seconds_a_step * 1e3, r.cpu_a_step * 1e3, r.route * 1e3, r.share * 1e3,
+                 r.dispatch * 1e3, r.experts * 1e3, r.combine * 1e3, settings.tokens / r.seconds_a_step, r.balancedness,
+                 ratio);
+    std::fprintf(out,
+                 "{\"name\": \"step/%s/tokens:%d/workers:%d/%s\", \"real_time\": %.3f, \"time_unit\": \"us\", "
+                 "\"items_per_second\": %.1f, \"balancedness\": %.4f, \"share_us\": %.1f, "
+                 "\"ratio_to_one_worker\": %.3f, \"cpu_ratio\": %.3f}%s\n",
+                 combine, settings.tokens, contestants[c].workers, contestants[c].name.c_str(), r.seconds_a_step * 1e6,
+                 settings.tokens / r.seconds_a_step, r.balancedness, r.share * 1e6, ratio,
+                 one.cpu_a_step / r.cpu_a_step, c + 1 == contestants.size() ? "" : ",");
+  }
+  std::fprintf(out, "]}\n");
   if (out != stdout) std::fclose(out);
-  for (int rank = 0; rank < settings.workers; ++rank) group.Say(rank, 'q');
-  single.Say(0, 'q');
+  for (size_t c = 0; c < contestants.size(); ++c) {
+    for (int rank = 0; rank < contestants[c].workers; ++rank) meshes[c]->Say(rank, 'q');
+  }
   return 0;
 }
 
