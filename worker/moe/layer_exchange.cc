@@ -193,7 +193,8 @@ void LayerExchange::SendRows(int layer, const DispatchPlan& plan, const float* h
                                 .tokens = static_cast<uint32_t>(tokens),
                                 .pairs = static_cast<uint32_t>(pairs),
                                 .flags = notes.flags,
-                                .nanoseconds_per_pair = notes.nanoseconds_per_pair};
+                                .nanoseconds_per_pair = notes.nanoseconds_per_pair,
+                                .exchange_nanoseconds = notes.exchange_nanoseconds};
     std::byte* const message = peer.dispatch_out.data();
     std::memcpy(message, &header, sizeof(header));
     if (preamble.destinations > 0) {

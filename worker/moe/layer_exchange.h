@@ -83,6 +83,7 @@ class LayerExchange {
   struct Notes {
     uint32_t flags = 0;  // kDispatch*
     uint32_t nanoseconds_per_pair = 0;
+    uint32_t exchange_nanoseconds = 0;
     // This rank's counts [experts], where the layer's dispatch messages carry them; empty where they do not.
     std::span<const int32_t> counts;
   };

@@ -83,6 +83,7 @@ struct MoeExecutor::Impl {
   // The layer.
   DispatchPlan plan;
   std::vector<float> logits;
+  absl::Duration exchange_time;  // of counts, on this rank
   std::vector<int32_t> quotas;
   std::vector<int64_t> load;  // by rank
   // Pairs to compute here: own ones, then peer by peer.
@@ -241,12 +242,10 @@ absl::Status MoeExecutor::Impl::ShareLayer(int layer) {
         }));
     shares.Counted(layer);
   }
-  const absl::Time counted = clock.Now();
+  exchange_time = form == ShareForm::kCurrent ? clock.Now() - start : absl::ZeroDuration();
   const DispatchTable& replicas = shares.table(layer);
   quotas.resize(replicas.num_replicas());
   shares.Quotas(layer, form, static_cast<uint32_t>(rank() + step.step.value()), quotas);
-  stats.count_exchange += counted - start;
-  if (form != ShareForm::kFixed) stats.share_solve += clock.Now() - counted;
   if (!alone()) ++stats.layers_by_form[static_cast<int>(form)];
   plan.Assign(replicas, {.rank = rank(), .node_of_rank = node_of_rank}, view.size(), quotas);
   for (int r = 0; r < view.size(); ++r) {
@@ -259,21 +258,30 @@ absl::Status MoeExecutor::Impl::ShareLayer(int layer) {
 }
 
 void MoeExecutor::Impl::SendRows(int layer, const float* hidden, int rows) {
-  constexpr double kMost = std::numeric_limits<uint32_t>::max();
+  const auto nanoseconds = [](absl::Duration d) {
+    return static_cast<uint32_t>(
+        std::clamp<int64_t>(absl::ToInt64Nanoseconds(d), 0, std::numeric_limits<uint32_t>::max()));
+  };
   exchange.SendRows(layer, plan, hidden, rows,
                     {.flags = (stats.any_prefill ? kDispatchHasPrefill : 0) | (step.more_work ? kDispatchMoreWork : 0),
-                     .nanoseconds_per_pair = static_cast<uint32_t>(std::clamp(seconds_per_pair * 1e9, 0.0, kMost)),
+                     .nanoseconds_per_pair = nanoseconds(absl::Seconds(seconds_per_pair)),
+                     .exchange_nanoseconds = nanoseconds(exchange_time),
                      .counts = CountsWithRows(layer) ? plan.counts() : std::span<const int32_t>()});
 }
 
 // Makes items of the rows that the peers sent.
 absl::Status MoeExecutor::Impl::TakeRows(int layer) {
+  absl::Duration least = exchange_time;
+  absl::Duration second = absl::InfiniteDuration();
   for (int p = 0; p < exchange.num_peers(); ++p) {
     const DispatchView& rows = exchange.rows_of(p);
     const int from = exchange.rank_of(p);
     stats.any_prefill |= (rows.flags & kDispatchHasPrefill) != 0;
     stats.any_more_work |= (rows.flags & kDispatchMoreWork) != 0;
     rank_seconds_per_pair[from] = rows.nanoseconds_per_pair * 1e-9;
+    const absl::Duration of_peer = absl::Nanoseconds(rows.exchange_nanoseconds);
+    second = std::min(second, std::max(least, of_peer));
+    least = std::min(least, of_peer);
     std::copy(rows.counts.begin(), rows.counts.end(), shares.counts(layer, from).begin());
     first_item[p] = item_expert.size();
     for (const WirePair& pair : rows.pairs) {
@@ -287,6 +295,7 @@ absl::Status MoeExecutor::Impl::TakeRows(int layer) {
       item_row.push_back(rows.rows + static_cast<size_t>(pair.token) * H());
     }
   }
+  stats.count_exchange += exchange.num_peers() > 1 ? second : least;
   if (CountsWithRows(layer)) shares.Counted(layer);
   return absl::OkStatus();
 }

@@ -102,8 +102,10 @@ struct MoeStepStats {
   std::array<int, kShareForms> layers_by_form = {};
   // Wall time by stage. Share, dispatch and combine include the wait for peers.
   absl::Duration route, share, dispatch, experts, combine;
-  // Of `share`: telling each other counts, and solving shares, in the layers where that was done.
-  absl::Duration count_exchange, share_solve;
+  // What telling each other counts cost the step, in the layers where that was done: the time of the rank that it took
+  // second least, or least where there are two. The rank that comes last waits for nobody, the one before it about as
+  // long as a message takes; the others wait for late ranks, which they do at the dispatch anyway.
+  absl::Duration count_exchange;
 };
 
 // Used by the step thread alone. In steady state (views and placements unchanged) nothing is allocated.

@@ -126,8 +126,10 @@ absl::StatusOr<DispatchView> ParseDispatch(const WireContext& context, int from,
   const size_t want = DispatchBytes(preamble, header.tokens, header.pairs, context.hidden_size);
   if (message.size() != want) return Malformed(from, "length", message.size(), "not", want);
 
-  DispatchView view{
-      .flags = header.flags, .tokens = header.tokens, .nanoseconds_per_pair = header.nanoseconds_per_pair};
+  DispatchView view{.flags = header.flags,
+                    .tokens = header.tokens,
+                    .nanoseconds_per_pair = header.nanoseconds_per_pair,
+                    .exchange_nanoseconds = header.exchange_nanoseconds};
   // Offsets are multiples of 4 in a buffer aligned to 64.
   if (to_rank0) {
     view.destination_pairs = {reinterpret_cast<const uint32_t*>(message.data() + sizeof(DispatchHeader)),

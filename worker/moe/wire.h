@@ -103,7 +103,8 @@ struct DispatchHeader {
   uint32_t flags = 0;
   // What a pair took the sender's experts in its step before; 0: not known.
   uint32_t nanoseconds_per_pair = 0;
-  uint32_t reserved = 0;
+  // What exchanging the layer's counts took the sender; 0: there was no exchange.
+  uint32_t exchange_nanoseconds = 0;
 };
 
 struct CountsHeader {
@@ -166,6 +167,7 @@ struct DispatchView {
   uint32_t flags = 0;
   uint32_t tokens = 0;
   uint32_t nanoseconds_per_pair = 0;
+  uint32_t exchange_nanoseconds = 0;
   std::span<const uint32_t> destination_pairs;  // empty unless the receiver is rank 0
   std::span<const int32_t> counts;              // empty unless the context says that they are carried
   std::span<const WirePair> pairs;
