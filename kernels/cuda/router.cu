@@ -7,10 +7,8 @@ namespace ballast::internal {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTileExperts = 128;
 constexpr int kTileK = 64;
 constexpr int kRowBytes = kTileK * 2;
-constexpr int kStages = 3;
 constexpr int kFewTokens = 512;  // up to here the tiles of the first kernel have 16 tokens
 constexpr int kMultiprocessors = 132;
 // Warps of a block of the second kernel. Many tokens are first counted in shared memory, because additions to one
@@ -62,18 +60,35 @@ __device__ void LoadRows(uint32_t tile, const void* matrix, int first, int rows,
   }
 }
 
-// Logits of kTokens tokens by 128 experts over one part of the hidden size: grid (token tiles, expert tiles, parts).
-template <int kTokens>
-__global__ void __launch_bounds__(kThreads) LogitsKernel(const RouterArgs args) {
+// Experts of a tile: few for models with few, whose steps are bound by reading the tokens.
+constexpr int kFewExperts = 16, kManyExperts = 128;
+
+template <int kTokens, int kExperts>
+struct LogitsTile {
   // Warps side by side over experts, and over tokens where there are many.
-  constexpr int kWarpTokens = kTokens == 16 ? 16 : 32;
-  constexpr int kTokenWarps = kTokens / kWarpTokens;
-  constexpr int kWarpExperts = kTileExperts / (kThreads / 32 / kTokenWarps);
-  constexpr int kStageBytes = (kTokens + kTileExperts) * kRowBytes;
+  static constexpr int kWarpTokens = kTokens == 16 || kExperts == kFewExperts ? 16 : 32;
+  static constexpr int kTokenWarps = kTokens / kWarpTokens;
+  static constexpr int kExpertWarps =
+      kThreads / 32 / kTokenWarps < kExperts / 16 ? kThreads / 32 / kTokenWarps : kExperts / 16;
+  static constexpr int kWarpExperts = kExperts / kExpertWarps;
+  static constexpr int kStageBytes = (kTokens + kExperts) * kRowBytes;
+  // A decode step's part is in flight at once; the largest tiles leave room for a second block.
+  static constexpr int kStages = kTokens == 16 ? 6 : kExperts == kFewExperts ? 4 : 3;
+};
+
+// Logits of kTokens tokens by kExperts experts over one part of the hidden size: grid (token tiles, expert tiles,
+// parts).
+template <int kTokens, int kExperts>
+__global__ void __launch_bounds__(kThreads) LogitsKernel(const RouterArgs args) {
+  using Tile = LogitsTile<kTokens, kExperts>;
+  constexpr int kWarpTokens = Tile::kWarpTokens, kWarpExperts = Tile::kWarpExperts;
+  constexpr int kStages = Tile::kStages, kStageBytes = Tile::kStageBytes;
   extern __shared__ __align__(128) uint8_t storage[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int first_token = blockIdx.x * kTokens, first_expert = blockIdx.y * kTileExperts;
-  const int warp_token = warp % kTokenWarps * kWarpTokens, warp_expert = warp / kTokenWarps * kWarpExperts;
+  const int first_token = blockIdx.x * kTokens, first_expert = blockIdx.y * kExperts;
+  const int warp_token = warp % Tile::kTokenWarps * kWarpTokens, warp_expert = warp / Tile::kTokenWarps * kWarpExperts;
+  // Few tokens by few experts leave warps over, which only load.
+  const bool multiplies = warp < Tile::kTokenWarps * Tile::kExpertWarps;
   const int steps = DivideUp(args.hidden_size, kTileK);
   const int begin = static_cast<int>(static_cast<int64_t>(steps) * blockIdx.z / gridDim.z);
   const int end = static_cast<int>(static_cast<int64_t>(steps) * (blockIdx.z + 1) / gridDim.z);
@@ -82,8 +97,8 @@ __global__ void __launch_bounds__(kThreads) LogitsKernel(const RouterArgs args) 
     if (step < end) {
       const uint32_t tile = shared + step % kStages * kStageBytes;
       LoadRows<kTokens>(tile, args.hidden, first_token, args.num_tokens, step * kTileK, args.hidden_size);
-      LoadRows<kTileExperts>(tile + kTokens * kRowBytes, args.router_weights, first_expert, args.rule.num_experts,
-                             step * kTileK, args.hidden_size);
+      LoadRows<kExperts>(tile + kTokens * kRowBytes, args.router_weights, first_expert, args.rule.num_experts,
+                         step * kTileK, args.hidden_size);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
@@ -98,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) LogitsKernel(const RouterArgs args) 
     load(step + kStages - 1);
     const uint32_t tokens = shared + step % kStages * kStageBytes, experts = tokens + kTokens * kRowBytes;
 #pragma unroll
-    for (int k = 0; k < kTileK / 16; ++k) {
+    for (int k = 0; k < kTileK / 16 && multiplies; ++k) {
       uint32_t a[kWarpTokens / 16][4];
 #pragma unroll
       for (int m = 0; m < kWarpTokens / 16; ++m) {
@@ -117,6 +132,7 @@ __global__ void __launch_bounds__(kThreads) LogitsKernel(const RouterArgs args) 
       }
     }
   }
+  if (!multiplies) return;
   float* logits = args.logits + static_cast<size_t>(blockIdx.z) * args.num_tokens * args.rule.num_experts;
 #pragma unroll
   for (int m = 0; m < kWarpTokens / 16; ++m) {
@@ -318,13 +334,22 @@ __global__ void __launch_bounds__(kManyWarps * 32) SelectManyKernel(const Router
   }
 }
 
+int TileExperts(int num_experts) { return num_experts <= kFewExperts ? kFewExperts : kManyExperts; }
+
+template <int kTokens, int kExperts>
+cudaError_t LaunchLogits(const RouterArgs& args, int parts, cudaStream_t stream) {
+  using Tile = LogitsTile<kTokens, kExperts>;
+  constexpr size_t kSharedBytes = size_t{Tile::kStages} * Tile::kStageBytes;
+  static const cudaError_t allowed = AllowSharedMemory(LogitsKernel<kTokens, kExperts>, kSharedBytes);
+  if (allowed != cudaSuccess) return allowed;
+  const dim3 grid(DivideUp(args.num_tokens, kTokens), DivideUp(args.rule.num_experts, kExperts), parts);
+  return Launch(LogitsKernel<kTokens, kExperts>, {grid, kThreads, kSharedBytes}, stream, args);
+}
+
 template <int kTokens>
 cudaError_t LaunchLogits(const RouterArgs& args, int parts, cudaStream_t stream) {
-  constexpr size_t kSharedBytes = size_t{kStages} * (kTokens + kTileExperts) * kRowBytes;
-  static const cudaError_t allowed = AllowSharedMemory(LogitsKernel<kTokens>, kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
-  const dim3 grid(DivideUp(args.num_tokens, kTokens), DivideUp(args.rule.num_experts, kTileExperts), parts);
-  return Launch(LogitsKernel<kTokens>, {grid, kThreads, kSharedBytes}, stream, args);
+  return args.rule.num_experts <= kFewExperts ? LaunchLogits<kTokens, kFewExperts>(args, parts, stream)
+                                              : LaunchLogits<kTokens, kManyExperts>(args, parts, stream);
 }
 
 template <int kOwn>
@@ -341,7 +366,8 @@ cudaError_t LaunchSelect(const RouterArgs& args, int parts, cudaStream_t stream)
 }  // namespace
 
 int RouterParts(int num_tokens, int num_experts) {
-  const int tiles = DivideUp(num_tokens, num_tokens <= kFewTokens ? 16 : 128) * DivideUp(num_experts, kTileExperts);
+  const int tiles =
+      DivideUp(num_tokens, num_tokens <= kFewTokens ? 16 : 128) * DivideUp(num_experts, TileExperts(num_experts));
   // About a block a multiprocessor, two where tokens are many; sums of more parts take longer than they save.
   const int blocks = num_tokens <= kFewTokens || tiles < kMultiprocessors / 2 ? kMultiprocessors : 2 * kMultiprocessors;
   int parts = 1;
@@ -354,7 +380,6 @@ cudaError_t LaunchRouter(const RouterArgs& args, cudaStream_t stream) {
   const cudaError_t error =
       args.num_tokens <= kFewTokens ? LaunchLogits<16>(args, parts, stream) : LaunchLogits<128>(args, parts, stream);
   if (error != cudaSuccess) return error;
-  if (args.rule.num_experts <= 32) return LaunchSelect<1>(args, parts, stream);
   if (args.rule.num_experts <= 64) return LaunchSelect<2>(args, parts, stream);
   if (args.rule.num_experts <= 128) return LaunchSelect<4>(args, parts, stream);
   if (args.rule.num_experts <= 256) return LaunchSelect<8>(args, parts, stream);

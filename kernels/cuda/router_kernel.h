@@ -55,7 +55,7 @@ struct RouterArgs {
 
 // Parts of the hidden size whose logits are summed apart: at most kMaxRouterParts, and where there is more than one, at
 // most kMaxPartialRows parts times tokens.
-inline constexpr int kMaxRouterParts = 32;
+inline constexpr int kMaxRouterParts = 16;
 inline constexpr int kMaxPartialRows = 2 * 132 * 128;
 int RouterParts(int num_tokens, int num_experts);
 cudaError_t LaunchRouter(const RouterArgs& args, cudaStream_t stream);
