@@ -63,8 +63,9 @@ def main():
         (backend / "build_meta.py").write_text(BACKEND)
         subprocess.run([sys.executable, "-m", "venv", work / "venv"], check=True)
         subprocess.run(
-            [work / "venv/bin/pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps",
-             "--no-build-isolation", "--no-binary", "vllm", "--only-binary", "sglang", "--dest", work / "packages", "-r", requirements],
+            [work / "venv/bin/pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes",
+             "--no-deps", "--no-build-isolation", "--no-binary", "vllm", "--only-binary", "sglang",
+             "--dest", work / "packages", "-r", requirements],
             check=True,
             env={**os.environ, "PYTHONPATH": str(backend.parent)},
         )

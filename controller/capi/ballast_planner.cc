@@ -95,9 +95,11 @@ absl::Status RebalanceArrays(const ballast_planner_request* asked, int64_t* phy2
 
   BALLAST_ASSIGN_OR_RETURN(const PhysicalPlan plan, Rebalance(request));
   if (shares != nullptr) {
-    std::vector<double> made = EqualShares(request.shape, plan);
+    std::vector<double> made;
     if (request.split == PhysicalRequest::Split::kShares) {
       BALLAST_ASSIGN_OR_RETURN(made, SolvePhysicalShares(request.shape, request.weight, plan.phy2log));
+    } else {
+      made = EqualShares(request.shape, plan);
     }
     std::copy(made.begin(), made.end(), shares);
   }

@@ -142,6 +142,7 @@ absl::Status PlaceCostAware(const PhysicalRequest& request, bool by_node, Physic
   const int32_t block = by_node ? shape.num_gpus / request.num_nodes : shape.num_gpus;
   for (int32_t l = 0; l < shape.num_layers; ++l) {
     Packs packs(shape.num_gpus);
+    for (auto& pack : packs) pack.reserve(shape.slots());
     for (int32_t e = 0; e < shape.num_experts; ++e) {
       for (int32_t r = tables[l].begin[e]; r < tables[l].begin[e + 1]; ++r) packs[tables[l].rank[r]].push_back(e);
     }
@@ -248,25 +249,38 @@ absl::StatusOr<std::vector<double>> SolvePhysicalShares(const PhysicalShape& sha
   BALLAST_RETURN_IF_ERROR(CheckWeight(shape, weight));
   BALLAST_RETURN_IF_ERROR(CheckMap("phy2log", shape, phy2log));
   std::vector<double> shares(phy2log.size());
+  DispatchTable table;
+  std::vector<int32_t> begin(shape.num_experts + 1);  // into `physical`
+  std::vector<int32_t> physical(shape.num_replicas);  // by expert, then slot
+  std::vector<int32_t> copies;                        // [replicas of the table]
+  std::vector<int64_t> flow;
   for (int32_t l = 0; l < shape.num_layers; ++l) {
     const size_t first = static_cast<size_t>(l) * shape.num_replicas;
     const auto map = phy2log.subspan(first, shape.num_replicas);
-    // Replicas by expert, then slot. Those on one GPU are one to the solver, and share equally.
-    std::vector<std::vector<int32_t>> replicas(shape.num_experts);
-    for (int32_t p = 0; p < shape.num_replicas; ++p) {
-      if (map[p] >= 0) replicas[map[p]].push_back(p);
+    std::fill(begin.begin(), begin.end(), 0);
+    for (const int64_t e : map) {
+      if (e >= 0) ++begin[e + 1];
     }
-    DispatchTable table;
-    table.begin.push_back(0);
-    std::vector<int32_t> copies;  // [replicas of the table]
+    const auto missing = std::find(begin.begin() + 1, begin.end(), 0);
+    if (missing != begin.end()) {
+      return absl::InvalidArgumentError(absl::StrCat("phy2log[", l, "]: logical expert ", missing - begin.begin() - 1,
+                                                     " is missing; every one of the ", shape.num_experts,
+                                                     " must be there"));
+    }
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    for (int32_t p = 0; p < shape.num_replicas; ++p) {
+      if (map[p] >= 0) physical[begin[map[p]]++] = p;
+    }
+    // Every begin has become the next one's.
+    std::rotate(begin.begin(), begin.end() - 1, begin.end());
+    begin[0] = 0;
+    // Replicas on one GPU are one to the solver, and share equally.
+    table.begin.assign(1, 0);
+    table.rank.clear();
+    copies.clear();
     for (int32_t e = 0; e < shape.num_experts; ++e) {
-      if (replicas[e].empty()) {
-        return absl::InvalidArgumentError(absl::StrCat("phy2log[", l, "]: logical expert ", e,
-                                                       " is missing; every one of the ", shape.num_experts,
-                                                       " must be there"));
-      }
-      for (const int32_t p : replicas[e]) {
-        const int32_t gpu = p / shape.slots();
+      for (int32_t i = begin[e]; i < begin[e + 1]; ++i) {
+        const int32_t gpu = physical[i] / shape.slots();
         if (table.num_replicas() == table.begin.back() || table.rank.back() != gpu) {
           table.rank.push_back(gpu);
           copies.push_back(0);
@@ -278,14 +292,14 @@ absl::StatusOr<std::vector<double>> SolvePhysicalShares(const PhysicalShape& sha
     table.weight.assign(table.rank.size(), 1);
     const std::vector<int64_t> tokens =
         ToIntegers(weight.subspan(static_cast<size_t>(l) * shape.num_experts, shape.num_experts));
-    std::vector<int64_t> flow(table.num_replicas());
+    flow.assign(table.rank.size(), 0);
     ShareSolver(table, shape.num_gpus).Solve(tokens, flow);
     for (int32_t e = 0; e < shape.num_experts; ++e) {
-      auto p = replicas[e].begin();
+      int32_t i = begin[e];
       for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
-        const double share = tokens[e] == 0 ? 1 / static_cast<double>(replicas[e].size())
+        const double share = tokens[e] == 0 ? 1.0 / (begin[e + 1] - begin[e])
                                             : static_cast<double>(flow[r]) / static_cast<double>(tokens[e]) / copies[r];
-        for (int32_t copy = 0; copy < copies[r]; ++copy) shares[first + *p++] = share;
+        for (int32_t copy = 0; copy < copies[r]; ++copy) shares[first + physical[i++]] = share;
       }
     }
   }

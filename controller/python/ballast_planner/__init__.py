@@ -6,8 +6,8 @@
 NumPy arrays in, NumPy arrays out; PyTorch tensors (of any device) in, CPU tensors out, as EPLB returns them. Neither is
 imported unless it is needed. Calls are pure (the same input gives the same output), hold no lock and release the GIL.
 
-Words are EPLB's: a logical expert is an expert of the model, a physical expert one replica of it; physical expert p of a
-layer is a slot of GPU p // (num_replicas // num_gpus).
+Words are EPLB's: a logical expert is an expert of the model, a physical expert one replica of it; physical expert p of
+a layer is a slot of GPU p // (num_replicas // num_gpus).
 """
 
 import ctypes
