@@ -25,7 +25,8 @@ nlohmann::ordered_json ToJson(const LoadScore& s) {
           {"balancedness_solved_shares", s.balancedness_solved},
           {"worst_layer", {{"layer", s.worst_layer}, {"balancedness", s.worst}}},
           {"jain", s.jain},
-          {"maxvio", s.maxvio}};
+          {"maxvio", s.maxvio},
+          {"cross_node_part", s.cross_node_part}};
 }
 
 // The parts of the loads by name, summed: the tasks.
@@ -107,6 +108,11 @@ absl::Status Run(const Options& o, CtlContext& context) {
   table.Print(context.out);
   context.out << absl::StrFormat("\n%d replicas beyond one an expert, %s\n", extra,
                                  HumanBytes(extra * plan.expert_bytes));
+  if (score.cross_node_part > 0) {
+    context.out << absl::StrFormat(
+        "%.1f %% of the (token, expert) pairs cross nodes, where tokens come to all GPUs alike\n",
+        100 * score.cross_node_part);
+  }
   if (copies.tokens > 0) {
     context.out << absl::StrFormat("%.3f copies a token and layer, %.3f of them to another node\n", copies.per_token(),
                                    copies.cross_node_per_token());
@@ -135,6 +141,8 @@ void AddScoreVerb(CLI::App& app, CtlContext& context) {
       "  balancedness_equal_split     every expert's tokens split equally over its replicas\n"
       "  balancedness_solved_shares   shares chosen anew for this load\n"
       "  upper_bound                  no placement of as many replicas can be above it, proven\n"
+      "  cross_node_part              part of the (token, expert) pairs that cross nodes, tokens coming to all GPUs "
+      "alike\n"
       "Copies a token need a load of routes: GPUs that a token's vector is sent to in a layer, itself left out; "
       "samples\n"
       "are at home on the GPUs in turn.\n"

@@ -65,7 +65,9 @@ TEST(SpreadOverNodes, KeepsBalanceKindsAndWhatStays) {
       const auto from = std::find(start.begin(), start.end(), packs[w]) - start.begin();
       EXPECT_EQ(kind[from], kind[w]);
     }
-    if (trial % 2 == 0) EXPECT_EQ(packs, start);
+    if (trial % 2 == 0) {
+      EXPECT_EQ(packs, start);
+    }
   }
 }
 

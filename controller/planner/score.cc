@@ -132,16 +132,21 @@ LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens
   score.maxvio = score.busiest / score.mean - 1;
 
   const std::vector<uint32_t> speeds = Speeds(topology);
-  ShareSolver solver(layer, static_cast<int32_t>(loads.size()), speeds);
-  const std::vector<int64_t> whole = ToIntegers(tokens);
-  std::vector<int64_t> flow(layer.num_replicas());
-  const int64_t busiest = solver.Solve(whole, flow);
-  const auto total = static_cast<double>(std::accumulate(whole.begin(), whole.end(), int64_t{0}));
-  const double speed = speeds.empty() ? workers : std::accumulate(speeds.begin(), speeds.end(), 0.0);
-  score.balancedness_solved = total / speed / static_cast<double>(busiest);
   std::vector<int32_t> slots(loads.size());
   for (const int32_t w : layer.rank) ++slots[w];
   score.upper_bound = UpperBound(tokens, slots, speeds);
+  // Solving is what takes most of the time, and for nothing where the weights are as good as proven.
+  constexpr double kNear = 1e-4;
+  score.balancedness_solved = score.balancedness;
+  if (score.balancedness < score.upper_bound * (1 - kNear)) {
+    ShareSolver solver(layer, static_cast<int32_t>(loads.size()), speeds);
+    const std::vector<int64_t> whole = ToIntegers(tokens);
+    std::vector<int64_t> flow(layer.num_replicas());
+    const auto busiest = static_cast<double>(solver.Solve(whole, flow));
+    const auto total = static_cast<double>(std::accumulate(whole.begin(), whole.end(), int64_t{0}));
+    const double speed = speeds.empty() ? workers : std::accumulate(speeds.begin(), speeds.end(), 0.0);
+    score.balancedness_solved = total / speed / busiest;
+  }
   double sum_of_speeds = 0;
   for (const TopologyWorker& w : topology.workers) sum_of_speeds += w.speed;
   const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / sum_of_speeds;
