@@ -20,6 +20,7 @@ void LayerExchange::Enter(const GroupView& view, Transport* transport) {
   transport_ = ranks_ > 1 ? transport : nullptr;
   expected_step_ = StepId();
   counts_sent_ = false;
+  late_.clear();
   peers_.clear();
   peer_at_rank_.assign(ranks_, -1);
   for (int i = 1; i < ranks_; ++i) {

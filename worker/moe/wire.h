@@ -7,19 +7,15 @@
 //
 //   announce  leader -> follower    Announcement
 //   work      follower -> leader    WorkRequest: "after step n I have work"
-//   counts    everyone -> everyone  CountsHeader, u32 counts[experts]               where the layer's shares are solved
-//                                                                                   for this step's counts
+//   counts    everyone -> everyone  CountsHeader, u32 counts[experts]               where shares are this step's
 //   dispatch  home -> destination   DispatchHeader
 //                                   u32 destination_pairs[ranks]                    in messages to rank 0 alone
-//                                   u32 counts[experts]                             where the announcement asks for
-//                                   them
-//                                                                                   and no counts message had them
-//                                   WirePair pairs[pairs]                           by (token, expert), both ascending
+//                                   u32 counts[experts]                             if announced, and not sent yet
+//                                   WirePair pairs[pairs]                           by (token, expert), ascending
 //                                   zeros up to a multiple of 64 bytes
 //                                   f32 rows[tokens][hidden_size]
 //   combine   destination -> home   CombineHeader (64 bytes)
-//                                   exact: f32 outputs[pairs][hidden_size]          in the order of the dispatch's
-//                                                                                   pairs
+//                                   exact: f32 outputs[pairs][hidden_size]          in the order of dispatch's pairs
 //                                   fast:  f32 partial_sums[tokens][hidden_size]    in the order of its tokens
 //
 // Counts are the sender's pairs by expert, before a replica is chosen for them.

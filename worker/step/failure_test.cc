@@ -184,7 +184,7 @@ TEST_F(FailureTest, LateRank_IsNamedWhenTheStepsDeadlinePasses) {
   ASSERT_NO_FATAL_FAILURE(group.Install(group.placement()));
   std::atomic<bool> dropped{false};
   group.views().SetHook([&](ViewId, const InProcessMessage& message) {
-    // Dispatch messages are longer than the follower's requests for a step.
+    // Counts and rows are longer than the follower's requests for a step.
     if (message.from != 1 || message.bytes <= 40 || dropped.exchange(true)) return MessageFate::kDeliver;
     dropped.notify_all();
     return MessageFate::kDrop;

@@ -54,7 +54,7 @@ void ShareChooser::Cost::Add(double seconds) { last_[count_++ % kCostSamples] = 
 double ShareChooser::Cost::Median() const {
   if (count_ == 0) return -1;
   std::array<double, kCostSamples> sorted = last_;
-  const int n = std::min(count_, kCostSamples);
+  const int n = static_cast<int>(std::min<int64_t>(count_, kCostSamples));
   std::nth_element(sorted.begin(), sorted.begin() + n / 2, sorted.begin() + n);
   return sorted[n / 2];
 }
@@ -68,6 +68,10 @@ void ShareChooser::Enter() {
   }
   step_ = 0;
   next_layer_ = 0;
+}
+
+void ShareChooser::Flip() {
+  for (Phase& phase : phases_) phase.layers.assign(num_layers_, Layer());
 }
 
 bool ShareChooser::Choose(TokenPhase of, const std::function<bool(int)>& shared, std::span<ShareForm> forms) {

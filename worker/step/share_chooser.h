@@ -51,12 +51,14 @@ struct ShareCosts {
 double NetGain(const ShareForecast& forecast, const ShareCosts& costs, ShareForm form);
 
 // The form for a layer that runs in `now`. Never one whose cost exceeds its gain. Between forms that pay, `now` stays
-// until another's net gain is better by kShareHysteresis of the other's cost: a difference that noise does not make.
+// until another's net gain is better by kShareHysteresis of the larger of both costs: a difference that noise does not
+// make.
 inline constexpr double kShareHysteresis = 0.25;
 ShareForm ChooseForm(const ShareForecast& forecast, const ShareCosts& costs, ShareForm now);
 
 // What the leader saw of a step that has ended.
 struct ShareObservation {
+  // The phase that Choose was called with.
   TokenPhase phase = TokenPhase::kPrefill;
   // Seconds a layer; below 0: not measured in this step.
   double exchange = -1;
@@ -82,6 +84,8 @@ class ShareChooser {
 
   // A new view: forgets everything.
   void Enter();
+  // Another placement, or other shares: forgets what each layer gains, and with that its form. Costs stay.
+  void Flip();
 
   // The forms of the next step, [layers], for a step that is expected to be of `phase`. `shared`: whether the layer has
   // something to share; kFixed where not. Returns whether messages must carry counts.
@@ -98,7 +102,7 @@ class ShareChooser {
 
    private:
     std::array<double, kCostSamples> last_ = {};
-    int count_ = 0;
+    int64_t count_ = 0;
   };
   struct Layer {
     ShareForecast forecast;

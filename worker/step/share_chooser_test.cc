@@ -188,6 +188,24 @@ TEST(ShareChooser, Auto_TakesWhatPaysAndLeavesItWhenItNoLongerDoes) {
   EXPECT_LE(changes, 2);
 }
 
+TEST(ShareChooser, Flip_ForgetsGainsAndKeepsCosts) {
+  ShareChooser chooser(ShareMode::kAuto, 3);
+  ShareObservation seen{.phase = TokenPhase::kDecode,
+                        .exchange = 3,
+                        .solve = 2,
+                        .layer = 0,
+                        .comparison = {.fixed = 150, .previous = 120, .current = 100},
+                        .per_pair = 1};
+  chooser.Observe(seen);
+  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), ElementsAre(kCurrent, kFixed, kFixed));
+  chooser.Flip();
+  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), Each(kFixed));
+  // The first comparison of the new placement counts in full, and the costs are known.
+  seen = {.phase = TokenPhase::kDecode, .layer = 0, .comparison = {.fixed = 110, .previous = 101, .current = 100}};
+  chooser.Observe(seen);
+  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), ElementsAre(kPrevious, kFixed, kFixed));
+}
+
 TEST(ShareChooser, Auto_NoiseDoesNotMakeItOscillate) {
   ShareChooser chooser(ShareMode::kAuto, 1);
   std::vector<ShareForm> forms(1);

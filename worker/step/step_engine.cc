@@ -65,7 +65,8 @@ class StepEngine::Impl {
   absl::Status TakeWorkRequest(size_t follower);
   absl::Status Announce();
   absl::Status AskForStep();
-  absl::Status RunStep(const Announcement& announcement);
+  // `start`: when it was announced, or when that was heard.
+  absl::Status RunStep(const Announcement& announcement, absl::Time start);
   absl::Status FlipTo(PlacementVersion version);
   void ObserveShares();
 
@@ -370,8 +371,9 @@ Announcement StepEngine::Impl::NextAnnouncement() {
 // What the leader learns of forms from a step that has ended.
 void StepEngine::Impl::ObserveShares() {
   const MoeStepStats& stats = moe_->stats();
-  last_phase_ = stats.any_prefill ? TokenPhase::kPrefill : TokenPhase::kDecode;
+  // The phase that the forms were chosen for, not the step's own: what is learned goes to where it is used.
   ShareObservation seen{.phase = last_phase_};
+  last_phase_ = stats.any_prefill ? TokenPhase::kPrefill : TokenPhase::kDecode;
   const int exchanged = stats.layers_by_form[static_cast<int>(ShareForm::kCurrent)];
   if (exchanged > 0) seen.exchange = absl::ToDoubleSeconds(stats.count_exchange) / exchanged;
   // A step without pairs says nothing.
@@ -399,7 +401,7 @@ absl::Status StepEngine::Impl::StepAlone() {
     work_notified_ = false;
     if (stop_ || next_view_.has_value()) return absl::OkStatus();
   }
-  return RunStep(NextAnnouncement());
+  return RunStep(NextAnnouncement(), Now());
 }
 
 absl::Status StepEngine::Impl::LeadStep() {
@@ -447,12 +449,14 @@ absl::Status StepEngine::Impl::Announce() {
   }
   BALLAST_RETURN_IF_ERROR(transport_->Wait(requests_, Now() + options_.step_timeout));
   const Announcement announcement = NextAnnouncement();
+  // Before the followers can begin.
+  const absl::Time start = Now();
   for (Follower& follower : followers_) {
     follower.announcement = announcement;
     follower.send = transport_->Send(follower.rank, MakeTag(MessageKind::kAnnounce, 0, 0),
                                      std::as_bytes(std::span(&follower.announcement, 1)));
   }
-  BALLAST_RETURN_IF_ERROR(RunStep(announcement));
+  BALLAST_RETURN_IF_ERROR(RunStep(announcement, start));
   // Who said in the step that more will come does not ask.
   work_asked_ = moe_->stats().any_more_work;
   return absl::OkStatus();
@@ -502,7 +506,7 @@ absl::Status StepEngine::Impl::FollowStep() {
     }
     step_ = step_.next();
     work_request_sent_ = false;
-    BALLAST_RETURN_IF_ERROR(RunStep(*announcement));
+    BALLAST_RETURN_IF_ERROR(RunStep(*announcement, Now()));
     if (more_work_said_) {
       // As good as having asked.
       work_request_sent_ = true;
@@ -523,13 +527,13 @@ absl::Status StepEngine::Impl::FlipTo(PlacementVersion version) {
   version_ = version;
   version_is_new_ = true;
   moe_->Flip(parts_.experts->in_force());
+  share_chooser_.Flip();
   MutexLock lock(mu_);
   if (committed_.has_value() && *committed_ <= version) committed_.reset();
   return absl::OkStatus();
 }
 
-absl::Status StepEngine::Impl::RunStep(const Announcement& announcement) {
-  const absl::Time start = Now();
+absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::Time start) {
   if (announcement.capacity > static_cast<uint32_t>(options_.moe.capacity) || announcement.capacity == 0) {
     return absl::FailedPreconditionError(absl::StrCat("step announced with a capacity of ", announcement.capacity,
                                                       "; this worker has ", options_.moe.capacity));
@@ -572,7 +576,6 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement) {
     return status;
   }
   moe_->CountStep(*parts_.counters);
-  if (view_.leads() && view_.size() > 1) ObserveShares();
   if (version_is_new_) {
     // This step's last exchange has ended, so every rank has begun it, and with that ended all steps before.
     parts_.experts->EndOldEpochs();
@@ -597,6 +600,8 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement) {
                             .rows = static_cast<int>(rows.labels.size()),
                             .duration = Now() - start,
                             .moe = &moe_->stats()});
+  // Last, so that no result waits for it.
+  if (view_.leads() && view_.size() > 1) ObserveShares();
   return absl::OkStatus();
 }
 
