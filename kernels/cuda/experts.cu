@@ -84,8 +84,9 @@ class Schedule {
     return true;
   }
 
-  // The first k step, of the steps after the whole tiles, that `unit` does.
-  __device__ int RunBegin(int unit) const { return static_cast<int>(static_cast<int64_t>(steps_) * unit / units_); }
+  // The first k step, of the steps after the whole tiles, that `unit` does. (Two rounds of tiles times the units is far
+  // from 2^32.)
+  __device__ int RunBegin(int unit) const { return static_cast<uint32_t>(steps_) * unit / units_; }
   __device__ int unit() const { return unit_; }
   __device__ int k_steps() const { return k_steps_; }
   // Row tiles of phase 0.
@@ -261,38 +262,54 @@ __device__ __forceinline__ void StorePartials(const float (&sums)[2][kTileTokens
   }
 }
 
-// Adds the sums of the units that went on with this unit's tile, in the order of units.
+// Adds the sums of the units that went on with this unit's tile, in the order of units; loads those of kAtOnce at once.
 template <int kBlocks>
 __device__ __forceinline__ void AddPartials(float (&sums)[2][kTileTokens / 2], const ExpertsArgs& args,
                                             const Schedule<kBlocks>& schedule, const Work& work, int half,
                                             uint32_t tag) {
-  int begin = schedule.RunBegin(schedule.unit() + 1);
+  constexpr int kAtOnce = 2;
+  int unit = schedule.unit() + 1;
+  int begin = schedule.RunBegin(unit);
   const int tile_end = begin - work.k_end + schedule.k_steps();
-  for (int unit = schedule.unit() + 1; begin < tile_end; ++unit) {
-    const int end = schedule.RunBegin(unit + 1);
-    if (end > begin) {
-      const uint4* from = Partials(args, work.phase, unit * kBlocks + blockIdx.x % kBlocks, half);
+  while (begin < tile_end) {
+    const uint4* from[kAtOnce];
 #pragma unroll
-      for (int j = 0; j < kTileTokens / 8; ++j) {
-        if (j * 8 >= work.width) break;
-        uint4 v[4];
-        bool whole;
-        do {
-          whole = true;
+    for (int u = 0; u < kAtOnce; ++u, ++unit) {
+      const int end = begin < tile_end ? schedule.RunBegin(unit + 1) : begin;
+      from[u] = end > begin ? Partials(args, work.phase, unit * kBlocks + blockIdx.x % kBlocks, half) : nullptr;
+      begin = end;
+    }
 #pragma unroll
-          for (int i = 0; i < 4; ++i) v[i] = LoadTagged(from + (j * 4 + i) * 128);
+    for (int j = 0; j < kTileTokens / 8; ++j) {
+      if (j * 8 >= work.width) break;
+      uint4 v[kAtOnce][4];
+      bool whole;
+      do {
+        whole = true;
 #pragma unroll
-          for (int i = 0; i < 4; ++i) whole = whole && v[i].y == tag && v[i].w == tag;
-        } while (!whole);
+        for (int u = 0; u < kAtOnce; ++u) {
+          if (from[u] == nullptr) continue;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) v[u][i] = LoadTagged(from[u] + (j * 4 + i) * 128);
+        }
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) {
+          if (from[u] == nullptr) continue;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) whole = whole && v[u][i].y == tag && v[u][i].w == tag;
+        }
+      } while (!whole);
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (from[u] == nullptr) continue;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float* sum = &sums[i / 2][j * 4 + i % 2 * 2];
-          sum[0] += __uint_as_float(v[i].x);
-          sum[1] += __uint_as_float(v[i].z);
+          sum[0] += __uint_as_float(v[u][i].x);
+          sum[1] += __uint_as_float(v[u][i].z);
         }
       }
     }
-    begin = end;
   }
 }
 
