@@ -8,6 +8,7 @@
 #include "controller/planner/budget.h"
 #include "controller/planner/eplb.h"
 #include "controller/planner/nodes.h"
+#include "controller/planner/polish.h"
 #include "controller/planner/search.h"
 #include "proto/base/status_macros.h"
 
@@ -86,6 +87,7 @@ std::vector<int32_t> Kinds(const Topology& topology, std::span<const int32_t> sl
 absl::StatusOr<std::vector<DispatchTable>> CostAwarePolicy::Place(const PlanRequest& request) const {
   const LoadMatrix blend = Blend(request.scenarios);
   const bool equal_split = request.scenarios.size() > 1 || split_ == Split::kEqual;
+  const bool served_with_shares = request.scenarios.size() > 1 && split_ == Split::kSolved;
   const bool budget = request.replicas_per_worker.has_value();
   std::vector<std::vector<int32_t>> slots;  // [layers][workers]
   if (budget) {
@@ -103,6 +105,7 @@ absl::StatusOr<std::vector<DispatchTable>> CostAwarePolicy::Place(const PlanRequ
   for (int32_t l = 0; l < blend.layers; ++l) {
     Packs packs = equal_split || budget ? Search(Problem(request, l), blend.layer(l), slots[l], proposals_)
                                         : PlaceLevel(blend.layer(l), slots[l], speed);
+    if (served_with_shares) PolishForShares(Problem(request, l), {}, packs);
     const std::vector<int32_t> kinds = Kinds(request.topology, slots[l]);
     if (!current.empty()) packs = Relabel(packs, current[l], kinds);
     if (nodes.size() > 1) {

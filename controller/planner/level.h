@@ -19,7 +19,8 @@ namespace ballast {
 // are best with equal split, by search (search.h) from EPLB's placement or the greedy one.
 //
 // Several loads: the packs that are best under the worst of them with equal split, by search. Placements tuned to
-// shares serve unseen loads worse; shares that are solved step by step come on top.
+// shares serve unseen loads worse; shares that are solved step by step come on top, and packs are polished for them as
+// far as equal split hardly suffers (polish.h), unless the engine splits equally.
 //
 // A budget of replicas: counts by knapsack over what search reaches with each for equal split (budget.h), so that
 // layers get replicas by need; shares are solved on top where there is one load.
