@@ -132,7 +132,7 @@ TEST_F(OfflineVerbsTest, ScoresTasksAndRoutes) {
   Write("routes.csv", "layer,sample,token,e0,e1\n0,0,0,0,1\n0,1,0,2,3\n");
   ASSERT_EQ(Run("plan --load @routes.csv --gpus 2 --slots-per-gpu 2 --out @plan.json"), 0) << err_.str();
   EXPECT_GE(Json("score --plan @plan.json --load @routes.csv")["copies_per_token"], 0.0);
-  Write("counts.csv", "dataset,iteration,layer,e0,e1,e2,e3\nwiki,0,0,9,1,1,1\nwmt,0,0,1,1,1,9\n");
+  Write("counts.csv", "dataset,iteration,layer,e0,e1,e2,e3\nwiki,0,0,9,1,1,1\nwmt,0,0,0,0,0,12\n");
   const auto score = Json("score --plan @plan.json --load @counts.csv");
   EXPECT_TRUE(score["tasks"].contains("wiki"));
   EXPECT_LT(score["tasks"]["wmt"]["balancedness"], score["balancedness"]);
@@ -201,7 +201,7 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
   } cases[] = {
       {"plan --load @bad.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "row 0 expert 1: -2; must be 0 to 1e18"},
       {"plan --load @none.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "none.json: cannot be opened"},
-      {"plan --load @load.json --gpus 2 --slots-per-gpu 1 --out @x.json", 1, "2 workers of 1 slots a layer"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 1 --out @x.json", 1, "2 workers; a layer has 4 experts"},
       {"plan --load @load.json --gpus 2 --nodes 3 --slots-per-gpu 2 --out @x.json", 1, "--nodes 3: there are 2 GPUs"},
       {"plan --load @load.json --slots-per-gpu 2 --out @x.json", 1, "--gpus or --topology"},
       {"plan --load @load.json --gpus 2 --out @x.json", 1, "give either --slots-per-gpu or --replicas-per-gpu"},
