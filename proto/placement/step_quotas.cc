@@ -77,6 +77,11 @@ void StepQuotaSolver::SplitShared(std::span<const int32_t> counts, int32_t sourc
       emit(first, n, parts);
       continue;
     }
+    if (n == 2) {
+      SplitPair(e, column, sources);
+      emit(first, n, parts);
+      continue;
+    }
     for (int32_t r = 0; r < n; ++r) left_[r] = flow_[first + r];
     for (int32_t s = 0; s < sources; ++s) {
       const int32_t count = column[s * experts];
@@ -108,6 +113,37 @@ void StepQuotaSolver::SplitShared(std::span<const int32_t> counts, int32_t sourc
       }
     }
     emit(first, n, parts);
+  }
+}
+
+// What the general way gives for two replicas, by one division a source: the second part is what is left, and where the
+// division leaves a rest there is one token to place.
+void StepQuotaSolver::SplitPair(int32_t expert, const int32_t* column, int32_t sources) {
+  const size_t experts = loads_.size();
+  const int32_t first = table_.begin[expert];
+  const int64_t total = loads_[expert];
+  const int64_t flow = flow_[first];
+  int32_t* const parts = parts_.data();
+  int64_t left = flow;
+  int64_t rests = 0;
+  for (int32_t s = 0; s < sources; ++s) {
+    const int64_t count = column[s * experts];
+    const int64_t part = Part(static_cast<int32_t>(count), flow, total);
+    const bool rest = part * total != count * flow;
+    // The other's part, rounded down too.
+    parts[2 * s] = static_cast<int32_t>(part);
+    parts[2 * s + 1] = static_cast<int32_t>(count - part - rest);
+    left -= part;
+    rests += rest;
+  }
+  int64_t other = rests - left;
+  for (int32_t s = 0; s < sources; ++s) {
+    const auto rest = static_cast<int32_t>(column[s * experts] - parts[2 * s] - parts[2 * s + 1]);
+    const bool to_other = other > left || (other == left && table_.rank[first + 1] == s);
+    parts[2 * s] += to_other ? 0 : rest;
+    parts[2 * s + 1] += to_other ? rest : 0;
+    left -= to_other ? 0 : rest;
+    other -= to_other ? rest : 0;
   }
 }
 

@@ -43,6 +43,8 @@ class StepQuotaSolver {
   void SplitOne(std::span<const int32_t> counts, int32_t sources, int32_t source, std::span<int32_t> quotas);
 
  private:
+  // Of an expert with two replicas; leaves its quotas in parts_.
+  void SplitPair(int32_t expert, const int32_t* column, int32_t sources);
   template <typename Emit>
   void SplitShared(std::span<const int32_t> counts, int32_t sources, const Emit& emit);
 

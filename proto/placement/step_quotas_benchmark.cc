@@ -5,6 +5,7 @@
 // the hottest experts replicated and packed greedily (EPLB's way).
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -91,20 +92,25 @@ DispatchTable Greedy(const std::vector<double>& load, int ranks, int slots) {
   return Table(out);
 }
 
-// Args: experts, ranks, slots, pairs a step, Zipf exponent in hundredths, Kind.
-void BM_StepQuotas(benchmark::State& state) {
-  const auto experts = static_cast<int>(state.range(0));
-  const auto ranks = static_cast<int>(state.range(1));
-  const auto slots = static_cast<int>(state.range(2));
-  const auto pairs = static_cast<int>(state.range(3));
-  std::mt19937 random(1);
-  const std::vector<double> load = Popularities(experts, static_cast<double>(state.range(4)) / 100, random);
-  const DispatchTable table = state.range(5) == kChain ? Chain(load, ranks) : Greedy(load, ranks, slots);
-  // Several steps, so that no branch predictor knows the answer.
-  constexpr int kSteps = 64;
+// Several steps, so that no branch predictor knows the answer.
+constexpr int kSteps = 16;
+
+struct Problem {
+  DispatchTable table;
   std::vector<std::vector<int32_t>> steps;
+};
+
+// Drawn once: the library runs a benchmark several times to find how often to repeat it.
+const Problem& MakeProblem(int experts, int ranks, int slots, int pairs, int64_t zipf, int64_t kind) {
+  static auto& problems = *new std::map<std::vector<int64_t>, Problem>();
+  const auto [place, is_new] = problems.try_emplace({experts, ranks, slots, pairs, zipf, kind});
+  Problem& problem = place->second;
+  if (!is_new) return problem;
+  std::mt19937 random(1);
+  const std::vector<double> load = Popularities(experts, static_cast<double>(zipf) / 100, random);
+  problem.table = kind == kChain ? Chain(load, ranks) : Greedy(load, ranks, slots);
   for (int step = 0; step < kSteps; ++step) {
-    std::vector<int32_t>& counts = steps.emplace_back(static_cast<size_t>(ranks) * experts);
+    std::vector<int32_t>& counts = problem.steps.emplace_back(static_cast<size_t>(ranks) * experts);
     for (int s = 0; s < ranks; ++s) {
       std::lognormal_distribution<double> taste(0, 0.3);
       std::vector<double> own = load;
@@ -113,6 +119,16 @@ void BM_StepQuotas(benchmark::State& state) {
       for (int i = 0; i < pairs / ranks; ++i) ++counts[static_cast<size_t>(s) * experts + draw(random)];
     }
   }
+  return problem;
+}
+
+// Args: experts, ranks, slots, pairs a step, Zipf exponent in hundredths, Kind.
+void BM_StepQuotas(benchmark::State& state) {
+  const auto experts = static_cast<int>(state.range(0));
+  const auto ranks = static_cast<int>(state.range(1));
+  const auto pairs = static_cast<int>(state.range(3));
+  const auto& [table, steps] =
+      MakeProblem(experts, ranks, static_cast<int>(state.range(2)), pairs, state.range(4), state.range(5));
   StepQuotaSolver solver(table, ranks);
   std::vector<int32_t> quotas(static_cast<size_t>(ranks) * table.num_replicas());
   double balancedness = 0;
