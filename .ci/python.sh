@@ -2,8 +2,6 @@
 # Makes the Python package and the C library: a wheel in bin/python, libballast_planner.so and its header in bin/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Abseil for shared libraries may have been made since the server looked for it.
-bazel sync --noshow_progress --configure --only=system
 bazel build //controller/python:wheel //controller/capi:libballast_planner.so
 bin=$(bazel info bazel-bin)
 mkdir -p bin/python

@@ -102,6 +102,9 @@ make_cuda() {
   mv "$1/packages/nvidia/cu13"/* "$1" && rm -rf "$1/packages" && ln -s lib "$1/lib64" && "$1/bin/nvcc" --version
 }
 
+# What a tool built from Abseil's source depends on beside its version.
+scripts_hash() { cat third_party/system/abseil_source.sh "$1" | sha256sum | cut -c1-8; }
+
 install_packages
 if [ "$group" != build ]; then
   mkdir -p "$tools"
@@ -110,8 +113,9 @@ if [ "$group" != build ]; then
 fi
 if [ "$group" = python ] || [ "$group" = test ]; then
   absl=$(dpkg-query -W -f '${Version}' libabsl-dev | tr ':~+' '---')
-  build_once "pic-absl-$absl" third_party/system/build_pic_absl.sh
-  link_current "pic-absl-$absl" pic-absl
+  pinned=pic-absl-$absl-$(scripts_hash third_party/system/build_pic_absl.sh)
+  build_once "$pinned" third_party/system/build_pic_absl.sh
+  link_current "$pinned" pic-absl
 fi
 if [ "$group" = cuda ] || [ "$group" = test ]; then
   # third_party/cuda looks in the same two places.
@@ -127,9 +131,15 @@ if [ "$group" = test ]; then
   pinned=python-$(sha256sum .ci/requirements.txt | cut -c1-12)
   build_once "$pinned" make_python_tools
   link_current "$pinned" python
-  build_once "tsan-absl-$absl" third_party/sanitizers/build_tsan_absl.sh
-  link_current "tsan-absl-$absl" tsan-absl
+  pinned=tsan-absl-$absl-$(scripts_hash third_party/sanitizers/build_tsan_absl.sh)
+  build_once "$pinned" third_party/sanitizers/build_tsan_absl.sh
+  link_current "$pinned" tsan-absl
   pinned=peers-$(cat .ci/peers.txt .ci/peers.py | sha256sum | cut -c1-12)
   build_once "$pinned" .ci/peers.py
   link_current "$pinned" peers
+fi
+if [ "$group" != build ]; then
+  # A server of Bazel that was started before the tools were there would go on without them.
+  bazel sync --noshow_progress --configure --only=system --only=cuda > /dev/null 2>&1 ||
+    die "bazel sync --configure failed: run it to see why"
 fi

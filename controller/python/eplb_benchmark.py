@@ -109,7 +109,7 @@ def main():
     parser.add_argument("--benchmark_out_format", choices=["json"], default="json")
     options = parser.parse_args()
     if not (options.peers / "vllm").is_dir():
-        sys.exit("the published planners are missing: run .ci/setup.sh, then bazel sync --configure")
+        sys.exit("the published planners are missing: run .ci/setup.sh")
     numpy_policy = vllm_policy(options.peers)
     torch_module = torch_eplb(options.peers / "sglang/sglang/srt/eplb/eplb_algorithms/deepseek.py")
     extra = torch_eplb(options.eplb) if options.eplb else None

@@ -36,7 +36,7 @@ PHY2LOG = [
 
 @pytest.fixture(scope="module")
 def published():
-    assert PUBLISHED.exists(), "the published algorithm is missing: run .ci/setup.sh, then bazel sync --configure"
+    assert PUBLISHED.exists(), "the published algorithm is missing: run .ci/setup.sh"
     # It imports a helper that it does not use.
     for name in ("sglang", "sglang.srt", "sglang.srt.utils"):
         sys.modules[name] = types.ModuleType(name)
@@ -257,7 +257,7 @@ def test_the_library_needs_glibc_alone_and_shows_its_functions_alone():
         return subprocess.run(["readelf", "-W", *options, library], check=True, capture_output=True, text=True).stdout
 
     needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", readelf("-d")))
-    assert needed <= {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2"}, "run .ci/setup.sh, then bazel sync --configure"
+    assert needed <= {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2"}, "run .ci/setup.sh"
     shown = [line.split()[7] for line in readelf("--dyn-syms").splitlines() if re.search(r"GLOBAL +DEFAULT +\d", line)]
     assert shown and all(name.startswith("ballast_planner_") for name in shown), shown
     assert int(max(re.findall(r"GLIBC_2\.(\d+)", readelf("-V")), key=int)) <= 35

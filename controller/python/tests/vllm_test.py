@@ -41,7 +41,7 @@ def _module(name, **content):
 @pytest.fixture(scope="module", autouse=True)
 def vllm():
     """The pinned modules, importable as `vllm`."""
-    assert PEERS.is_dir(), "vLLM's modules are missing: run .ci/setup.sh, then bazel sync --configure"
+    assert PEERS.is_dir(), "vLLM's modules are missing: run .ci/setup.sh"
     for name in ("vllm", "vllm.distributed", "vllm.distributed.eplb"):
         _module(name).__path__ = [str(PEERS / name.replace(".", "/"))]
     # The names of policies that the configuration accepts.
