@@ -53,7 +53,7 @@ struct PlanningRules {
   double dispersion = 1;
   // What one plan of policy cost-aware may move; 0: no limit. With a limit plans change the placement in force where
   // that gains most; the next plan goes on from there. Policy eplb plans from nothing.
-  int64_t max_moves = 2048;
+  int64_t max_moves = 512;
   int64_t max_move_bytes = 0;
   // A worker that is gone for longer is planned around: the others take over its experts.
   absl::Duration heal_after = absl::Minutes(1);

@@ -65,7 +65,8 @@ struct PlanOutcome {
   double balancedness_after = 0;
   double balancedness_bound = 0;
   double gain_tokens = 0;
-  // By scenario, what the last wave's placement is predicted to leave; see drift.h.
+  // By scenario, what the last wave's placement is predicted to leave; see drift.h. None where the plan's budget cut it
+  // short.
   std::vector<SettledScenario> settled;
   // Whether it pays for its moves, and one sentence with the numbers.
   bool worth = false;

@@ -182,7 +182,11 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
     effect.set_replicas_before(CountReplicas(serving, l));
     effect.set_replicas_after(CountReplicas(placement, l));
   }
-  outcome.settled = Settle(placement, request.topology, request.scenarios, ShareMode::kFixed);
+  // A plan that its budget cut short leaves what the next one may take.
+  const MoveBudget& budget = request.move_budget;
+  const bool cut_short = (budget.max_moves > 0 && plan.moves >= budget.max_moves) ||
+                         (budget.max_bytes > 0 && plan.bytes + job.expert_bytes > budget.max_bytes);
+  if (!cut_short) outcome.settled = Settle(placement, request.topology, request.scenarios, ShareMode::kFixed);
   outcome.worth = job.heal || plan.gate.worth;
   outcome.reason = job.heal ? absl::StrCat("serves with ", job.workers.size(), " of ", job.current.workers.size(),
                                            " workers after ", plan.moves, " moves")

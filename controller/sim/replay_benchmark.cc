@@ -146,8 +146,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "skipped: the real loads, data/deepseek_r1_counts in the folder BALLAST_SHARED\n");
   } else {
     ballast::Register("real, phases of 10 min", ballast::RealDay(folder, 600, 600));
-    ballast::Register("real, prefill every 10th step", ballast::RealDay(folder, 1, 9));
     ballast::Register("real, phases of 10 min, bursty", ballast::RealDay(folder, 600, 600), 0.5);
+    ballast::Register("real, phases of 10 s and 90 s", ballast::RealDay(folder, 10, 90));
   }
   ballast::Register("zipf, drifting", ballast::ZipfDay(600, 0));
   ballast::Register("zipf, drifting, jumps of 6 h", ballast::ZipfDay(600, 21'600));

@@ -75,7 +75,7 @@ struct DriftStrategyOptions {
   ScenarioBook::Options book;
   std::optional<int32_t> replicas_per_worker;
   // Limited: plans change the placement in force.
-  MoveBudget move_budget = {.max_moves = 2048};
+  MoveBudget move_budget = {.max_moves = 512};
 };
 std::unique_ptr<Strategy> DriftStrategy(DriftStrategyOptions options, std::unique_ptr<PlannerPolicy> policy);
 

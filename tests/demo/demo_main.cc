@@ -119,7 +119,7 @@ class Demo {
     options.directory = directory_;
     options.combine = options_.combine;
     options.groups = {
-        absl::StrFormat("name=%s,size=%d,mode=observe,policy=eplb,combine=%s", kGroup, options_.workers,
+        absl::StrFormat("name=%s,size=%d,mode=observe,policy=cost-aware,combine=%s", kGroup, options_.workers,
                         options_.combine),
         absl::StrFormat("name=%s,size=1,mode=observe,policy=eplb,combine=%s", kReferenceGroup, options_.combine)};
     options.controller_flags = {"--planning-interval=3s", "--load-window=10s", "--report-interval=500ms"};
