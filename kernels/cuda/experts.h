@@ -62,11 +62,12 @@ class CudaExperts {
   static absl::StatusOr<CudaExperts> Create(const ExpertArena& arena);
 
   // Bytes of a workspace for steps of up to max_rows rows and max_groups groups: zeroed once by the owner, then the
-  // kernels' own; 256-byte aligned.
+  // kernels' own; 256-byte aligned. Its layout follows from both numbers: every Run on it gives these two.
   size_t WorkspaceBytes(int max_rows, int max_groups) const;
 
   // Enqueues the step on the stream. Neither allocates nor waits; may be captured. The kernel's blocks wait for each
   // other, so it needs the whole device: it is launched cooperatively and begins when every multiprocessor is free.
+  // It reads `step.slots` before the kernels in front of it on the stream have ended: a kernel must not write them.
   // Errors: InvalidArgument, as Create; what the launch says.
   absl::Status Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups, cudaStream_t stream) const;
 

@@ -340,7 +340,8 @@ template <int kTokens, int kExperts>
 cudaError_t LaunchLogits(const RouterArgs& args, int parts, cudaStream_t stream) {
   using Tile = LogitsTile<kTokens, kExperts>;
   constexpr size_t kSharedBytes = size_t{Tile::kStages} * Tile::kStageBytes;
-  static const cudaError_t allowed = AllowSharedMemory(LogitsKernel<kTokens, kExperts>, kSharedBytes);
+  // Every time: it is kept by device.
+  const cudaError_t allowed = AllowSharedMemory(LogitsKernel<kTokens, kExperts>, kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
   const dim3 grid(DivideUp(args.num_tokens, kTokens), DivideUp(args.rule.num_experts, kExperts), parts);
   return Launch(LogitsKernel<kTokens, kExperts>, {grid, kThreads, kSharedBytes}, stream, args);

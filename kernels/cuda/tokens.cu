@@ -160,8 +160,8 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineKe
 cudaError_t LaunchGroupPairs(const GroupKernelArgs& args, cudaStream_t stream) {
   const int tiles = (args.num_pairs + kGroupTilePairs - 1) / kGroupTilePairs;
   const size_t shared = sizeof(int32_t) * kGroupWarps * args.num_groups;
-  // 1024 groups.
-  static const cudaError_t allowed = AllowSharedMemory(GroupTileKernel, sizeof(int32_t) * kGroupWarps * kGroupThreads);
+  // 1024 groups. Every time: it is kept by device.
+  const cudaError_t allowed = AllowSharedMemory(GroupTileKernel, sizeof(int32_t) * kGroupWarps * kGroupThreads);
   if (allowed != cudaSuccess) return allowed;
   if (tiles > 1) {
     const cudaError_t error =
