@@ -27,6 +27,7 @@ class Restorer {
     }
     slopes_ = Objective(request.scenarios, request.topology).Slopes(level);
     layers_.resize(tables_.size());
+    spares_.resize(tables_.size());
   }
 
   std::vector<ExpertId> Lost() const {
@@ -54,6 +55,7 @@ class Restorer {
     if (gives == expert.layer) {
       change.departures.assign(edit.leave.begin(), edit.leave.begin() + edit.leaves);
       Search(gives).Apply(edit);
+      spares_[gives].reset();
       room_.free[edit.arrive[0].worker] -= edit.arrivals - edit.leaves;
       return;
     }
@@ -64,6 +66,7 @@ class Restorer {
     leaves.leave[0] = edit.leave[0];
     leaves.leaves = 1;
     Search(gives).Apply(leaves);
+    spares_[gives].reset();
     Edit arrives;
     arrives.arrive[0] = edit.arrive[0];
     arrives.arrivals = 1;
@@ -100,14 +103,18 @@ class Restorer {
     int32_t gives = -1;
     double least = 0;
     for (int32_t l = 0; l < static_cast<int32_t>(tables_.size()); ++l) {
-      Edit leaves;
-      double cost = 0;
-      if (l == expert.layer || !Search(l).FindSpare(slopes_, leaves, cost) || (gives >= 0 && cost >= least)) continue;
-      least = cost;
+      if (l == expert.layer) continue;
+      std::optional<Spare>& spare = spares_[l];
+      if (!spare) {
+        spare.emplace();
+        spare->found = Search(l).FindSpare(slopes_, spare->edit, spare->cost);
+      }
+      if (!spare->found || (gives >= 0 && spare->cost >= least)) continue;
+      least = spare->cost;
       gives = l;
-      edit = leaves;
     }
     BALLAST_CHECK(gives >= 0) << "no place for layer " << expert.layer << " expert " << expert.expert;
+    edit = spares_[gives]->edit;
     edit.arrive[0] = {expert.expert, edit.leave[0].worker};
     edit.arrivals = 1;
     return gives;
@@ -118,6 +125,13 @@ class Restorer {
   const std::vector<DispatchTable> tables_;
   std::vector<double> slopes_;
   std::vector<std::optional<LayerSearch>> layers_;
+  // The spare replica of each layer that is missed least, until the layer changes.
+  struct Spare {
+    bool found = false;
+    Edit edit;
+    double cost = 0;
+  };
+  std::vector<std::optional<Spare>> spares_;
 };
 
 // Replicas that can be brought in: one in every free slot, and one for every spare replica.
@@ -158,8 +172,10 @@ absl::StatusOr<FailurePlan> PlanFailure(const PlanRequest& request, Split split)
   if (request.move_budget.limited()) {
     BALLAST_ASSIGN_OR_RETURN(const int64_t allowed, AllowedMoves(request.move_budget, request.expert_bytes));
     const int64_t left = allowed == kUnlimitedMoves ? allowed : allowed - static_cast<int64_t>(order.size());
+    IncrementLimits limits = LimitsOf(request, left);
+    limits.made = changes;
     const std::vector<Change> balance =
-        FindIncrement(restorer.Restored(current), request.topology, request.scenarios, split, LimitsOf(request, left));
+        FindIncrement(restorer.Restored(current), request.topology, request.scenarios, split, limits);
     changes.insert(changes.end(), balance.begin(), balance.end());
   }
   BALLAST_ASSIGN_OR_RETURN(out.plan, PlanChanges("failure", request, current, changes, split));

@@ -13,8 +13,8 @@
 namespace ballast {
 namespace {
 
-// Edits that a layer is searched further than its best gain a move so far.
-constexpr size_t kLookahead = 2;
+// Edits that a layer is searched further than its best gain a move so far. With shares every edit gains by itself.
+constexpr size_t kLookahead = 1;
 
 // One layer's edits, made and to be made.
 struct Layer {
@@ -41,9 +41,8 @@ class Incrementer {
  public:
   Incrementer(const Placement& current, const Topology& topology, std::span<const Scenario> scenarios, Split split,
               const IncrementLimits& limits)
-      : topology_(topology),
-        scenarios_(scenarios),
-        limits_(limits),
+      : limits_(limits),
+        lookahead_(split == Split::kSolved ? 0 : kLookahead),
         objective_(scenarios, topology),
         room_(current, topology, limits.slots_per_worker),
         layers_(current.num_layers),
@@ -60,6 +59,7 @@ class Incrementer {
   }
 
   std::vector<Change> Run() {
+    for (const Change& change : limits_.made) layers_[change.layer].search->Decide(change);
     std::vector<Change> changes;
     int64_t left = limits_.max_moves;
     value_ = objective_.Of(busiest_);
@@ -76,7 +76,14 @@ class Incrementer {
       const Bundle bundle = Best(l, left);
       if (bundle.edits > 0 && bundle.ratio >= limits_.least_gain * value_) heap.push({bundle.ratio, l});
     };
-    for (int32_t l = 0; l < static_cast<int32_t>(layers_.size()); ++l) push(l);
+    // What a move can gain at most; a layer is searched when its turn comes.
+    for (int32_t l = 0; l < static_cast<int32_t>(layers_.size()); ++l) {
+      double most = 0;
+      for (size_t s = 0; s < slopes_.size(); ++s) {
+        most += slopes_[s] * (layers_[l].committed[s] - layers_[l].search->level()[s]);
+      }
+      if (most > 0) heap.push({most, l});
+    }
     while (!heap.empty() && left > 0) {
       const Entry top = heap.top();
       heap.pop();
@@ -126,7 +133,7 @@ class Incrementer {
     Layer& layer = layers_[l];
     while (true) {
       const Bundle best = BestAhead(layer, left);
-      if (layer.ended || layer.ahead.size() >= best.edits + kLookahead) return best;
+      if (layer.ended || layer.ahead.size() >= std::max<size_t>(1, best.edits) + lookahead_) return best;
       const int64_t moves = layer.ahead.empty() ? 0 : layer.ahead.back().moves;
       Edit edit;
       if (moves >= left || !layer.search->FindEdit(slopes_, room_, layer.used, edit)) {
@@ -188,9 +195,8 @@ class Incrementer {
     return moves;
   }
 
-  const Topology& topology_;
-  const std::span<const Scenario> scenarios_;
   const IncrementLimits limits_;
+  const size_t lookahead_;
   const Objective objective_;
   Room room_;
   std::vector<Layer> layers_;

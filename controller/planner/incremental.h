@@ -42,6 +42,8 @@ struct IncrementLimits {
   int32_t slots_per_worker = 0;
   // A change is made where each of its moves takes at least this part off the objective.
   double least_gain = 1e-6;
+  // Changes that led to `current` and are part of the same plan: what they brought stays, what they took stays away.
+  std::span<const Change> made;
 };
 
 // Changes to `current`, which is valid over topology.workers in order, that make Objective smaller: its busiest workers

@@ -13,6 +13,10 @@ namespace {
 constexpr size_t kHeaviest = 24;
 constexpr size_t kLightest = 8;
 constexpr int32_t kFewWorkers = 16;
+// Experts with most tokens on busy workers that shares are searched with.
+constexpr size_t kHottest = 8;
+// How much it counts that fewer workers are as busy as the busiest.
+constexpr double kCrowd = 1e-3;
 // What counts for a level layer, and for a change that is no worse.
 constexpr double kRounding = 1e-9;
 
@@ -93,8 +97,13 @@ bool LayerSearch::Holds(int32_t w, int32_t e) const {
   return std::binary_search(holders_[e].begin(), holders_[e].end(), w);
 }
 
-bool LayerSearch::Arrived(int32_t e, int32_t w) const {
-  return std::find(arrived_.begin(), arrived_.end(), Change::Place{e, w}) != arrived_.end();
+bool LayerSearch::Decided(int32_t e, int32_t w) const {
+  return std::find(decided_.begin(), decided_.end(), Change::Place{e, w}) != decided_.end();
+}
+
+void LayerSearch::Decide(const Change& change) {
+  decided_.insert(decided_.end(), change.arrivals.begin(), change.arrivals.end());
+  decided_.insert(decided_.end(), change.departures.begin(), change.departures.end());
 }
 
 DispatchTable LayerSearch::Table() const {
@@ -122,15 +131,30 @@ void LayerSearch::Restructure(std::span<const Change::Place> arrive, std::span<c
 
 void LayerSearch::Apply(const Edit& edit) {
   const std::span arrive(edit.arrive.data(), edit.arrivals);
-  Restructure(arrive, std::span(edit.leave.data(), edit.leaves));
-  arrived_.insert(arrived_.end(), arrive.begin(), arrive.end());
-  Refresh();
+  const std::span leave(edit.leave.data(), edit.leaves);
+  Restructure(arrive, leave);
+  decided_.insert(decided_.end(), arrive.begin(), arrive.end());
+  decided_.insert(decided_.end(), leave.begin(), leave.end());
+  if (chosen_.known && chosen_.edit == edit) {
+    Use(chosen_);
+  } else {
+    Refresh();
+  }
+  chosen_.known = false;
 }
 
 void LayerSearch::Undo(const Edit& edit) {
   Restructure(std::span(edit.leave.data(), edit.leaves), std::span(edit.arrive.data(), edit.arrivals));
-  arrived_.resize(arrived_.size() - edit.arrivals);
+  decided_.resize(decided_.size() - edit.arrivals - edit.leaves);
+  chosen_.known = false;
   Refresh();
+}
+
+void LayerSearch::Use(const Solution& solution) {
+  load_ = solution.load;
+  begin_ = solution.begin;
+  flow_ = solution.flow;
+  busiest_[0] = solution.busiest;
 }
 
 void LayerSearch::Refresh() {
@@ -255,7 +279,26 @@ double LayerSearch::Value(const Edit& edit, std::span<const double> slopes) {
   ClearGathered();
   if (gain < -kRounding * total) return -1;
   // Where the busiest stays, it is a gain that fewer are as busy.
-  return (gain + 0.01 * crowd) / edit.arrivals;
+  return (gain + kCrowd * crowd) / edit.arrivals;
+}
+
+double LayerSearch::MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there,
+                              int32_t arrivals) const {
+  double gain = 0;
+  for (size_t i = 0; i < scenarios_; ++i) {
+    double after = level_[i];
+    if (i == s) {
+      after = std::max(here, there);
+      for (size_t k = 1; k < std::min<size_t>(3, heaviest_[s].size()); ++k) {
+        if (heaviest_[s][k] == w) continue;
+        // Other holders may be eased a little: at least half of the way to the level.
+        after = std::max(after, arrivals > 1 ? load_[s * workers_ + heaviest_[s][k]] : level_[s]);
+        break;
+      }
+    }
+    gain += slopes[i] * (busiest_[i] - after + 2 * kCrowd * busiest_[i]);
+  }
+  return gain / arrivals;
 }
 
 void LayerSearch::Consider(const Edit& edit, std::span<const double> slopes, double& value, Edit& best) {
@@ -285,25 +328,42 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
   const auto part = [&](int32_t e, int32_t more) { return tokens_[s][e] / (Count(e) + more); };
   for (const int32_t e : packs_[c]) {
     if (tokens_[s][e] == 0) continue;
-    const bool stays = Arrived(e, c);
+    const bool stays = Decided(e, c);
+    const double here = load[c] - part(e, 0) / speed_[c];
     for (const int32_t w : lightest) {
-      if (w == c || room.closed[w] || load[w] >= load[c] || Holds(w, e)) continue;
+      if (w == c || room.closed[w] || load[w] >= load[c] || !CanTake(w, e)) continue;
       if (HasSlot(w, room, used)) {
         Consider(MakeEdit({{e, w}}, {}), slopes, value, best);
-        if (!stays) Consider(MakeEdit({{e, w}}, {{e, c}}), slopes, value, best);
+        if (!stays && MostValue(s, slopes, w, here, load[w] + part(e, 0) / speed_[w], 1) > value) {
+          Consider(MakeEdit({{e, w}}, {{e, c}}), slopes, value, best);
+        }
       }
+      // Of the swaps with a worker the most level one.
+      int32_t partner = -1;
+      double lowest = load[c];
       for (const int32_t f : packs_[w]) {
-        if (Arrived(f, w)) continue;
-        if (Count(f) > 1) Consider(MakeEdit({{e, w}}, {{f, w}}), slopes, value, best);
-        if (stays || room.closed[c] || Holds(c, f) || part(f, 0) >= part(e, 0)) continue;
-        Consider(MakeEdit({{e, w}, {f, c}}, {{e, c}, {f, w}}), slopes, value, best);
+        if (Count(f) > 1 && !Decided(f, w)) {
+          const double there = load[w] + (part(e, 1) - part(f, 0)) / speed_[w];
+          if (MostValue(s, slopes, w, load[c] - (part(e, 0) - part(e, 1)) / speed_[c], there, 1) > value) {
+            Consider(MakeEdit({{e, w}}, {{f, w}}), slopes, value, best);
+          }
+        }
+        const double shift = part(e, 0) - part(f, 0);
+        if (stays || shift <= 0) continue;
+        const double after = std::max(load[c] - shift / speed_[c], load[w] + shift / speed_[w]);
+        if (after >= lowest || room.closed[c] || Decided(f, w) || !CanTake(c, f)) continue;
+        lowest = after;
+        partner = f;
+      }
+      if (partner >= 0 && MostValue(s, slopes, w, lowest, lowest, 2) > value) {
+        Consider(MakeEdit({{e, w}, {partner, c}}, {{e, c}, {partner, w}}), slopes, value, best);
       }
     }
     if (stays || Count(e) < 2 || room.closed[c]) continue;
     // Its spare replica makes room for what the next ones have too much of.
     for (size_t i = 1; i < std::min<size_t>(4, heaviest_[s].size()); ++i) {
       for (const int32_t g : packs_[heaviest_[s][i]]) {
-        if (Holds(c, g) || part(g, 1) >= part(e, 0)) continue;
+        if (part(g, 1) >= part(e, 0) || !CanTake(c, g)) continue;
         Consider(MakeEdit({{g, c}}, {{e, c}}), slopes, value, best);
       }
     }
@@ -365,67 +425,84 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
     if (!tight[w] && !room.closed[w]) targets.push_back(w);
     if (workers_ > kFewWorkers && targets.size() == kLightest) break;
   }
+  // Experts that have most there.
+  const size_t hottest = std::min(workers_ <= kFewWorkers ? experts.size() : kHottest, experts.size());
+  std::partial_sort(experts.begin(), experts.begin() + static_cast<std::ptrdiff_t>(hottest), experts.end(),
+                    [&](int32_t a, int32_t b) { return held[a] != held[b] ? held[a] > held[b] : a < b; });
+  experts.resize(hottest);
   struct Candidate {
-    double value;
+    double after;  // the busiest, estimated
+    double value;  // a move
     Edit edit;
   };
   std::vector<Candidate> candidates;
   const auto consider = [&](double left, double there, int32_t w, const Edit& edit) {
     const double after = std::max(left / tight_speed, there / speed_[w]);
-    if (after < z) candidates.push_back({(z - after) / edit.arrivals, edit});
+    if (after < z) candidates.push_back({after, (z - after) / edit.arrivals, edit});
   };
   for (const int32_t w : targets) {
     const double there = load_[w] * speed_[w];
+    // Whose slot it is: a free one, or the spare replica's without which the two are most level.
+    int32_t victim = -1;
+    double freed = 0;
+    double back = 0;
     const bool slot = HasSlot(w, room, used);
+    for (const int32_t f : packs_[w]) {
+      if (slot || !Spare(f, w)) continue;
+      const double gone = flow(f, w);
+      const bool tied = std::any_of(holders_[f].begin(), holders_[f].end(), [&](int32_t o) { return tight[o]; });
+      const double comes_back = tied ? gone : 0;
+      if (victim < 0 || comes_back < back || (comes_back == back && gone > freed)) {
+        victim = f;
+        freed = gone;
+        back = comes_back;
+      }
+    }
     for (const int32_t e : experts) {
-      if (Holds(w, e)) continue;
-      // As much of it as levels the two.
-      const auto spread = [&](double left, double at, const Edit& edit) {
+      if (!CanTake(w, e)) continue;
+      if (slot || (victim >= 0 && victim != e)) {
+        // As much of it as levels the two.
+        const double left = tight_load + back;
+        const double at = there - freed;
         const double x = std::clamp((left * speed_[w] - at * tight_speed) / (tight_speed + speed_[w]), 0.0, held[e]);
-        consider(left - x, at + x, w, edit);
-      };
-      if (slot) spread(tight_load, there, MakeEdit({{e, w}}, {}));
-      const bool movable = Count(e) == 1 && !Arrived(e, holders_[e][0]) && !room.closed[holders_[e][0]];
+        consider(left - x, at + x, w, slot ? MakeEdit({{e, w}}, {}) : MakeEdit({{e, w}}, {{victim, w}}));
+      }
+      if (Count(e) > 1 || Decided(e, holders_[e][0]) || room.closed[holders_[e][0]]) continue;
+      const int32_t c = holders_[e][0];
       for (const int32_t f : packs_[w]) {
-        if (Arrived(f, w)) continue;
-        const double freed = flow(f, w);
-        if (Count(f) > 1) {
-          const bool back = std::any_of(holders_[f].begin(), holders_[f].end(), [&](int32_t o) { return tight[o]; });
-          spread(tight_load + (back ? freed : 0), there - freed, MakeEdit({{e, w}}, {{f, w}}));
-        } else if (movable && freed < held[e]) {
-          const int32_t c = holders_[e][0];
-          consider(tight_load - held[e] + freed, there + held[e] - freed, w,
-                   MakeEdit({{e, w}, {f, c}}, {{e, c}, {f, w}}));
-        }
+        if (Count(f) > 1 || Decided(f, w) || !CanTake(c, f)) continue;
+        const double other = flow(f, w);
+        if (other >= held[e]) continue;
+        consider(tight_load - held[e] + other, there + held[e] - other, w,
+                 MakeEdit({{e, w}, {f, c}}, {{e, c}, {f, w}}));
       }
     }
   }
-  // The estimates leave out who can pass load to whom: the best few are solved.
-  constexpr size_t kTried = 3;
+  // The estimates leave out who can pass load to whom: the best few are solved, until one is about as good as that.
+  constexpr size_t kTried = 4;
   const size_t tried = std::min(kTried, candidates.size());
   std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(tried), candidates.end(),
                     [](const Candidate& a, const Candidate& b) { return a.value > b.value; });
-  const auto load = load_;
-  const auto flows = flow_;
-  const auto begin = begin_;
+  const Solution before = Solved();
   double value = 0;
   for (size_t i = 0; i < tried; ++i) {
     const Edit& edit = candidates[i].edit;
+    if (candidates[i].value <= value) break;
     const std::span arrive(edit.arrive.data(), edit.arrivals);
     const std::span leave(edit.leave.data(), edit.leaves);
     Restructure(arrive, leave);
     SolveShares();
     const double gain = (z - busiest_[0]) / edit.arrivals;
-    Restructure(leave, arrive);
     if (gain > std::max(value, kRounding * z)) {
       value = gain;
       best = edit;
+      chosen_ = Solved();
+      chosen_.edit = edit;
     }
+    Restructure(leave, arrive);
+    if (value > 0.5 * candidates[i].value) break;
   }
-  load_ = load;
-  flow_ = flows;
-  begin_ = begin;
-  busiest_[0] = z;
+  Use(before);
   return value > 0;
 }
 

@@ -30,6 +30,7 @@ struct Edit {
   std::array<Change::Place, 2> leave;
   int32_t arrivals = 0;
   int32_t leaves = 0;
+  friend bool operator==(const Edit&, const Edit&) = default;
 };
 
 class LayerSearch {
@@ -40,12 +41,16 @@ class LayerSearch {
 
   // [scenarios] tokens over speed of the busiest worker.
   const std::vector<double>& busiest() const { return busiest_; }
+  // [scenarios] the same, were the layer level.
+  const std::vector<double>& level() const { return level_; }
   // The edit of most gain a move, each scenario's tokens counting `slopes` times, within `room` less what the caller's
   // edits of this layer have `used` of it ([workers]). Busiest does not get worse. False: there is none.
   bool FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used, Edit& best);
-  // Arrived replicas are never chosen to leave again.
+  // What an edit decides stays: no replica is chosen to leave after it arrived, nor the other way round.
   void Apply(const Edit& edit);
   void Undo(const Edit& edit);
+  // The same for changes made before.
+  void Decide(const Change& change);
 
   // Where a replica of `expert`, which has none, hurts least: a worker with room, or the slot of a spare replica. Sets
   // the edit and its cost (the change of the sum of the loads' 16th powers, the level being 1, slopes as above).
@@ -60,10 +65,22 @@ class LayerSearch {
   using Holders = absl::InlinedVector<int32_t, 4>;
   using Pack = absl::InlinedVector<int32_t, 12>;
 
+  // What FindEdit tried and chose: Apply need not solve it again.
+  struct Solution {
+    Edit edit;
+    std::vector<double> load;
+    std::vector<int32_t> begin;
+    std::vector<int64_t> flow;
+    double busiest = 0;
+    bool known = false;
+  };
+
   int32_t Count(int32_t e) const { return static_cast<int32_t>(holders_[e].size()); }
   bool Holds(int32_t w, int32_t e) const;
-  bool Arrived(int32_t e, int32_t w) const;
-  bool Spare(int32_t e, int32_t w) const { return Count(e) > 1 && !Arrived(e, w); }
+  // Whether a change has decided that `w` holds it, or not.
+  bool Decided(int32_t e, int32_t w) const;
+  bool CanTake(int32_t w, int32_t e) const { return !Holds(w, e) && !Decided(e, w); }
+  bool Spare(int32_t e, int32_t w) const { return Count(e) > 1 && !Decided(e, w); }
   bool HasSlot(int32_t w, const Room& room, std::span<const int32_t> used) const {
     return room.free[w] - (used.empty() ? 0 : used[w]) > 0 &&
            (slots_ == 0 || static_cast<int32_t>(packs_[w].size()) < slots_);
@@ -74,6 +91,9 @@ class LayerSearch {
   void SolveShares();
   // The value of an edit a move, by equal split; negative where the busiest gets worse.
   double Value(const Edit& edit, std::span<const double> slopes);
+  // What Value can be at most when the busiest worker of scenario `s` is left with `here` and `w` gets `there`.
+  double MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there,
+                   int32_t arrivals) const;
   void Gather(const Edit& edit);
   // The change of the 16th powers, see FindHome.
   double Cost(const Edit& edit, std::span<const double> slopes);
@@ -83,6 +103,8 @@ class LayerSearch {
   void FromBusiest(size_t s, std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
                    double& value, Edit& best);
   bool FindEditOfShares(const Room& room, std::span<const int32_t> used, Edit& best);
+  Solution Solved() const { return {{}, load_, begin_, flow_, busiest_[0], true}; }
+  void Use(const Solution& solution);
   std::vector<int32_t> Lightest(size_t s, size_t most) const;
 
   const std::vector<std::span<const double>> tokens_;  // [scenarios][experts]
@@ -95,7 +117,7 @@ class LayerSearch {
   std::vector<uint32_t> speeds_;  // empty: all alike
   std::vector<Holders> holders_;  // [experts]
   std::vector<Pack> packs_;       // [workers]
-  std::vector<Change::Place> arrived_;
+  std::vector<Change::Place> decided_;
   std::vector<double> load_;                    // [scenarios][workers]
   std::vector<double> level_;                   // [scenarios] mean load
   std::vector<double> busiest_;                 // [scenarios]
@@ -105,6 +127,7 @@ class LayerSearch {
   double unit_ = 1;             // tokens of one of them
   std::vector<int32_t> begin_;  // [experts + 1] into flow_, in the order of holders_
   std::vector<int64_t> flow_;
+  Solution chosen_;
   // Scratch of Value: changes by worker.
   std::vector<double> delta_;  // [scenarios][workers]
   std::vector<int32_t> touched_;

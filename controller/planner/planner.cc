@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "controller/planner/objective.h"
@@ -35,24 +37,28 @@ class Weigher {
 std::vector<DispatchTable> AfterChanges(std::vector<DispatchTable> tables, std::span<const Change> changes) {
   std::vector<std::vector<const Change*>> of(tables.size());
   for (const Change& change : changes) of[change.layer].push_back(&change);
+  std::vector<std::pair<int32_t, int32_t>> held;  // (expert, worker)
   for (size_t l = 0; l < tables.size(); ++l) {
     if (of[l].empty()) continue;
     DispatchTable& table = tables[l];
-    std::vector<std::vector<int32_t>> holders(table.num_experts());
+    held.clear();
     for (int32_t e = 0; e < table.num_experts(); ++e) {
-      holders[e].assign(table.rank.begin() + table.begin[e], table.rank.begin() + table.begin[e + 1]);
+      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) held.push_back({e, table.rank[r]});
     }
     for (const Change* change : of[l]) {
-      for (const auto& [e, w] : change->departures) std::erase(holders[e], w);
+      for (const auto& [e, w] : change->departures)
+        held.erase(std::lower_bound(held.begin(), held.end(), std::pair(e, w)));
       for (const auto& [e, w] : change->arrivals) {
-        holders[e].insert(std::lower_bound(holders[e].begin(), holders[e].end(), w), w);
+        held.insert(std::lower_bound(held.begin(), held.end(), std::pair(e, w)), std::pair(e, w));
       }
     }
     table.rank.clear();
-    for (int32_t e = 0; e < table.num_experts(); ++e) {
-      table.rank.insert(table.rank.end(), holders[e].begin(), holders[e].end());
-      table.begin[e + 1] = static_cast<int32_t>(table.rank.size());
+    std::fill(table.begin.begin(), table.begin.end(), 0);
+    for (const auto& [e, w] : held) {
+      ++table.begin[e + 1];
+      table.rank.push_back(w);
     }
+    for (int32_t e = 0; e < table.num_experts(); ++e) table.begin[e + 1] += table.begin[e];
     table.weight.assign(table.rank.size(), 1);
   }
   return tables;
@@ -84,11 +90,8 @@ std::vector<SlotCapacity> Capacities(const Topology& topology) {
 
 // The placement that the waves lead to, and what they cost.
 void FollowWaves(const PlanRequest& request, const Placement& current, Plan& plan) {
-  plan.placement = current;
-  for (const Wave& wave : plan.waves) {
-    plan.placement = ApplyWave(std::move(plan.placement), wave);
-    plan.moves += static_cast<int64_t>(wave.moves.size());
-  }
+  plan.placement = ApplyWaves(current, plan.waves);
+  for (const Wave& wave : plan.waves) plan.moves += static_cast<int64_t>(wave.moves.size());
   plan.bytes = plan.moves * request.expert_bytes;
   plan.transfer = CostOfTransfers(plan.waves, request.topology, request.expert_bytes);
 }
@@ -238,9 +241,14 @@ GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
   }
   input.tokens_per_worker_layer = tokens / shape.layers / static_cast<double>(request.topology.workers.size());
   if (request.current) {
-    for (const DispatchTable& layer : Onto(*request.current, request.topology)) {
-      for (int32_t e = 0; e < layer.num_experts(); ++e) input.restores_experts |= layer.begin[e] == layer.begin[e + 1];
+    std::set<std::string_view> live;
+    for (const TopologyWorker& w : request.topology.workers) live.insert(w.name);
+    std::vector<bool> held(shape.tokens.size());
+    for (const Replica& r : request.current->replicas) {
+      const size_t expert = static_cast<size_t>(r.expert.layer) * shape.experts + r.expert.expert;
+      if (!held[expert]) held[expert] = live.contains(request.current->workers[r.worker]);
     }
+    input.restores_experts = std::find(held.begin(), held.end(), false) != held.end();
   }
   return input;
 }

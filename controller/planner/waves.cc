@@ -40,7 +40,9 @@ class Builder {
  public:
   Builder(const Placement& current, std::span<const DispatchTable> target, const Topology& topology, LoadMatrix load,
           const WaveLimits& limits)
-      : placement_(current),
+      : experts_(current.num_experts),
+        replicas_(current.num_layers),
+        taken_(topology.workers.size()),
         target_(target),
         topology_(topology),
         load_(std::move(load)),
@@ -60,9 +62,12 @@ class Builder {
     }
     if (alike) speeds_.clear();
     layers_ = Onto(current, topology);
+    for (int32_t w = 0; w < workers_; ++w) taken_[w].resize(topology.workers[w].capacity.slots);
     for (const Replica& r : current.replicas) {
       ++used_[r.worker];
       ++alive_[Index(r.expert)];
+      replicas_[r.expert.layer].push_back(r);
+      if (r.slot < static_cast<int32_t>(taken_[r.worker].size())) taken_[r.worker][r.slot] = true;
     }
     for (int32_t l = 0; l < current.num_layers; ++l) {
       busiest_.push_back(Busiest(layers_[l], l));
@@ -72,8 +77,8 @@ class Builder {
 
   // The way to the target in an order of its own.
   absl::StatusOr<std::vector<Wave>> Build() {
-    for (int32_t l = 0; l < placement_.num_layers; ++l) {
-      for (int32_t e = 0; e < placement_.num_experts; ++e) Compare({l, e});
+    for (int32_t l = 0; l < num_layers(); ++l) {
+      for (int32_t e = 0; e < experts_; ++e) Compare({l, e});
     }
     OrderLayers();
     std::vector<Wave> waves;
@@ -154,7 +159,8 @@ class Builder {
     return fits;
   }
 
-  size_t Index(ExpertId e) const { return static_cast<size_t>(e.layer) * placement_.num_experts + e.expert; }
+  int32_t num_layers() const { return static_cast<int32_t>(replicas_.size()); }
+  size_t Index(ExpertId e) const { return static_cast<size_t>(e.layer) * experts_ + e.expert; }
   int32_t Limit(int32_t w) const {
     return topology_.workers[w].capacity.slots - topology_.workers[w].capacity.staging_slots;
   }
@@ -194,7 +200,7 @@ class Builder {
   // Lost experts first, then by what the layer gains.
   void OrderLayers() {
     std::vector<std::pair<double, int32_t>> gains;
-    for (int32_t l = 0; l < placement_.num_layers; ++l) {
+    for (int32_t l = 0; l < num_layers(); ++l) {
       std::stable_sort(arrivals_of_[l].begin(), arrivals_of_[l].end(), [&](int32_t a, int32_t b) {
         if (arrivals_[a].lost != arrivals_[b].lost) return arrivals_[a].lost;
         return Tokens(arrivals_[a].expert) > Tokens(arrivals_[b].expert);
@@ -380,29 +386,29 @@ class Builder {
 
   // The layer with the wave's changes so far; the target's own weights once it is reached.
   DispatchTable TableNow(int32_t l) const {
-    std::vector<std::vector<int32_t>> holders(placement_.num_experts);
-    const DispatchTable was = BeforeWave(l);
-    for (int32_t e = 0; e < placement_.num_experts; ++e) {
-      holders[e].assign(was.rank.begin() + was.begin[e], was.rank.begin() + was.begin[e + 1]);
-    }
+    std::vector<std::pair<int32_t, int32_t>> held;  // (expert, worker)
+    held.reserve(replicas_[l].size() + arrivals_of_[l].size());
+    for (const Replica& r : replicas_[l]) held.push_back({r.expert.expert, r.worker});
     for (const int32_t d : departures_of_[l]) {
-      if (departures_[d].state == State::kInWave)
-        std::erase(holders[departures_[d].expert.expert], departures_[d].worker);
+      if (departures_[d].state != State::kInWave) continue;
+      const std::pair gone(departures_[d].expert.expert, departures_[d].worker);
+      held.erase(std::lower_bound(held.begin(), held.end(), gone));
     }
     for (const int32_t a : arrivals_of_[l]) {
       if (arrivals_[a].state != State::kInWave) continue;
-      std::vector<int32_t>& at = holders[arrivals_[a].expert.expert];
-      at.insert(std::lower_bound(at.begin(), at.end(), arrivals_[a].worker), arrivals_[a].worker);
+      const std::pair come(arrivals_[a].expert.expert, arrivals_[a].worker);
+      held.insert(std::lower_bound(held.begin(), held.end(), come), come);
     }
     const auto pending = [](const auto& items, const std::vector<int32_t>& indices) {
       return std::any_of(indices.begin(), indices.end(), [&](int32_t i) { return items[i].state == State::kPending; });
     };
     DispatchTable table;
-    table.begin = {0};
-    for (const auto& at : holders) {
-      table.rank.insert(table.rank.end(), at.begin(), at.end());
-      table.begin.push_back(static_cast<int32_t>(table.rank.size()));
+    table.begin.assign(experts_ + 1, 0);
+    for (const auto& [e, w] : held) {
+      ++table.begin[e + 1];
+      table.rank.push_back(w);
     }
+    for (int32_t e = 0; e < experts_; ++e) table.begin[e + 1] += table.begin[e];
     table.weight.assign(table.rank.size(), 1);
     if (!pending(arrivals_, arrivals_of_[l]) && !pending(departures_, departures_of_[l])) {
       table.weight = TargetWeights(l, table);
@@ -433,29 +439,10 @@ class Builder {
     return weights;
   }
 
-  DispatchTable BeforeWave(int32_t l) const {
-    DispatchTable table;
-    table.begin.assign(placement_.num_experts + 1, 0);
-    const auto first = std::lower_bound(placement_.replicas.begin(), placement_.replicas.end(), l,
-                                        [](const Replica& r, int32_t layer) { return r.expert.layer < layer; });
-    for (auto r = first; r != placement_.replicas.end() && r->expert.layer == l; ++r) {
-      ++table.begin[r->expert.expert + 1];
-      table.rank.push_back(r->worker);
-      table.weight.push_back(r->weight);
-    }
-    for (int32_t e = 0; e < placement_.num_experts; ++e) table.begin[e + 1] += table.begin[e];
-    return table;
-  }
-
   Wave EndWave(bool within) {
     Wave wave;
     wave.busiest = total_;
     wave.within_tolerance = within;
-    std::vector<std::vector<bool>> taken(workers_);
-    for (int32_t w = 0; w < workers_; ++w) taken[w].assign(topology_.workers[w].capacity.slots, false);
-    for (const Replica& r : placement_.replicas) {
-      if (r.slot < static_cast<int32_t>(taken[r.worker].size())) taken[r.worker][r.slot] = true;
-    }
     std::vector<int32_t> free(workers_);
     std::vector<int32_t> outgoing(workers_);
     for (const int32_t entry : log_) {
@@ -473,7 +460,7 @@ class Builder {
         if (arrivals_[other].expert == arrival.expert) arrivals_[other].lost = false;
       }
       int32_t& slot = free[arrival.worker];
-      while (taken[arrival.worker][slot]) ++slot;
+      while (taken_[arrival.worker][slot]) ++slot;
       wave.moves.push_back({arrival.expert, -1, arrival.worker, slot++});
     }
     std::sort(wave.moves.begin(), wave.moves.end(),
@@ -483,7 +470,12 @@ class Builder {
     std::sort(touched_.begin(), touched_.end());
     touched_.erase(std::unique(touched_.begin(), touched_.end()), touched_.end());
     FillLayers(touched_, wave);
-    placement_ = ApplyWave(std::move(placement_), wave);
+    for (const int32_t l : touched_) replicas_[l].clear();
+    for (const Replica& r : wave.layers) replicas_[r.expert.layer].push_back(r);
+    for (const Move& move : wave.moves) taken_[move.worker][move.slot] = true;
+    for (const Replica& r : wave.drops) {
+      if (r.slot < static_cast<int32_t>(taken_[r.worker].size())) taken_[r.worker][r.slot] = false;
+    }
     log_.clear();
     return wave;
   }
@@ -492,7 +484,8 @@ class Builder {
   int32_t ChooseSource(const Move& move, std::vector<int32_t>& outgoing) const {
     int32_t best = -1;
     double soonest = std::numeric_limits<double>::infinity();
-    for (auto r = Find(move.expert, 0); r != placement_.replicas.end() && r->expert == move.expert; ++r) {
+    const std::vector<Replica>& layer = replicas_[move.expert.layer];
+    for (auto r = Find(move.expert, 0); r != layer.end() && r->expert == move.expert; ++r) {
       const double rate = Rate(topology_, r->worker, move.worker);
       const double done = (outgoing[r->worker] + 1) / rate;
       if (done < soonest) {
@@ -509,8 +502,10 @@ class Builder {
                                                                     : topology.cross_node_bytes_per_second;
   }
 
+  // The first replica of its layer that is not before it.
   std::vector<Replica>::const_iterator Find(ExpertId expert, int32_t worker) const {
-    return std::lower_bound(placement_.replicas.begin(), placement_.replicas.end(), std::tie(expert, worker),
+    const std::vector<Replica>& layer = replicas_[expert.layer];
+    return std::lower_bound(layer.begin(), layer.end(), std::tie(expert, worker),
                             [](const Replica& r, const std::tuple<const ExpertId&, const int32_t&>& key) {
                               return std::tie(r.expert, r.worker) < key;
                             });
@@ -518,20 +513,27 @@ class Builder {
 
   // Wave::layers: the replicas of `layers` after the wave.
   void FillLayers(const std::vector<int32_t>& layers, Wave& wave) const {
+    std::vector<const Move*> arrived;
+    for (const Move& move : wave.moves) arrived.push_back(&move);
+    const auto before = [](const Move* a, const Move* b) {
+      return std::tie(a->expert, a->worker) < std::tie(b->expert, b->worker);
+    };
+    std::sort(arrived.begin(), arrived.end(), before);
     for (const int32_t l : layers) {
       const DispatchTable& table = layers_[l];
+      auto stays = replicas_[l].begin();
       for (int32_t e = 0; e < table.num_experts(); ++e) {
+        const ExpertId expert{l, e};
         for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
-          const ExpertId expert{l, e};
           const int32_t w = table.rank[r];
-          const auto stays = Find(expert, w);
+          while (stays != replicas_[l].end() && std::tie(stays->expert, stays->worker) < std::tie(expert, w)) ++stays;
           int32_t slot = -1;
-          if (stays != placement_.replicas.end() && stays->expert == expert && stays->worker == w) {
+          if (stays != replicas_[l].end() && stays->expert == expert && stays->worker == w) {
             slot = stays->slot;
           } else {
-            for (const Move& move : wave.moves) {
-              if (move.expert == expert && move.worker == w) slot = move.slot;
-            }
+            const Move key{expert, -1, w, 0};
+            const auto move = std::lower_bound(arrived.begin(), arrived.end(), &key, before);
+            if (move != arrived.end() && (*move)->expert == expert && (*move)->worker == w) slot = (*move)->slot;
           }
           BALLAST_CHECK(slot >= 0) << "layer " << l << " expert " << e << " worker " << w;
           wave.layers.push_back({expert, w, slot, table.weight[r]});
@@ -543,7 +545,7 @@ class Builder {
   // Layers whose weights alone change go with the first wave, or make one without moves.
   void AddWeights(std::vector<Wave>& waves) {
     std::vector<int32_t> changed;
-    for (int32_t l = 0; l < placement_.num_layers; ++l) {
+    for (int32_t l = 0; l < num_layers(); ++l) {
       if (!arrivals_of_[l].empty() || !departures_of_[l].empty()) continue;
       DispatchTable table = layers_[l];
       table.weight = TargetWeights(l, table);
@@ -576,7 +578,9 @@ class Builder {
     return absl::FailedPreconditionError("the target does not fit the workers' slots");
   }
 
-  Placement placement_;  // before the wave that is being built
+  const int32_t experts_;
+  std::vector<std::vector<Replica>> replicas_;  // by layer, before the wave that is being built
+  std::vector<std::vector<bool>> taken_;        // [workers][slots], the same
   const std::span<const DispatchTable> target_;
   const Topology& topology_;
   const LoadMatrix load_;
@@ -637,6 +641,28 @@ Placement ApplyWave(Placement placement, const Wave& wave) {
   replicas.insert(replicas.end(), wave.layers.begin() + next, wave.layers.end());
   placement.replicas = std::move(replicas);
   return placement;
+}
+
+Placement ApplyWaves(Placement placement, std::span<const Wave> waves) {
+  // Of each layer what the last wave that touches it leaves.
+  Wave all;
+  std::vector<bool> seen(placement.num_layers);
+  std::vector<std::span<const Replica>> parts;
+  for (size_t i = waves.size(); i-- > 0;) {
+    const std::vector<Replica>& layers = waves[i].layers;
+    for (size_t first = 0; first < layers.size();) {
+      const int32_t layer = layers[first].expert.layer;
+      size_t last = first;
+      while (last < layers.size() && layers[last].expert.layer == layer) ++last;
+      if (!seen[layer]) parts.push_back(std::span(layers).subspan(first, last - first));
+      seen[layer] = true;
+      first = last;
+    }
+  }
+  std::sort(parts.begin(), parts.end(),
+            [](const auto& a, const auto& b) { return a[0].expert.layer < b[0].expert.layer; });
+  for (const auto& part : parts) all.layers.insert(all.layers.end(), part.begin(), part.end());
+  return ApplyWave(std::move(placement), all);
 }
 
 double TransferSeconds(const Wave& wave, const Topology& topology, int64_t expert_bytes) {

@@ -76,6 +76,8 @@ absl::StatusOr<std::vector<Wave>> PackWaves(const Placement& current, std::span<
 
 // The placement after `wave`, from the one before it.
 Placement ApplyWave(Placement placement, const Wave& wave);
+// The placement after all of them.
+Placement ApplyWaves(Placement placement, std::span<const Wave> waves);
 
 // The slowest worker's time to take in the wave's moves, and to give them out, one after the other.
 double TransferSeconds(const Wave& wave, const Topology& topology, int64_t expert_bytes);
