@@ -178,6 +178,47 @@ TEST_F(OfflineVerbsTest, SimulatesSteps) {
   EXPECT_EQ(Run(line + " --tokens-per-step 0"), 2);
 }
 
+TEST_F(OfflineVerbsTest, IncrementalPlans) {
+  ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @a.json --expert-bytes 1000"), 0);
+  // Its GPUs and expert bytes are the plan's in force.
+  const auto one = Json("plan --load @other.json --current @a.json --max-moves 1 --out @b.json");
+  EXPECT_EQ(one["moves"], 1);
+  EXPECT_EQ(one["bytes"], 1000);
+  EXPECT_GT(one["predicted_gain"], 0.0);
+  EXPECT_GT(one["gain_tokens"], 0.0);
+  EXPECT_GT(one["gain_microseconds"], 0.0);
+  EXPECT_EQ(one["transfers"]["node"]["bytes"], 1000);
+  EXPECT_TRUE(one.contains("pays") && one.contains("pays_reason"));
+  EXPECT_EQ(Json("diff --from @a.json --to @b.json")["moves"], 1);
+  EXPECT_EQ(Json("plan --load @other.json --current @a.json --max-bytes 1999 --out @b.json")["bytes"], 1000);
+  ASSERT_EQ(Run("plan --load @other.json --current @a.json --max-moves 2 --out @b.json"), 0);
+  EXPECT_THAT(out_.str(), HasSubstr("pay"));
+  EXPECT_THAT(out_.str(), HasSubstr("LINK"));
+}
+
+TEST_F(OfflineVerbsTest, FailurePlans) {
+  ASSERT_EQ(Run("plan --load @load.json --gpus 4 --slots-per-gpu 2 --out @a.json --expert-bytes 1000"), 0);
+  const auto plan = Json("plan --load @load.json --current @a.json --dead w1 --out @b.json");
+  EXPECT_TRUE(plan["pays"]);
+  EXPECT_EQ(ReadPlan(Path("b.json"))->placement.workers, (std::vector<std::string>{"w0", "w2", "w3"}));
+  EXPECT_EQ(Run("plan --load @load.json --current @a.json --dead w1 --dead w2 --dead w3 --out @x.json"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("lost experts find no slot on the other workers: layer 0 expert"));
+  EXPECT_FALSE(std::filesystem::exists(Path("x.json")));
+}
+
+TEST_F(OfflineVerbsTest, MemoryForReplicas) {
+  const auto plan =
+      Json("plan --load @load.json --gpus 2 --hbm-bytes-for-replicas 1999 --expert-bytes 1000 --out @plan.json");
+  EXPECT_EQ(plan["extra_replicas"], 2);
+  // Memory for nothing: as level as can be. Hardly any: none.
+  const auto rich = Json(
+      "plan --load @load.json --gpus 2 --replicas-per-gpu auto --expert-bytes 1 --kv-bytes 1000000 --out @plan.json");
+  EXPECT_GT(rich["scenarios"][0]["balancedness"], 0.99);
+  const auto poor = Json(
+      "plan --load @load.json --gpus 2 --replicas-per-gpu auto --expert-bytes 1000 --kv-bytes 1500 --out @plan.json");
+  EXPECT_EQ(poor["extra_replicas"], 0);
+}
+
 TEST_F(OfflineVerbsTest, YamlSaysTheSame) {
   ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @plan.json --output yaml"), 0);
   EXPECT_THAT(out_.str(), HasSubstr("cost-aware"));
@@ -192,6 +233,13 @@ TEST_F(OfflineVerbsTest, TopologyFiles) {
 
 TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
   Write("bad.json", R"({"logical_count": [[1, -2]]})");
+  Write("nan.json", R"({"logical_count": [[1, NaN]]})");
+  Write("ragged.json", R"({"logical_count": [[1, 2], [3]]})");
+  Write("text.json", "what is this?");
+  Write("twice.json", R"({"format": "ballast.topology/v1", "workers": [
+      {"name": "a", "node": 0, "slots": 10}, {"name": "a", "node": 0, "slots": 10}]})");
+  Write("format.json", R"({"format": "ballast.topology/v9", "workers": []})");
+  ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @good.json"), 0) << err_.str();
   Write("engine.json", R"({"physical_to_logical_map": [[0, 1, 2, 3]]})");
   Write("ragged.json", R"({"physical_to_logical_map": [[0, 1], [0]]})");
   const struct {
@@ -212,6 +260,29 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
       {"plan --load @load.json --gpus 2 --replicas-per-gpu 2 --policy eplb --out @x.json", 1, "use --slots-per-gpu"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2 --policy craft --out @x.json", 1, "needs --replicas-per-gpu"},
       {"plan --load @load.json --gpus 0 --slots-per-gpu 2 --out @x.json", 2, "--gpus"},
+      {"plan --load @nan.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "nan.json"},
+      {"plan --load @ragged.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "ragged.json"},
+      {"plan --load @text.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "text.json"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu -3 --out @x.json", 2, "--slots-per-gpu"},
+      {"plan --load @load.json --gpus 2 --replicas-per-gpu -1 --out @x.json", 2, "-1; must be auto, or 0 to"},
+      {"plan --load @load.json --gpus 2 --replicas-per-gpu few --out @x.json", 2, "few; must be auto, or 0 to"},
+      {"plan --load @load.json --gpus 2 --hbm-bytes-for-replicas -1 --out @x.json", 2, "--hbm-bytes-for-replicas"},
+      {"plan --load @load.json --gpus 2 --hbm-bytes-for-replicas 5 --out @x.json", 1, "needs --expert-bytes"},
+      {"plan --load @load.json --gpus 2 --replicas-per-gpu auto --out @x.json", 1, "needs --kv-bytes"},
+      {"plan --load @load.json --gpus 2 --replicas-per-gpu auto --kv-bytes 9 --out @x.json", 1, "needs --expert-bytes"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --kv-bytes 9 --out @x.json", 1, "are for --replicas-per-gpu"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --max-moves 3 --out @x.json", 1,
+       "--max-moves needs --current"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --max-moves -3 --out @x.json", 2, "--max-moves"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --max-bytes 0 --out @x.json", 2, "--max-bytes"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --dead w0 --out @x.json", 1, "--dead needs --current"},
+      {"plan --load @load.json --current @good.json --dead w9 --out @x.json", 1, "\"w9\": there is no such worker"},
+      {"plan --load @load.json --current @good.json --dead w0 --dead w0 --out @x.json", 1, "or no more"},
+      {"plan --load @load.json --current @good.json --dead w0 --dead w1 --out @x.json", 1, "no worker is left"},
+      {"plan --load @load.json --current @good.json --max-bytes 5 --out @x.json", 1, "expert_bytes must say"},
+      {"plan --load @load.json --topology @twice.json --out @x.json", 1, "worker 'a': named twice"},
+      {"plan --load @load.json --topology @format.json --out @x.json", 1, "format.json"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --horizon 0 --out @x.json", 2, "--horizon"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2", 2, "--out is required"},
       {"score --plan @load.json --load @load.json", 1, "plan.format"},
       {"export --plan @load.json --format fancy", 2, "--format"},

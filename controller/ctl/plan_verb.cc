@@ -1,15 +1,22 @@
+#include <algorithm>
 #include <memory>
 #include <optional>
+#include <span>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "controller/ctl/files.h"
 #include "controller/ctl/offline_verbs.h"
 #include "controller/ctl/output.h"
+#include "controller/formats/cost_model_file.h"
 #include "controller/formats/plan_file.h"
 #include "controller/planner/budget.h"
 #include "controller/planner/eplb.h"
+#include "controller/planner/failure.h"
 #include "controller/planner/level.h"
+#include "controller/planner/memory.h"
 #include "controller/planner/planner.h"
 #include "proto/base/json.h"
 #include "proto/base/status_macros.h"
@@ -24,17 +31,28 @@ struct Options {
   int32_t gpus = 0;
   int32_t nodes = 1;
   int32_t slots_per_gpu = 0;
+  // As it is written: a number, or "auto".
+  std::string replicas;
   std::optional<int32_t> replicas_per_gpu;
+  std::optional<int64_t> hbm_bytes;
+  int64_t kv_bytes = 0;
+  int64_t kv_bytes_needed = 0;
   std::string policy = "cost-aware";
   int32_t groups = 1;
   std::string current;
   int64_t expert_bytes = 0;
+  MoveBudget move_budget;
+  std::vector<std::string> dead;
+  std::string cost_model;
+  double horizon_seconds = GateLimits().horizon_seconds;
   std::string out;
 };
 
-// The machines: a file, or --gpus equal ones.
+// Given as --replicas-per-gpu auto.
+bool Auto(const Options& o) { return o.replicas == "auto"; }
+
+// --gpus equal machines.
 absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers, int32_t experts) {
-  if (!o.topology.empty()) return ReadTopology(o.topology);
   if (o.gpus < 1) return absl::InvalidArgumentError("--gpus or --topology must say what to plan for");
   if (o.nodes > o.gpus) {
     return absl::InvalidArgumentError(absl::StrCat("--nodes ", o.nodes, ": there are ", o.gpus, " GPUs"));
@@ -76,7 +94,13 @@ nlohmann::ordered_json ScoreJson(const LoadScore& score) {
           {"balancedness_equal_split", score.balancedness_equal_split},
           {"balancedness_solved_shares", score.balancedness_solved},
           {"upper_bound", score.upper_bound},
+          {"busiest_tokens", score.busiest},
+          {"busiest_tokens_bound", score.busiest_bound},
           {"worst_layer", {{"layer", score.worst_layer}, {"balancedness", score.worst}}}};
+}
+
+nlohmann::ordered_json LinkJson(const TransferCost::Link& link) {
+  return {{"moves", link.moves}, {"bytes", link.bytes}, {"seconds", link.seconds}};
 }
 
 void PrintPlan(const Plan& plan, const Options& o, CtlContext& context) {
@@ -95,7 +119,15 @@ void PrintPlan(const Plan& plan, const Options& o, CtlContext& context) {
                                    {"bytes", plan.bytes},
                                    {"waves", plan.waves.size()},
                                    {"predicted_gain", plan.gain},
+                                   {"gain_tokens", plan.gain_tokens},
+                                   {"gain_microseconds", plan.gain_microseconds},
                                    {"transfer_seconds", plan.transfer.seconds},
+                                   {"transfers",
+                                    {{"node", LinkJson(plan.transfer.node)},
+                                     {"cross_node", LinkJson(plan.transfer.cross_node)},
+                                     {"checkpoint", LinkJson(plan.transfer.checkpoint)}}},
+                                   {"pays", plan.gate.worth},
+                                   {"pays_reason", plan.gate.reason},
                                    {"out", o.out}};
     PrintDocument(context.output, json, context.out);
     return;
@@ -113,18 +145,103 @@ void PrintPlan(const Plan& plan, const Options& o, CtlContext& context) {
   if (!plan.current.empty()) {
     context.out << absl::StrFormat("from the current placement: %d moves, %s, %d waves, predicted gain %.1f %%\n",
                                    plan.moves, HumanBytes(plan.bytes), plan.waves.size(), 100 * plan.gain);
+    context.out << absl::StrFormat("busiest GPUs: %.6g tokens less, %.6g us of them\n", plan.gain_tokens,
+                                   plan.gain_microseconds);
+    Table links({"LINK", "MOVES", "BYTES", "SECONDS"});
+    const auto add = [&](const char* name, const TransferCost::Link& link) {
+      if (link.moves == 0) return;
+      links.AddRow({name, absl::StrCat(link.moves), HumanBytes(link.bytes), absl::StrFormat("%.3f", link.seconds)});
+    };
+    add("node", plan.transfer.node);
+    add("cross-node", plan.transfer.cross_node);
+    add("checkpoint", plan.transfer.checkpoint);
+    if (plan.moves > 0) links.Print(context.out);
+    context.out << (plan.gate.worth ? "pays: " : "does not pay: ") << plan.gate.reason << "\n";
   }
   context.out << "written to " << o.out << "\n";
 }
 
-absl::Status Run(const Options& o, CtlContext& context) {
+absl::Status CheckOptions(const Options& o) {
   if (o.load.empty() == o.scenario.empty()) {
     return absl::InvalidArgumentError("give either --load FILE... or --scenario NAME=FILE...");
   }
-  const int given = (o.slots_per_gpu > 0 ? 1 : 0) + (o.replicas_per_gpu ? 1 : 0);
-  if (given == 2 || (given == 0 && o.topology.empty())) {
+  const int given = (o.slots_per_gpu > 0 ? 1 : 0) + (o.replicas.empty() ? 0 : 1) + (o.hbm_bytes ? 1 : 0);
+  if (given > 1 || (given == 0 && o.topology.empty() && o.current.empty())) {
     return absl::InvalidArgumentError("give either --slots-per-gpu or --replicas-per-gpu");
   }
+  if (o.current.empty()) {
+    if (o.move_budget.max_moves > 0) return absl::InvalidArgumentError("--max-moves needs --current");
+    if (o.move_budget.max_bytes > 0) return absl::InvalidArgumentError("--max-bytes needs --current");
+    if (!o.dead.empty()) return absl::InvalidArgumentError("--dead needs --current");
+  }
+  if (Auto(o) && o.kv_bytes == 0) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --kv-bytes");
+  if (!Auto(o) && o.kv_bytes + o.kv_bytes_needed > 0) {
+    return absl::InvalidArgumentError("--kv-bytes and --kv-bytes-needed are for --replicas-per-gpu auto");
+  }
+  return absl::OkStatus();
+}
+
+// Takes the dead workers out of the topology.
+absl::Status Bury(const Options& o, Topology& topology) {
+  for (const std::string& name : o.dead) {
+    const auto found = std::find_if(topology.workers.begin(), topology.workers.end(),
+                                    [&](const TopologyWorker& w) { return w.name == name; });
+    if (found == topology.workers.end()) {
+      return absl::InvalidArgumentError(absl::StrCat("--dead ", Quote(name), ": there is no such worker, or no more"));
+    }
+    topology.workers.erase(found);
+  }
+  if (topology.workers.empty()) return absl::InvalidArgumentError("--dead: no worker is left");
+  return absl::OkStatus();
+}
+
+// --replicas-per-gpu auto, by the memory-aware rule.
+absl::Status ChooseByMemory(Options& o, const PlanRequest& request, CtlContext& context) {
+  const LoadMatrix& load = request.scenarios[0].load;
+  const int64_t all = static_cast<int64_t>(load.layers) * load.experts;
+  const int64_t workers = o.gpus;
+  MemoryRule rule;
+  rule.kv_bytes = o.kv_bytes;
+  rule.kv_bytes_needed = o.kv_bytes_needed;
+  rule.expert_bytes = request.expert_bytes;
+  if (rule.expert_bytes == 0) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --expert-bytes");
+  rule.most_replicas = static_cast<int32_t>(std::min<int64_t>(all - (all + workers - 1) / workers, 1 << 20));
+  const auto balancedness = [&](int32_t replicas) -> absl::StatusOr<double> {
+    Options with = o;
+    with.replicas_per_gpu = replicas;
+    PlanRequest one = request;
+    one.replicas_per_worker = replicas;
+    BALLAST_ASSIGN_OR_RETURN(one.topology, MakeTopology(with, load.layers, load.experts));
+    BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(with));
+    BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlan(*policy, one));
+    double worst = 1;
+    for (const LoadScore& score : plan.predicted) worst = std::min(worst, score.balancedness);
+    return worst;
+  };
+  BALLAST_ASSIGN_OR_RETURN(const MemoryChoice choice, ChooseReplicas(rule, balancedness));
+  o.replicas_per_gpu = choice.best.replicas;
+  context.err << absl::StrFormat("%d replicas a GPU: balancedness %s, %s of KV cache left\n", choice.best.replicas,
+                                 Ratio(choice.best.balancedness),
+                                 HumanBytes(rule.kv_bytes - choice.best.replicas * rule.expert_bytes));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Plan> MakePlanOf(const Options& o, const PlanRequest& request) {
+  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(o));
+  if (o.dead.empty()) return MakePlan(*policy, request);
+  BALLAST_ASSIGN_OR_RETURN(FailurePlan failure, PlanFailure(request, policy->split(request)));
+  if (failure.without_replica.empty()) return std::move(failure.plan);
+  const auto name = [](std::string* out, ExpertId e) { absl::StrAppend(out, "layer ", e.layer, " expert ", e.expert); };
+  constexpr size_t kNamed = 8;
+  const size_t missing = failure.without_replica.size();
+  const std::span named(failure.without_replica.data(), std::min(kNamed, missing));
+  return absl::FailedPreconditionError(absl::StrCat("--dead: ", missing, " of ", failure.lost.size(),
+                                                    " lost experts find no slot on the other workers: ",
+                                                    absl::StrJoin(named, ", ", name), missing > kNamed ? ", ..." : ""));
+}
+
+absl::Status Run(Options o, CtlContext& context) {
+  BALLAST_RETURN_IF_ERROR(CheckOptions(o));
   BALLAST_ASSIGN_OR_RETURN(const std::vector<NamedLoads> loads,
                            o.load.empty() ? ReadScenarios(o.scenario) : ReadLoads("load", o.load));
   BALLAST_ASSIGN_OR_RETURN(LoadSet set, MakeLoadSet(loads));
@@ -132,9 +249,12 @@ absl::Status Run(const Options& o, CtlContext& context) {
   request.scenarios = std::move(set.scenarios);
   request.expert_bytes = o.expert_bytes;
   request.slots_per_layer = o.slots_per_gpu;
-  request.replicas_per_worker = o.replicas_per_gpu;
-  BALLAST_ASSIGN_OR_RETURN(request.topology, MakeTopology(o, static_cast<int32_t>(set.row_of_layer.size()),
-                                                          request.scenarios[0].load.experts));
+  request.move_budget = o.move_budget;
+  request.gate.horizon_seconds = o.horizon_seconds;
+  if (!o.cost_model.empty()) {
+    BALLAST_ASSIGN_OR_RETURN(request.cost_model, ReadCostModel(o.cost_model));
+  }
+  std::optional<Topology> in_force;
   if (!o.current.empty()) {
     BALLAST_ASSIGN_OR_RETURN(PlanFile current, ReadPlan(o.current));
     if (current.row_of_layer != set.row_of_layer || current.rows != set.rows) {
@@ -143,14 +263,37 @@ absl::Status Run(const Options& o, CtlContext& context) {
                        current.rows, ") than these loads' (", set.row_of_layer.size(), " of ", set.rows, ")"));
     }
     request.current = std::move(current.placement);
+    in_force = std::move(current.topology);
+    if (request.expert_bytes == 0) request.expert_bytes = current.expert_bytes;
   }
-  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(o));
-  BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlan(*policy, request));
+  if (o.hbm_bytes) {
+    if (request.expert_bytes == 0) {
+      return absl::InvalidArgumentError("--hbm-bytes-for-replicas needs --expert-bytes");
+    }
+    BALLAST_ASSIGN_OR_RETURN(o.replicas_per_gpu, ReplicasForBytes(*o.hbm_bytes, request.expert_bytes));
+  }
+  if (!o.topology.empty()) {
+    if (Auto(o)) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --gpus in place of --topology");
+    BALLAST_ASSIGN_OR_RETURN(request.topology, ReadTopology(o.topology));
+  } else if (o.gpus == 0 && in_force) {
+    if (Auto(o)) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --gpus");
+    request.topology = *std::move(in_force);
+  } else {
+    if (Auto(o)) {
+      if (o.gpus < 1) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --gpus");
+      BALLAST_RETURN_IF_ERROR(ChooseByMemory(o, request, context));
+    }
+    BALLAST_ASSIGN_OR_RETURN(request.topology, MakeTopology(o, static_cast<int32_t>(set.row_of_layer.size()),
+                                                            request.scenarios[0].load.experts));
+  }
+  request.replicas_per_worker = o.replicas_per_gpu;
+  BALLAST_RETURN_IF_ERROR(Bury(o, request.topology));
+  BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlanOf(o, request));
   PlanFile file;
   file.policy = plan.policy;
   file.topology = request.topology;
   file.placement = plan.placement;
-  file.expert_bytes = o.expert_bytes;
+  file.expert_bytes = request.expert_bytes;
   file.rows = set.rows;
   file.row_of_layer = set.row_of_layer;
   file.scenarios = request.scenarios;
@@ -177,6 +320,13 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
       "    ballastctl plan --policy eplb --load dump.json --gpus 32 --slots-per-gpu 9 --out plan.json\n"
       "  What would change, from the plan in force:\n"
       "    ballastctl plan --load today.json --current plan.json --gpus 32 --slots-per-gpu 9 --out next.json\n"
+      "  The best 64 moves from it:\n"
+      "    ballastctl plan --load today.json --current plan.json --max-moves 64 --out next.json\n"
+      "  Two GPUs died:\n"
+      "    ballastctl plan --load today.json --current plan.json --dead w3 --dead w7 --out next.json\n"
+      "  As many replicas as memory should pay for:\n"
+      "    ballastctl plan --load dump.json --gpus 32 --replicas-per-gpu auto --expert-bytes 88080384 \\\n"
+      "      --kv-bytes 40000000000 --out plan.json\n"
       "Load files are recognised from their content: SGLang's recorder JSON, csv of routes "
       "(layer,sample,token,e0,...)\n"
       "or counts (dataset,iteration,layer,e0,...), counts by model (choose with FILE#MODEL), ballast.load/v1; gzip "
@@ -190,12 +340,34 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--slots-per-gpu", o->slots_per_gpu, "Slots of one layer on each GPU, the same in every layer")
       ->type_name("K")
       ->check(CLI::Range(1, 1 << 20));
-  verb->add_option(
-          "--replicas-per-gpu", o->replicas_per_gpu,
+  verb->add_option_function<std::string>(
+          "--replicas-per-gpu",
+          [o](const std::string& value) {
+            int32_t replicas = 0;
+            if (value != "auto") {
+              if (!absl::SimpleAtoi(value, &replicas) || replicas < 0 || replicas > (1 << 24)) {
+                throw CLI::ValidationError("--replicas-per-gpu", value + "; must be auto, or 0 to 16777216");
+              }
+              o->replicas_per_gpu = replicas;
+            }
+            o->replicas = value;
+          },
           "In place of it: replicas beyond one an expert on each GPU, over all layers, which go to the layers\n"
-          "that need them")
-      ->type_name("R")
-      ->check(CLI::Range(0, 1 << 24));
+          "that need them; auto: as many as memory should pay for, see --kv-bytes")
+      ->type_name("R|auto");
+  verb->add_option("--hbm-bytes-for-replicas", o->hbm_bytes,
+                   "In place of it: the memory that those replicas may take on each GPU")
+      ->type_name("B")
+      ->check(CLI::NonNegativeNumber);
+  verb->add_option("--kv-bytes", o->kv_bytes,
+                   "For --replicas-per-gpu auto: KV-cache bytes of a GPU without extra replicas. Chooses the\n"
+                   "most of min(balancedness, KV cache left over KV cache needed)")
+      ->type_name("B")
+      ->check(CLI::NonNegativeNumber);
+  verb->add_option("--kv-bytes-needed", o->kv_bytes_needed,
+                   "KV-cache bytes that keep a level GPU busy; by default all of --kv-bytes")
+      ->type_name("B")
+      ->check(CLI::NonNegativeNumber);
   verb->add_option("--topology", o->topology, "A topology file in place of --gpus and --nodes")->type_name("FILE");
   verb->add_option("--policy", o->policy,
                    "How to plan: cost-aware (ours: level by construction or search, with traffic\n"
@@ -204,8 +376,26 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--groups", o->groups, "Expert groups of the model (group-limited routing), for eplb")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
-  verb->add_option("--current", o->current, "The plan in force: keeps what it can in place, and counts the moves")
+  verb->add_option("--current", o->current,
+                   "The plan in force: keeps what it can in place, and counts the moves. Its GPUs are planned\n"
+                   "for where neither --gpus nor --topology says otherwise")
       ->type_name("FILE");
+  verb->add_option("--max-moves", o->move_budget.max_moves, "The best gain over --current for so many moves")
+      ->type_name("M")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  verb->add_option("--max-bytes", o->move_budget.max_bytes, "The same for so many bytes")
+      ->type_name("B")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 60));
+  verb->add_option("--dead", o->dead,
+                   "A worker of --current that is gone; repeat for each. The fewest moves that give every\n"
+                   "expert a replica again, then balance as far as --max-moves or --max-bytes go")
+      ->type_name("WORKER");
+  verb->add_option("--cost-model", o->cost_model, "What busy GPUs cost, for the gain in microseconds; see simulate")
+      ->type_name("FILE");
+  verb->add_option("--horizon", o->horizon_seconds, "Seconds within which the plan must pay for its moves")
+      ->type_name("SECONDS")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   verb->add_option("--expert-bytes", o->expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
       ->check(CLI::NonNegativeNumber);
