@@ -248,7 +248,9 @@ TEST(PlanFailure, TakesTheFewestMoves) {
     const auto failure = PlanFailure(t.request);
     ASSERT_TRUE(failure.ok()) << failure.status();
     ASSERT_EQ(failure->without_replica.empty(), fewest >= 0);
-    if (fewest >= 0) ASSERT_EQ(failure->plan.moves, fewest);
+    if (fewest >= 0) {
+      ASSERT_EQ(failure->plan.moves, fewest);
+    }
     without += fewest < 0 ? 1 : 0;
   }
   EXPECT_GT(without, 10);
