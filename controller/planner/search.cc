@@ -347,7 +347,9 @@ void ImprovePacks(const LayerProblem& problem, const SearchOptions& options, Pac
 Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slots, std::span<const uint32_t> speed) {
   const auto experts = static_cast<int32_t>(tokens.size());
   const auto workers = static_cast<int32_t>(slots.size());
-  const int64_t total = std::accumulate(slots.begin(), slots.end(), int64_t{0});
+  // A worker has no use for more than every expert once.
+  int64_t total = 0;
+  for (const int32_t s : slots) total += std::min(s, experts);
   BALLAST_CHECK(total >= experts) << total << " slots for " << experts << " experts";
   // Workers with room; where speeds are alike, a heap with the lightest on top.
   std::vector<int32_t> open;
@@ -376,7 +378,7 @@ Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slot
   const auto lacks = [&](int32_t w, int32_t e) {
     return std::find(packs[w].begin(), packs[w].end(), e) == packs[w].end();
   };
-  const auto has_room = [&](int32_t w) { return static_cast<int32_t>(packs[w].size()) < slots[w]; };
+  const auto has_room = [&](int32_t w) { return static_cast<int32_t>(packs[w].size()) < std::min(slots[w], experts); };
   const auto heavier = [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] > load[b] : a > b; };
   // The worker that a replica of e leaves lightest, taken out of `open`; -1: none lacks it.
   std::vector<int32_t> passed;
@@ -431,7 +433,22 @@ Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slot
           break;
         }
       }
-      BALLAST_CHECK(to >= 0) << "expert " << e << " fits nowhere";
+      if (to < 0) {
+        // So many replicas of one expert do not fit where some workers have more slots than others: the slot takes
+        // what it lacks most.
+        BALLAST_CHECK(count[e] > 1 && !open.empty()) << "expert " << e << " fits nowhere";
+        --count[e];
+        to = open.front();
+        open.erase(open.begin());
+        std::make_heap(open.begin(), open.end(), heavier);
+        int32_t other = -1;
+        for (int32_t f = 0; f < experts; ++f) {
+          if (lacks(to, f) && (other < 0 || part(f) > part(other))) other = f;
+        }
+        ++count[other];
+        packs[to].push_back(other);
+        load[to] += part(other);
+      }
     }
     if (!has_room(to)) continue;
     open.push_back(to);
