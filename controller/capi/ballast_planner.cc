@@ -22,8 +22,12 @@ std::string& LastError() {
   return error;
 }
 
-int32_t Fail(int32_t code, std::string_view message) {
-  LastError().assign(message);
+int32_t Fail(int32_t code, std::string_view message) noexcept {
+  try {
+    LastError().assign(message);
+  } catch (...) {
+    LastError().clear();  // no memory for the message
+  }
   return code;
 }
 
@@ -39,6 +43,8 @@ int32_t Guarded(F&& f) {
     return Fail(BALLAST_PLANNER_OUT_OF_MEMORY, "out of memory");
   } catch (const std::exception& e) {
     return Fail(BALLAST_PLANNER_INTERNAL, e.what());
+  } catch (...) {
+    return Fail(BALLAST_PLANNER_INTERNAL, "an exception that is no std::exception");
   }
 }
 
