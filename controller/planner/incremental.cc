@@ -74,7 +74,8 @@ class Incrementer {
     std::priority_queue<Entry> heap;
     const auto push = [&](int32_t l) {
       const Bundle bundle = Best(l, left);
-      if (bundle.edits > 0 && bundle.ratio >= limits_.least_gain * value_) heap.push({bundle.ratio, l});
+      if (bundle.edits > 0 && bundle.ratio >= limits_.least_gain * value_ / static_cast<double>(layers_.size()))
+        heap.push({bundle.ratio, l});
     };
     // What a move can gain at most; a layer is searched when its turn comes.
     for (int32_t l = 0; l < static_cast<int32_t>(layers_.size()); ++l) {
