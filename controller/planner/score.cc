@@ -135,10 +135,10 @@ LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens
   std::vector<int32_t> slots(loads.size());
   for (const int32_t w : layer.rank) ++slots[w];
   score.upper_bound = UpperBound(tokens, slots, speeds);
-  // Solving is what takes most of the time, and for nothing where the weights are as good as proven.
+  // Solving is what takes most of the time, and for nothing where the shares at hand are as good as proven.
   constexpr double kNear = 1e-4;
-  score.balancedness_solved = score.balancedness;
-  if (score.balancedness < score.upper_bound * (1 - kNear)) {
+  score.balancedness_solved = std::max(score.balancedness, score.balancedness_equal_split);
+  if (score.balancedness_solved < score.upper_bound * (1 - kNear)) {
     ShareSolver solver(layer, static_cast<int32_t>(loads.size()), speeds);
     const std::vector<int64_t> whole = ToIntegers(tokens);
     std::vector<int64_t> flow(layer.num_replicas());
