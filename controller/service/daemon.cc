@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "controller/planner/level.h"
 #include "controller/service/gauges.h"
 #include "controller/service/planning.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
@@ -37,10 +38,20 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   }
   BALLAST_ASSIGN_OR_RETURN(daemon->runtime_, Runtime::Start(std::move(runtime), store, clock, *daemon->metrics_));
 
+  EngineRuntime::Options engines{.group = {.planning = options.planning, .load = options.load},
+                                 .planner = [gate = options.gate](const PlanRequest& request) {
+                                   PlanRequest gated = request;
+                                   gated.gate = gate;
+                                   return MakePlan(CostAwarePolicy(0, CostAwarePolicy::Split::kEqual), gated);
+                                 }};
+  for (const GroupConfig& group : options.groups) engines.taken.insert(group.name);
+  BALLAST_ASSIGN_OR_RETURN(daemon->engines_, EngineRuntime::Start(std::move(engines), store, clock, *daemon->metrics_));
+
   daemon->sessions_ = std::make_unique<SessionServer>(*daemon->runtime_);
   daemon->groups_ = std::make_unique<GroupServiceImpl>(*daemon->runtime_);
   daemon->plans_ = std::make_unique<PlanServiceImpl>(*daemon->runtime_);
   daemon->models_ = std::make_unique<ModelServiceImpl>(*daemon->runtime_);
+  daemon->telemetry_ = std::make_unique<TelemetryServiceImpl>(*daemon->runtime_, *daemon->engines_);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
@@ -54,6 +65,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   builder.RegisterService(daemon->groups_.get());
   builder.RegisterService(daemon->plans_.get());
   builder.RegisterService(daemon->models_.get());
+  builder.RegisterService(daemon->telemetry_.get());
   daemon->server_ = builder.BuildAndStart();
   if (daemon->server_ == nullptr || port == 0) {
     return absl::UnavailableError(absl::StrCat("listen: cannot listen on ", options.listen));
@@ -71,6 +83,7 @@ void Daemon::Stop() {
     server_->GetHealthCheckService()->SetServingStatus(false);
   }
   runtime_->Stop();
+  if (engines_ != nullptr) engines_->Stop();
   if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + kGrace);
   if (sessions_ != nullptr) sessions_->Stop();
   server_ = nullptr;

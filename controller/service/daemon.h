@@ -7,9 +7,11 @@
 
 #include "absl/status/statusor.h"
 #include "controller/service/daemon_options.h"
+#include "controller/service/engine_runtime.h"
 #include "controller/service/operator_services.h"
 #include "controller/service/runtime.h"
 #include "controller/service/session_server.h"
+#include "controller/service/telemetry_service.h"
 #include "controller/store/store.h"
 #include "grpcpp/server.h"
 #include "proto/base/clock.h"
@@ -37,10 +39,12 @@ class Daemon {
 
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<Runtime> runtime_;
+  std::unique_ptr<EngineRuntime> engines_;
   std::unique_ptr<SessionServer> sessions_;
   std::unique_ptr<GroupServiceImpl> groups_;
   std::unique_ptr<PlanServiceImpl> plans_;
   std::unique_ptr<ModelServiceImpl> models_;
+  std::unique_ptr<TelemetryServiceImpl> telemetry_;
   std::unique_ptr<grpc::Server> server_;
   std::string grpc_address_;
   std::string metrics_address_;

@@ -132,6 +132,7 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
       "SIGTERM ends it in order. Look in with: ballastctl --controller=HOST:PORT get groups",
       "ballast-controller");
   std::vector<std::string> groups;
+  bool engines_only = false;
   std::string log_format = "text";
   std::string log_level = "info";
 
@@ -149,6 +150,10 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
       "A group of workers, repeatable: name=NAME,size=WORKERS[,role=prefill|decode|mixed]"
       "[,mode=observe|approve|auto][,policy=cost-aware|eplb][,combine=fast|exact]. mode counts for a new group; what "
       "operators set later is kept. Without combine the first worker decides. At least one");
+
+  app.add_flag("--engines-only", engines_only,
+               "No group is needed: serve engines that are not Ballast workers, which register themselves\n"
+               "(TelemetryService, ballastctl sidecar)");
 
   AddDuration(app, "--lease", o.timing.lease, absl::Milliseconds(200), absl::Minutes(5),
               "A worker silent for longer is dead");
@@ -227,7 +232,9 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
     std::cerr << "ballast-controller: " << message << "\n";
     return 2;
   };
-  if (groups.empty()) return fail("group: at least one is needed; --help shows how to write it");
+  if (groups.empty() && !engines_only) {
+    return fail("group: at least one is needed, or --engines-only; --help shows how to write it");
+  }
   for (const std::string& text : groups) {
     absl::StatusOr<GroupConfig> group = ParseGroup(text);
     if (!group.ok()) return fail(group.status().message());

@@ -74,6 +74,7 @@ TEST(ParseDaemonOptions, CommandLineAndFile) {
 TEST(ParseDaemonOptions, RefusesNonsense) {
   DaemonOptions options;
   EXPECT_NE(Parse({}, options).value_or(0), 0);
+  EXPECT_EQ(Parse({"--engines-only"}, options), std::nullopt);
   EXPECT_NE(Parse({"--group=name=a,size=1", "--lease=tomorrow"}, options).value_or(0), 0);
   EXPECT_NE(Parse({"--group=name=a,size=1", "--lease=1s", "--heartbeat-interval=1s"}, options).value_or(0), 0);
   EXPECT_NE(Parse({"--group=name=a,size=1", "--listen=0.0.0.0:0"}, options).value_or(0), 0);

@@ -23,6 +23,11 @@ ReportLedger::Verdict ReportLedger::Accept(const std::string& worker, uint64_t r
   return first == before + 1 ? Verdict::kNew : Verdict::kAfterGap;
 }
 
+bool ReportLedger::Knows(const std::string& worker, uint64_t report_stream) const {
+  const auto it = marks_.find(worker);
+  return it != marks_.end() && it->second.report_stream == report_stream;
+}
+
 uint64_t ReportLedger::stored(const std::string& worker) const {
   const auto it = marks_.find(worker);
   return it == marks_.end() ? 0 : it->second.stored;

@@ -36,6 +36,9 @@ class ReportLedger {
   // Decides on a report and moves the counted mark. A stream that is not the worker's current one gives kDuplicate.
   Verdict Accept(const std::string& worker, uint64_t report_stream, const v1::LoadReport& report);
 
+  // Whether the stream is the worker's current one.
+  bool Knows(const std::string& worker, uint64_t report_stream) const;
+
   // Of the worker's current stream; 0: none.
   uint64_t stored(const std::string& worker) const;
   bool dirty() const;
