@@ -11,6 +11,7 @@
 #include "ballast/v1/inference.grpc.pb.h"
 #include "ballast/v1/model_service.grpc.pb.h"
 #include "ballast/v1/plan_service.grpc.pb.h"
+#include "controller/ctl/client.h"
 #include "controller/ctl/context.h"
 #include "controller/ctl/output.h"
 #include "grpcpp/grpcpp.h"
@@ -36,62 +37,6 @@ struct ClusterOptions {
   double temperature = 0;
   double top_p = 1;
   uint64_t seed = 0;
-};
-
-class Client {
- public:
-  explicit Client(const CtlContext& context)
-      : context_(context),
-        channel_(grpc::CreateChannel(context.controller, grpc::InsecureChannelCredentials())),
-        groups_(v1::GroupService::NewStub(channel_)),
-        plans_(v1::PlanService::NewStub(channel_)),
-        models_(v1::ModelService::NewStub(channel_)) {}
-
-  // Calls a unary method; the error says who was asked and what.
-  template <typename Stub, typename Request, typename Response>
-  absl::StatusOr<Response> Call(const std::unique_ptr<Stub>& stub,
-                                grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-                                const Request& request) {
-    grpc::ClientContext call;
-    SetDeadline(call);
-    Response response;
-    BALLAST_RETURN_IF_ERROR(ToStatus((stub.get()->*method)(&call, request, &response), context_.controller));
-    return response;
-  }
-
-  void SetDeadline(grpc::ClientContext& call) const {
-    call.set_deadline(std::chrono::system_clock::now() +
-                      std::chrono::milliseconds(static_cast<int64_t>(context_.timeout_seconds * 1000)));
-  }
-
-  static absl::Status ToStatus(const grpc::Status& status, const std::string& asked) {
-    if (status.ok()) return absl::OkStatus();
-    const bool unreachable = status.error_code() == grpc::StatusCode::UNAVAILABLE;
-    return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                        unreachable ? absl::StrCat(asked, ": ", status.error_message()) : status.error_message());
-  }
-
-  // The group asked for, or the only one there is.
-  absl::StatusOr<std::string> GroupName(const std::string& given) {
-    if (!given.empty()) return given;
-    BALLAST_ASSIGN_OR_RETURN(auto list, Call(groups_, &v1::GroupService::Stub::ListGroups, v1::ListGroupsRequest()));
-    if (list.groups_size() == 1) return list.groups(0).name();
-    std::string names;
-    for (const auto& g : list.groups()) absl::StrAppend(&names, " ", g.name());
-    return absl::InvalidArgumentError(
-        absl::StrCat("--group is needed: there are ", list.groups_size(), " groups", names.empty() ? "" : ":", names));
-  }
-
-  std::unique_ptr<v1::GroupService::Stub>& groups() { return groups_; }
-  std::unique_ptr<v1::PlanService::Stub>& plans() { return plans_; }
-  std::unique_ptr<v1::ModelService::Stub>& models() { return models_; }
-
- private:
-  const CtlContext& context_;
-  const std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<v1::GroupService::Stub> groups_;
-  std::unique_ptr<v1::PlanService::Stub> plans_;
-  std::unique_ptr<v1::ModelService::Stub> models_;
 };
 
 // "GROUP_STATE_SERVING" -> "serving".
@@ -254,6 +199,31 @@ absl::Status GetModels(CtlContext& context) {
       table.AddRow({id.name(), id.architecture(), absl::StrCat(id.num_moe_layers()), absl::StrCat(id.num_experts()),
                     absl::StrCat(id.experts_per_token()), HumanBytes(id.expert_bytes()), id.fingerprint().substr(0, 12),
                     groups});
+    }
+    table.Print(context.out);
+  });
+}
+
+absl::Status GetEngines(CtlContext& context) {
+  Client client(context);
+  v1::ListEnginesRequest request;
+  request.set_page_size(1000);
+  v1::ListEnginesResponse all;
+  do {
+    BALLAST_ASSIGN_OR_RETURN(auto page,
+                             client.Call(client.telemetry(), &v1::TelemetryService::Stub::ListEngines, request));
+    all.mutable_engines()->MergeFrom(page.engines());
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  return Print(context, all, [&] {
+    Table table(
+        {"ENGINE", "MODEL", "LAYERS", "EXPERTS", "GPUS", "SLOTS", "EPOCH", "PLANNED", "BALANCEDNESS", "TOKENS"});
+    for (const v1::EngineStatus& e : all.engines()) {
+      const v1::Engine& engine = e.engine();
+      table.AddRow({engine.name(), engine.model(), absl::StrCat(engine.num_layers()),
+                    absl::StrCat(engine.num_experts()), absl::StrCat(engine.workers_size()),
+                    absl::StrCat(engine.slots_per_layer()), absl::StrCat(e.epoch()), Show(e.planned()),
+                    e.balancedness() > 0 ? Ratio(e.balancedness()) : "-", absl::StrCat(e.window_tokens())});
     }
     table.Print(context.out);
   });
@@ -425,6 +395,8 @@ void AddClusterVerbs(CLI::App& app, CtlContext& context) {
   load->add_option("--window", o.window_seconds, "The last so many seconds of the window alone")
       ->check(CLI::Range(1, 86400));
   Verb(*get, context, "models", "Models that groups run", [&] { return GetModels(context); });
+  Verb(*get, context, "engines", "Engines that are planned for without being Ballast workers",
+       [&] { return GetEngines(context); });
 
   CLI::App* describe = app.add_subcommand("describe", "Show one thing with everything known of it");
   describe->require_subcommand(1);

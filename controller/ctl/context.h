@@ -30,7 +30,9 @@ struct CtlContext {
 // One function a file of verbs: adds its subcommands to `app`. `context` outlives the parsing and the run.
 void AddClusterVerbs(CLI::App& app, CtlContext& context);
 void AddOfflineVerbs(CLI::App& app, CtlContext& context);
+void AddSidecarVerb(CLI::App& app, CtlContext& context);
 void AddStoreVerbs(CLI::App& app, CtlContext& context);
+void AddTraceVerbs(CLI::App& app, CtlContext& context);
 
 }  // namespace ballast
 

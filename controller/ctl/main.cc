@@ -36,6 +36,8 @@ int main(int argc, char** argv) {
   ballast::AddOfflineVerbs(app, context);
   ballast::AddClusterVerbs(app, context);
   ballast::AddStoreVerbs(app, context);
+  ballast::AddTraceVerbs(app, context);
+  ballast::AddSidecarVerb(app, context);
   if (const auto exit = ballast::ParseFlags(app, argc, argv)) return *exit;
   const absl::Status status = context.run();
   context.out.flush();

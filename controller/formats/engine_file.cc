@@ -9,7 +9,6 @@
 #include "absl/strings/str_join.h"
 #include "controller/planner/level.h"
 #include "controller/planner/score.h"
-#include "controller/planner/search.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
 
@@ -284,8 +283,7 @@ absl::StatusOr<Equalized> Equalize(const PlanFile& plan) {
       worker.capacity.slots =
           std::max(worker.capacity.slots, out.slots * placement.num_layers + worker.capacity.staging_slots);
     }
-    BALLAST_ASSIGN_OR_RETURN(
-        Plan equal, MakePlan(CostAwarePolicy(SearchOptions().proposals, CostAwarePolicy::Split::kEqual), request));
+    BALLAST_ASSIGN_OR_RETURN(Plan equal, MakePlan(CostAwarePolicy(0, CostAwarePolicy::Split::kEqual), request));
     // What stays as it is moves nothing: another placement must be worth more than the search's own scatter.
     constexpr double kWorthIt = 1e-3;
     if (unequal.has_value() || WorstEqualSplit(equal.placement, plan) > WorstEqualSplit(placement, plan) + kWorthIt) {

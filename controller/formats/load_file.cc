@@ -191,6 +191,30 @@ absl::StatusOr<LoadSet> MakeLoadSet(std::span<const NamedLoads> loads) {
   return set;
 }
 
+absl::StatusOr<std::vector<LoadPart>> SumParts(const NamedLoads& loads) {
+  int32_t rows = 0;
+  int32_t experts = 0;
+  // Files that do not name their parts are called by their own names; together they are one.
+  std::vector<std::pair<std::string, NamedLoads>> named;
+  for (const LoadFile& file : loads.files) {
+    rows = std::max(rows, file.parts[0].load.layers);
+    experts = std::max(experts, file.parts[0].load.experts);
+    const bool names = file.format == "ballast" || file.format == "counts" || file.format == "model-counts";
+    for (const LoadPart& part : file.parts) {
+      const std::string& name = names ? part.name : loads.name;
+      auto found = std::find_if(named.begin(), named.end(), [&](const auto& entry) { return entry.first == name; });
+      if (found == named.end()) found = named.insert(named.end(), {name, NamedLoads{name, {}}});
+      found->second.files.push_back({file.format, {part}, {}});
+    }
+  }
+  std::vector<LoadPart> parts;
+  for (const auto& [name, files] : named) {
+    BALLAST_ASSIGN_OR_RETURN(LoadMatrix sum, Sum(files, rows, experts));
+    parts.push_back({name, std::move(sum)});
+  }
+  return parts;
+}
+
 absl::StatusOr<Scenario> OntoLayers(const NamedLoads& loads, int32_t rows, std::span<const int32_t> row_of_layer,
                                     int32_t experts) {
   BALLAST_ASSIGN_OR_RETURN(const LoadMatrix sum, Sum(loads, rows, experts));

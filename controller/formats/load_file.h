@@ -82,6 +82,10 @@ struct NamedLoads {
 };
 absl::StatusOr<LoadSet> MakeLoadSet(std::span<const NamedLoads> loads);
 
+// The files as one: parts of one name are one, in the order they come in. InvalidArgument where shapes differ, by the
+// same rule.
+absl::StatusOr<std::vector<LoadPart>> SumParts(const NamedLoads& loads);
+
 // The same onto layers that are known: row_of_layer[l] of the files becomes layer l. InvalidArgument where the shapes
 // do not fit.
 absl::StatusOr<Scenario> OntoLayers(const NamedLoads& loads, int32_t rows, std::span<const int32_t> row_of_layer,

@@ -1,0 +1,218 @@
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "ballast/v1/telemetry_service.grpc.pb.h"
+#include "controller/ctl/context.h"
+#include "controller/formats/load_file.h"
+#include "controller/service/daemon.h"
+#include "controller/store/store.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "proto/base/clock.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::HasSubstr;
+
+class TraceVerbsTest : public ::testing::Test {
+ protected:
+  TraceVerbsTest() : folder_(::testing::TempDir() + "trace_verbs_test") {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+    Write("routes.csv", "layer,sample,token,e0,e1\n1,0,0,2,0\n1,0,1,0,1\n2,7,0,1,2\n");
+  }
+  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  void Write(const std::string& name, const std::string& text) const { std::ofstream(Path(name)) << text; }
+
+  // `line` without the program's name; @NAME is a file of the test's folder.
+  int Run(const std::string& line) {
+    std::vector<std::string> words;
+    std::istringstream in(line);
+    for (std::string word; in >> word;) {
+      const size_t at = word.find('@');
+      words.push_back(at == std::string::npos ? word : word.substr(0, at) + Path(word.substr(at + 1)));
+    }
+    std::reverse(words.begin(), words.end());  // as CLI11 wants them
+    out_.str("");
+    err_.str("");
+    CLI::App app;
+    CtlContext context{.controller = controller_, .out = out_, .err = err_};
+    app.add_flag_callback("--json", [&] { context.output = OutputFormat::kJson; });
+    app.fallthrough();
+    AddTraceVerbs(app, context);
+    try {
+      app.parse(words);
+    } catch (const CLI::ParseError& e) {
+      return app.exit(e, out_, err_) == 0 ? 0 : 2;
+    }
+    const absl::Status status = context.run();
+    if (!status.ok()) err_ << status.message();
+    return status.ok() ? 0 : 1;
+  }
+
+  const std::string folder_;
+  std::string controller_ = "127.0.0.1:1";
+  std::ostringstream out_;
+  std::ostringstream err_;
+};
+
+TEST_F(TraceVerbsTest, ConvertsBetweenEveryForm) {
+  const LoadFile routes = *ReadLoad(Path("routes.csv"));
+  for (const char* to : {"csv", "csv.gz", "json"}) {
+    ASSERT_EQ(Run(absl::StrCat("trace convert --file @routes.csv --out @converted --to ", to)), 0) << err_.str();
+    const auto converted = ReadLoad(Path("converted"));
+    ASSERT_TRUE(converted.ok()) << converted.status();
+    EXPECT_EQ(converted->routes.experts, routes.routes.experts) << to;
+    EXPECT_EQ(converted->routes.samples, routes.routes.samples) << to;
+    EXPECT_EQ(converted->routes.tokens, routes.routes.tokens) << to;
+    EXPECT_EQ(converted->parts[0].load, routes.parts[0].load) << to;
+    // And back, byte for byte.
+    ASSERT_EQ(Run("trace convert --file @converted --to csv"), 0) << err_.str();
+    EXPECT_EQ(out_.str(), "layer,sample,token,e0,e1\n1,0,0,2,0\n1,0,1,0,1\n2,7,0,1,2\n") << to;
+  }
+  ASSERT_EQ(Run("trace convert --file @routes.csv --file @converted --to load --out @load.json"), 0) << err_.str();
+  const auto load = ReadLoad(Path("load.json"));
+  ASSERT_TRUE(load.ok()) << load.status();
+  EXPECT_EQ(load->format, "ballast");
+  ASSERT_EQ(load->parts.size(), 1u);
+  EXPECT_EQ(load->parts[0].load.layer(1)[0], 4);
+}
+
+TEST_F(TraceVerbsTest, ConvertsRecorderDumps) {
+  ASSERT_EQ(Run("trace convert --file controller/formats/testdata/per_token.pt --to csv"), 0) << err_.str();
+  EXPECT_THAT(out_.str(), HasSubstr("layer,sample,token,e0,e1\n1,0,0,0,1\n1,0,1,2,3\n1,1,2,2,0\n1,2,3,3,1\n"));
+  EXPECT_EQ(Run("trace convert --file controller/formats/testdata/stat.pt --to csv"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("stat.pt: a sglang file says how many tokens experts got"));
+}
+
+TEST_F(TraceVerbsTest, LooksIntoFiles) {
+  ASSERT_EQ(Run("trace info --file @routes.csv --gpus 3 --json"), 0) << err_.str();
+  const auto info = nlohmann::json::parse(out_.str());
+  EXPECT_EQ(info["format"], "routes");
+  EXPECT_EQ(info["rows"], 3);
+  EXPECT_EQ(info["moe_rows"], 2);
+  EXPECT_EQ(info["experts"], 3);
+  EXPECT_EQ(info["top_k"], 2);
+  EXPECT_EQ(info["tokens"], 2);
+  EXPECT_EQ(info["samples"], 2);
+  // Rows of 2 1 1 and 0 1 1: (4/3)/2 and (2/3)/1.
+  EXPECT_NEAR(info["parts"][0]["by_expert"].get<double>(), 2.0 / 3, 1e-9);
+  EXPECT_EQ(info["parts"][0]["by_gpu"], info["parts"][0]["by_expert"]);
+  Write("counts.csv", "dataset,iteration,layer,e0,e1\nwiki,0,0,9,1\nwmt,0,0,1,1\n");
+  ASSERT_EQ(Run("trace info --file @counts.csv --file @routes.csv"), 0) << err_.str();
+  EXPECT_THAT(out_.str(), HasSubstr("counts, 1 rows (1 with load) of 2 experts"));
+  EXPECT_THAT(out_.str(), HasSubstr("wiki"));
+  EXPECT_THAT(out_.str(), HasSubstr("2 tokens of 2 samples, 2 experts a token"));
+}
+
+TEST_F(TraceVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
+  Write("bad.json", R"({"format": "ballast.trace/v1", "rows": 1, "experts": 2, "top_k": 1,
+                        "layers": [{"row": 0, "tokens": [[0, 0, 2]]}]})");
+  Write("ragged.json", R"({"format": "ballast.trace/v1", "rows": 1, "experts": 2, "top_k": 1,
+                           "layers": [{"row": 0, "tokens": [[0, 0]]}]})");
+  Write("rows.json", R"({"format": "ballast.trace/v1", "rows": 1, "experts": 2, "top_k": 1,
+                         "layers": [{"row": 1, "tokens": []}]})");
+  Write("k.json", R"({"format": "ballast.trace/v1", "rows": 1, "experts": 2, "top_k": 3, "layers": []})");
+  Write("one.json", R"({"logical_count": [[1]]})");
+  const struct {
+    const char* line;
+    int status;
+    const char* message;
+  } cases[] = {
+      {"trace convert --file @bad.json --to csv --out @x", 1, "bad.json: layers[0].tokens[0][2]: 2; must be"},
+      {"trace convert --file @ragged.json --to csv --out @x", 1, "layers[0].tokens[0]: must be [sample, token, 1"},
+      {"trace convert --file @rows.json --to csv --out @x", 1, "layers[0].row is 1, want an integer from 0 to 0"},
+      {"trace convert --file @k.json --to csv --out @x", 1, "top_k is 3, want an integer from 1 to 2"},
+      {"trace convert --file @none --to csv --out @x", 1, "none: cannot be opened"},
+      {"trace convert --file @routes.csv --file @routes.csv --to csv --out @x", 1, "--to csv takes one --file"},
+      {"trace convert --file @one.json --file @bad2.json --to load --out @x", 1, "bad2.json: cannot be opened"},
+      {"trace convert --file @routes.csv --to fancy --out @x", 2, "--to"},
+      {"trace info --file @one.json --gpus 2", 1, "--gpus 2: "},
+      {"trace record --group g --out @x --seconds 1", 1, "127.0.0.1:1: "},
+      {"trace", 2, "subcommand"},
+  };
+  for (const auto& c : cases) {
+    EXPECT_EQ(Run(c.line), c.status) << c.line;
+    EXPECT_THAT(err_.str(), HasSubstr(c.message)) << c.line;
+    EXPECT_EQ(out_.str(), "") << c.line;
+    EXPECT_FALSE(std::filesystem::exists(Path("x"))) << c.line;
+  }
+  for (const char* verb : {"record", "convert", "info"}) {
+    EXPECT_EQ(Run(std::string("trace ") + verb + " --help"), 0);
+    EXPECT_THAT(out_.str(), HasSubstr("Example")) << verb;
+  }
+}
+
+TEST_F(TraceVerbsTest, RecordsWhatIsReported) {
+  DaemonOptions options;
+  options.listen = "127.0.0.1:0";
+  options.metrics_listen = "127.0.0.1:0";
+  MemoryStore store;
+  auto daemon = Daemon::Start(options, store, Clock::Real());
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  controller_ = (*daemon)->grpc_address();
+  const auto stub = v1::TelemetryService::NewStub(grpc::CreateChannel(controller_, grpc::InsecureChannelCredentials()));
+  v1::RegisterEngineRequest engine;
+  engine.mutable_engine()->set_name("e");
+  engine.mutable_engine()->set_num_layers(1);
+  engine.mutable_engine()->set_num_experts(2);
+  engine.mutable_engine()->set_slots_per_layer(2);
+  engine.mutable_engine()->add_workers()->set_name("w0");
+  engine.set_reporter("r");
+  engine.set_report_stream(1);
+  v1::RegisterEngineResponse registered;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub->RegisterEngine(&context, engine, &registered).ok());
+
+  // Reports all the while, so that some fall into the recording however slow the machine is.
+  std::atomic<bool> stop = false;
+  std::thread reporter([&] {
+    for (uint64_t sequence = 1; !stop; ++sequence) {
+      grpc::ClientContext call;
+      v1::ReportLoadRequest request;
+      request.set_engine("e");
+      request.set_reporter("r");
+      request.set_report_stream(1);
+      v1::LoadReport& report = *request.mutable_report();
+      report.set_sequence(sequence);
+      report.add_task_tokens()->set_decode_tokens(3);
+      for (int e = 0; e < 2; ++e) {
+        v1::LoadCount& count = *report.add_counts();
+        count.set_expert(e);
+        count.set_phase(v1::PHASE_DECODE);
+        count.set_tokens(e + 1);
+      }
+      v1::ReportLoadResponse response;
+      EXPECT_TRUE(stub->ReportLoad(&call, request, &response).ok());
+    }
+  });
+  EXPECT_EQ(Run("trace record --group e --seconds 0.2 --interval 0.1 --out @load.json"), 0) << err_.str();
+  EXPECT_EQ(Run("trace record --group e --seconds 0.2 --interval 0.1 --windows --out @windows.json --json"), 0)
+      << err_.str();
+  stop = true;
+  reporter.join();
+  const auto load = ReadLoad(Path("load.json"));
+  ASSERT_TRUE(load.ok()) << load.status();
+  EXPECT_EQ(load->parts[0].name, "decode");
+  EXPECT_GT(load->parts[0].load.tokens[0], 0);
+  EXPECT_EQ(load->parts[0].load.tokens[1], 2 * load->parts[0].load.tokens[0]);
+  EXPECT_THAT(ReadLoad(Path("windows.json"))->parts[0].name, HasSubstr("decode/0000"));
+  EXPECT_EQ(Run("trace record --group none --seconds 0.2 --out @x"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("neither a group nor an engine 'none'"));
+}
+
+}  // namespace
+}  // namespace ballast
