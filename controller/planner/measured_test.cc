@@ -1,7 +1,6 @@
 // The balance that real loads reach: the published algorithms', ours and the proven bounds. docs/planner.md has the
 // tables. What is searched is searched on a few layers unless LONG is set.
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -103,11 +102,9 @@ TEST(DeepSeekR1, BalanceOnTheOwnWorkload) {
   }
 }
 
-bool IsLong() { return std::getenv("LONG") != nullptr; }
-
 // Every `step`-th layer, or all in the long form.
 LoadMatrix Thin(const LoadMatrix& load, int32_t step) {
-  if (IsLong()) return load;
+  if (RunsLong()) return load;
   LoadMatrix out((load.layers + step - 1) / step, load.experts);
   for (int32_t l = 0; l < out.layers; ++l) {
     const auto row = load.layer(l * step);
@@ -149,7 +146,7 @@ TEST(DeepSeekR1, FewReplicas) {
   } cases[] = {{32, 2, .95, .95}, {32, 4, 1, 1}, {64, 8, .97, 1.05}, {64, 12, 1, 1}};
   for (const auto& c : cases) {
     for (const bool prefill : {true, false}) {
-      if (!IsLong() && (c.each != 2 || !prefill)) continue;
+      if (!RunsLong() && (c.each != 2 || !prefill)) continue;
       const std::string file = prefill ? "prefill_in4096" : "decode_in1000out1000";
       PlanRequest request;
       request.scenarios = {{"load", 1, Read(data + "/" + file + ".json").load}};
@@ -182,7 +179,7 @@ TEST(DeepSeekR1, ManyWorkloads) {
   const struct {
     int32_t gpus, slots;
     double equal, solved;
-  } cases[] = {{32, 9, .985, .993}, {64, 5, IsLong() ? .97 : .965, .98}, {32, 10, .985, .998}};
+  } cases[] = {{32, 9, .985, .993}, {64, 5, RunsLong() ? .97 : .965, .98}, {32, 10, .985, .998}};
   const auto worst = [](const Plan& plan, double LoadScore::*value) {
     double least = 1;
     for (const LoadScore& score : plan.predicted) least = std::min(least, score.*value);
@@ -201,7 +198,7 @@ TEST(DeepSeekR1, ManyWorkloads) {
                 worst(*plan, &LoadScore::balancedness_solved));
     EXPECT_GE(worst(*plan, &LoadScore::balancedness_equal_split), c.equal);
     EXPECT_GE(worst(*plan, &LoadScore::balancedness_solved), c.solved);
-    for (size_t out = 0; IsLong() && out < all.size(); ++out) {
+    for (size_t out = 0; RunsLong() && out < all.size(); ++out) {
       request.scenarios = all;
       request.scenarios.erase(request.scenarios.begin() + static_cast<std::ptrdiff_t>(out));
       const auto others = MakePlan(CostAwarePolicy(), request);

@@ -1,7 +1,6 @@
 // Every invariant of every kind of plan, on random cases. Mostly tiny ones: there the odd shapes are common.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <random>
@@ -14,6 +13,7 @@
 #include "controller/planner/objective.h"
 #include "controller/planner/planner.h"
 #include "gtest/gtest.h"
+#include "proto/base/test_data.h"
 
 namespace ballast {
 namespace {
@@ -270,8 +270,7 @@ void CheckFailure(std::mt19937& random, Case& c) {
 }
 
 TEST(Random, EveryInvariantHolds) {
-  const char* length = std::getenv("LONG");
-  const int cases = length != nullptr && std::string_view(length) == "1" ? 100'000 : 15'000;
+  const int cases = RunsLong() ? 100'000 : 15'000;
   for (int i = 0; i < cases && !HasFatalFailure(); ++i) {
     SCOPED_TRACE("case " + std::to_string(i));
     std::mt19937 random(static_cast<uint32_t>(i));

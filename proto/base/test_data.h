@@ -1,4 +1,4 @@
-// Data for tests that is not in the tree.
+// How tests are run: with data that is not in the tree, in short or in full.
 #ifndef BALLAST_PROTO_BASE_TEST_DATA_H_
 #define BALLAST_PROTO_BASE_TEST_DATA_H_
 
@@ -25,6 +25,16 @@ inline bool RunsInCi() {
 }
 
 }  // namespace ballast::internal
+
+namespace ballast {
+
+// Whether tests run in their long forms: LONG=1. (`make test` hands the variable on, empty or not.)
+inline bool RunsLong() {
+  const char* length = std::getenv("LONG");
+  return length != nullptr && std::string_view(length) == "1";
+}
+
+}  // namespace ballast
 
 // In a test's body: declares the string `path`, where `name` ("model/qwen3moe-28m") lies. Where it is missing the test
 // is skipped, saying what is missing; with CI=true it fails.

@@ -1,10 +1,10 @@
 // Invariant 4 through real processes: in exact mode logits are the same bits for any number of workers, and before,
 // during and after rollouts.
-#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
+#include "proto/base/test_data.h"
 #include "tests/e2e/fixture.h"
 
 namespace ballast {
@@ -34,7 +34,7 @@ TEST_F(ExactTest, LogitsAreTheSameBitsForOneTwoAndFourWorkers) {
 
 TEST_F(ExactTest, RolloutsUnderLoadChangeNoBit) {
   // LONG=1 is the fifty; the short form proves the same on fewer.
-  const int rollouts = std::getenv("LONG") != nullptr ? 50 : 10;
+  const int rollouts = RunsLong() ? 50 : 10;
   const std::vector<Prompt> prompts = SomePrompts(200);
   const auto cluster = Serving({.workers = 4});
   ASSERT_NE(cluster, nullptr);

@@ -1,11 +1,11 @@
 // Killed workers and controllers, through real processes: what must fail fails fast and by name, the rest goes on.
-#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/base/clock.h"
+#include "proto/base/test_data.h"
 #include "tests/e2e/fixture.h"
 
 namespace ballast {
@@ -171,7 +171,7 @@ TEST_F(FailureTest, ControllerKilledDuringRolloutsLosesNothing) {
   LoadGenerator load(prompts, Stubs(*cluster, 4), {.concurrency = 4, .max_tokens = 16});
   AwaitLoad(*cluster);
   v1::Group last = GetGroup(*cluster);
-  const int kills = std::getenv("LONG") != nullptr ? 20 : 5;
+  const int kills = RunsLong() ? 20 : 5;
   std::string id = StartRollout(*cluster);
   for (int i = 0; i < kills; ++i) {
     SCOPED_TRACE(absl::StrCat("kill ", i));

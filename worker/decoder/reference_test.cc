@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <string>
@@ -132,8 +131,7 @@ TEST(LossTest, Olmoe) { ExpectLosses("testdata/olmoe-9m", 8); }
 
 TEST(LossTest, Qwen3Moe) {
   BALLAST_REQUIRE_SHARED(model, "model/qwen3moe-28m");
-  const char* length = std::getenv("LONG");
-  ExpectLosses(model, length != nullptr && *length != '\0' ? 8 : 2);
+  ExpectLosses(model, RunsLong() ? 8 : 2);
 }
 
 }  // namespace
