@@ -256,6 +256,10 @@ TEST(Import, NamesWhatIsWrong) {
       {"num_slots: 3\ninitial_global_assignments: {0: [0, 1, 2]}\n", "3 slots do not divide by 2 GPUs"},
       {"num_slots: 2\ninitial_global_assignments: {-1: [0, 1]}\n", "initial_global_assignments: \"-1\"; must be"},
   };
+  std::string aliases = "num_slots: 1048576\ninitial_global_assignments: {0: &a [0]";
+  for (int layer = 1; layer < 65; ++layer) absl::StrAppend(&aliases, ", ", layer, ": *a");
+  EXPECT_THAT(ParseEngineFile(aliases + "}\n", "f", std::nullopt, 2).status().ToString(),
+              HasSubstr("65 layers of 1048576 slots; the limit is 67108864 slots in all"));
   for (const auto& c : cases) {
     EXPECT_THAT(ParseEngineFile(c.text, "f", std::nullopt, 2).status().ToString(), HasSubstr(c.message)) << c.text;
   }

@@ -134,6 +134,11 @@ class EngineReader {
     if (!layers.IsDefined() || !layers.IsMap() || layers.size() == 0) {
       return Error("initial_global_assignments: must be a map of layer to the expert of each slot");
     }
+    // Of an alias that stands for many lists, too.
+    if (static_cast<int64_t>(layers.size()) > kMaxLoadCells / slots) {
+      return Error(absl::StrCat("initial_global_assignments: ", layers.size(), " layers of ", slots,
+                                " slots; the limit is ", kMaxLoadCells, " slots in all"));
+    }
     std::map<int32_t, YAML::Node> sorted;
     for (const auto& entry : layers) {
       int64_t layer = 0;

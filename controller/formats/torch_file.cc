@@ -89,6 +89,7 @@ class Unpickler {
       BALLAST_ASSIGN_OR_RETURN(const uint64_t op, Number(1));
       if (op == kStop) break;
       BALLAST_RETURN_IF_ERROR(Execute(static_cast<unsigned char>(op)));
+      if (values_.size() > kMaxTorchValues) return Error(absl::StrCat("more than ", kMaxTorchValues, " values"));
     }
     if (stack_.size() != 1) return Error(absl::StrCat("STOP with ", stack_.size(), " values, not one"));
     return stack_[0];

@@ -3,8 +3,8 @@
 //
 // Allowed: None, bool, int (64 bits), float, str, list, tuple, dict with str keys, collections.OrderedDict() and dense
 // CPU or GPU tensors of int32, int64, float32 and float64. Whatever else a pickle can say (any other global, BUILD,
-// classes, extensions, sets, bytes) is refused by name with its place. Safe on any bytes; memory is bounded by a small
-// multiple of the file.
+// classes, extensions, sets, bytes) is refused by name with its place. Safe on any bytes; memory is bounded by the file
+// and kMaxTorchValues.
 #ifndef BALLAST_CONTROLLER_FORMATS_TORCH_FILE_H_
 #define BALLAST_CONTROLLER_FORMATS_TORCH_FILE_H_
 
@@ -17,6 +17,9 @@
 #include "absl/status/statusor.h"
 
 namespace ballast {
+
+// Values of one pickle, some 150 bytes each; a recorder's dump has thousands. Tensors count once, whatever their size.
+inline constexpr size_t kMaxTorchValues = 1'000'000;
 
 // A view of a storage; as long-lived as the file's bytes.
 struct TorchTensor {

@@ -167,6 +167,7 @@ TEST(TorchFile, NamesWhatIsWrong) {
       {"", "data.pkl byte 2: the pickle is cut"},
       {".", "STOP with 0 values, not one"},
       {"NN.", "STOP with 2 values, not one"},
+      {std::string(kMaxTorchValues + 1, 'N') + ".", "more than 1000000 values"},
       {"\x80\x07N.", "pickle protocol 7, want 2 to 5"},
       {"cos\nsystem\n.", "data.pkl byte 2: wants to use \"os system\""},
       {"N}b.", "instruction 0x62 is not allowed"},
