@@ -19,8 +19,8 @@ struct LayerScore {
   // Mean over max of the workers' loads with the placement's weights, and with every expert split equally.
   double balancedness = 1;
   double balancedness_equal_split = 1;
-  // With shares solved for this very load, to 1e-4 of the bound. Where the placement's weights come within 1e-4 of the upper bound they stand
-  // in for them.
+  // With shares solved for this very load. Where the placement's weights or equal split come within 1e-4 of the upper
+  // bound they stand in for them.
   double balancedness_solved = 1;
   // No placement of as many replicas on each of these workers can be above it.
   double upper_bound = 1;
