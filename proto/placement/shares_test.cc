@@ -7,34 +7,12 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/placement/table_test_util.h"
 
 namespace ballast {
 namespace {
 
 using ::testing::ElementsAre;
-
-DispatchTable Table(const std::vector<std::vector<int32_t>>& ranks_of_expert) {
-  DispatchTable table;
-  table.begin = {0};
-  for (const auto& ranks : ranks_of_expert) {
-    table.rank.insert(table.rank.end(), ranks.begin(), ranks.end());
-    table.begin.push_back(static_cast<int32_t>(table.rank.size()));
-  }
-  table.weight.assign(table.rank.size(), 1);
-  return table;
-}
-
-DispatchTable RandomTable(std::mt19937& random, int experts, int ranks, int most) {
-  std::vector<std::vector<int32_t>> out(experts);
-  std::vector<int32_t> order(ranks);
-  std::iota(order.begin(), order.end(), 0);
-  for (auto& e : out) {
-    std::shuffle(order.begin(), order.end(), random);
-    e.assign(order.begin(), order.begin() + 1 + random() % std::min(most, ranks));
-    std::sort(e.begin(), e.end());
-  }
-  return Table(out);
-}
 
 // Hall's condition: some set of ranks must take all tokens of the experts that live nowhere else.
 int64_t LeastBusiest(const DispatchTable& table, std::span<const int64_t> loads, int ranks) {
@@ -68,7 +46,7 @@ void CheckFlow(const DispatchTable& table, std::span<const int64_t> loads, std::
 
 TEST(ShareSolver, LevelsAChain) {
   // Expert 0 on rank 0 alone, the others shared between neighbours.
-  const DispatchTable table = Table({{0}, {0, 1}, {1, 2}, {2}});
+  const DispatchTable table = EqualTable({{0}, {0, 1}, {1, 2}, {2}});
   ShareSolver solver(table, 3);
   const int64_t loads[] = {8, 6, 4, 0};
   std::vector<int64_t> flow(6);
@@ -84,7 +62,7 @@ TEST(ShareSolver, IsExact) {
   for (int trial = 0; trial < 20000; ++trial) {
     const int ranks = 1 + random() % 6;
     const int experts = 1 + random() % 9;
-    const DispatchTable table = RandomTable(random, experts, ranks, 3);
+    const DispatchTable table = RandomEqualTable(random, experts, ranks, 3, /*holes=*/false);
     std::vector<int64_t> loads(experts);
     for (int64_t& load : loads) load = random() % 4 == 0 ? 0 : random() % (trial % 3 == 0 ? 5 : 100000);
     ShareSolver solver(table, ranks);
@@ -101,7 +79,7 @@ TEST(ShareSolver, IsExact) {
 }
 
 TEST(ShareSolver, FollowsSpeeds) {
-  const DispatchTable table = Table({{0, 1}, {0, 1}, {1}});
+  const DispatchTable table = EqualTable({{0, 1}, {0, 1}, {1}});
   const uint32_t speed[] = {1, 3};
   ShareSolver solver(table, 2, speed);
   const int64_t loads[] = {20, 10, 10};
@@ -115,7 +93,7 @@ TEST(ShareSolver, SpeedsAreMetWithinRounding) {
   for (int trial = 0; trial < 5000; ++trial) {
     const int ranks = 1 + random() % 6;
     const int experts = 1 + random() % 9;
-    const DispatchTable table = RandomTable(random, experts, ranks, 3);
+    const DispatchTable table = RandomEqualTable(random, experts, ranks, 3, /*holes=*/false);
     std::vector<int64_t> loads(experts);
     for (int64_t& load : loads) load = static_cast<int64_t>(random() % 1000) << 30;
     std::vector<uint32_t> speed(ranks);
@@ -129,7 +107,7 @@ TEST(ShareSolver, SpeedsAreMetWithinRounding) {
 }
 
 TEST(FlowToWeights, AreProportionalAndAtLeastOne) {
-  DispatchTable table = Table({{0, 1}, {0}, {0, 1, 2}, {1, 2}});
+  DispatchTable table = EqualTable({{0, 1}, {0}, {0, 1, 2}, {1, 2}});
   const int64_t flow[] = {0, 7, 5, 1, 1, 2, 0, 0};
   FlowToWeights(flow, table);
   EXPECT_THAT(table.weight, ElementsAre(1, 1048576, 1, 262144, 262144, 524288, 1, 1));

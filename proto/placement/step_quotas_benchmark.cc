@@ -12,6 +12,7 @@
 
 #include "benchmark/benchmark.h"
 #include "proto/placement/step_quotas.h"
+#include "proto/placement/table_test_util.h"
 
 namespace ballast {
 namespace {
@@ -25,17 +26,6 @@ std::vector<double> Popularities(int experts, double exponent, std::mt19937& ran
   const double sum = std::accumulate(load.begin(), load.end(), 0.0);
   for (double& l : load) l /= sum;
   return load;
-}
-
-DispatchTable Table(const std::vector<std::vector<int32_t>>& ranks_of_expert) {
-  DispatchTable table;
-  table.begin = {0};
-  for (const auto& ranks : ranks_of_expert) {
-    table.rank.insert(table.rank.end(), ranks.begin(), ranks.end());
-    table.begin.push_back(static_cast<int32_t>(table.rank.size()));
-  }
-  table.weight.assign(table.rank.size(), 1);
-  return table;
 }
 
 // Ranks filled up one after the other, the expert that does not fit going on in the next.
@@ -55,7 +45,7 @@ DispatchTable Chain(const std::vector<double>& load, int ranks) {
     filled += load[e];
     while (filled * ranks > rank + 1 && rank + 1 < ranks) out[e].push_back(++rank);
   }
-  return Table(out);
+  return EqualTable(out);
 }
 
 DispatchTable Greedy(const std::vector<double>& load, int ranks, int slots) {
@@ -89,7 +79,7 @@ DispatchTable Greedy(const std::vector<double>& load, int ranks, int slots) {
     std::sort(out[e].begin(), out[e].end());
     if (out[e].empty()) out[e].push_back(0);
   }
-  return Table(out);
+  return EqualTable(out);
 }
 
 // Several steps, so that no branch predictor knows the answer.

@@ -10,36 +10,12 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/placement/table_test_util.h"
 
 namespace ballast {
 namespace {
 
 using ::testing::ElementsAre;
-
-DispatchTable Table(const std::vector<std::vector<int32_t>>& ranks_of_expert) {
-  DispatchTable table;
-  table.begin = {0};
-  for (const auto& ranks : ranks_of_expert) {
-    table.rank.insert(table.rank.end(), ranks.begin(), ranks.end());
-    table.begin.push_back(static_cast<int32_t>(table.rank.size()));
-  }
-  table.weight.assign(table.rank.size(), 1);
-  return table;
-}
-
-// Each expert on one to `most` ranks, now and then on none.
-DispatchTable RandomTable(std::mt19937& random, int experts, int ranks, int most) {
-  std::vector<std::vector<int32_t>> out(experts);
-  std::vector<int32_t> order(ranks);
-  std::iota(order.begin(), order.end(), 0);
-  for (auto& e : out) {
-    std::shuffle(order.begin(), order.end(), random);
-    if (random() % 10 == 0) continue;
-    e.assign(order.begin(), order.begin() + 1 + random() % std::min(most, ranks));
-    std::sort(e.begin(), e.end());
-  }
-  return Table(out);
-}
 
 std::vector<int32_t> RandomCounts(std::mt19937& random, int sources, int experts, int below) {
   std::vector<int32_t> counts(sources * experts);
@@ -154,7 +130,7 @@ void CheckQuotas(const DispatchTable& table, const StepQuotaSolver& solver, std:
 
 TEST(StepQuotas, LevelsWhatOneSourceBrings) {
   // Expert 0 on rank 0, expert 1 on both, expert 2 on rank 1.
-  const DispatchTable table = Table({{0}, {0, 1}, {1}});
+  const DispatchTable table = EqualTable({{0}, {0, 1}, {1}});
   StepQuotaSolver solver(table, 2);
   std::vector<int32_t> quotas(2 * 4, -1);
   const int32_t counts[] = {5, 6, 0,  //
@@ -168,11 +144,11 @@ TEST(StepQuotas, LevelsWhatOneSourceBrings) {
 }
 
 TEST(StepQuotas, SourceKeepsItsTokenWhereThatIsAsGood) {
-  const DispatchTable table = Table({{0, 1}});
+  const DispatchTable table = EqualTable({{0, 1}});
   StepQuotaSolver solver(table, 2);
   std::vector<int32_t> quotas(4);
   for (const bool swapped : {false, true}) {
-    const DispatchTable other = Table({swapped ? std::vector{1, 0} : std::vector{0, 1}});
+    const DispatchTable other = EqualTable({swapped ? std::vector{1, 0} : std::vector{0, 1}});
     StepQuotaSolver of_other(other, 2);
     const int32_t counts[] = {1, 1};
     EXPECT_EQ(SolveStepQuotas(of_other, counts, 2, quotas), 1);
@@ -182,7 +158,7 @@ TEST(StepQuotas, SourceKeepsItsTokenWhereThatIsAsGood) {
 }
 
 TEST(StepQuotas, NoTokens) {
-  const DispatchTable table = Table({{0, 1}, {}, {1}});
+  const DispatchTable table = EqualTable({{0, 1}, {}, {1}});
   StepQuotaSolver solver(table, 2);
   std::vector<int32_t> quotas(2 * 3, -1);
   const std::vector<int32_t> counts(2 * 3);
@@ -195,7 +171,7 @@ TEST(StepQuotas, ExactAgainstMaxFlow_SumsExact_WithinOneToken) {
   for (int trial = 0; trial < 4000; ++trial) {
     const int ranks = 1 + random() % 7;
     const int experts = 1 + random() % 10;
-    const DispatchTable table = RandomTable(random, experts, ranks, 5);
+    const DispatchTable table = RandomEqualTable(random, experts, ranks, 5, /*holes=*/true);
     const int sources = 1 + random() % ranks;
     const auto counts = RandomCounts(random, sources, experts, trial % 3 == 0 ? 4 : 1000);
     std::vector<uint32_t> speed;
@@ -217,7 +193,7 @@ TEST(StepQuotas, ExactAgainstMaxFlow_SumsExact_WithinOneToken) {
 TEST(StepQuotas, SameBitsFromAnySolverAndForOneSourceAlone) {
   std::mt19937 random(4);
   for (int trial = 0; trial < 20; ++trial) {
-    const DispatchTable table = RandomTable(random, 64, 8, 4);
+    const DispatchTable table = RandomEqualTable(random, 64, 8, 4, /*holes=*/true);
     StepQuotaSolver used(table, 8);
     for (int step = 0; step < 20; ++step) {
       const auto counts = RandomCounts(random, 8, 64, 1 << (1 + step % 14));
@@ -242,7 +218,7 @@ TEST(StepQuotas, SameBitsFromAnySolverAndForOneSourceAlone) {
 TEST(StepQuotas, FullSize) {
   std::mt19937 random(5);
   for (int trial = 0; trial < 20; ++trial) {
-    const DispatchTable table = RandomTable(random, 256, 32, 3);
+    const DispatchTable table = RandomEqualTable(random, 256, 32, 3, /*holes=*/true);
     const auto counts = RandomCounts(random, 32, 256, 1 << (1 + trial % 10));
     StepQuotaSolver solver(table, 32);
     std::vector<int32_t> quotas(32 * table.num_replicas());
@@ -252,7 +228,7 @@ TEST(StepQuotas, FullSize) {
 }
 
 TEST(StepQuotas, HoldsAtTheLimitsOfItsTypes) {
-  const DispatchTable table = Table({{0, 1, 2}, {1}});
+  const DispatchTable table = EqualTable({{0, 1, 2}, {1}});
   StepQuotaSolver solver(table, 3);
   const int32_t most = std::numeric_limits<int32_t>::max();
   const std::vector<int32_t> counts = {most - 7, 0, 3, most, 4, 0};

@@ -6,23 +6,10 @@
 #include <set>
 
 #include "gtest/gtest.h"
+#include "proto/placement/table_test_util.h"
 
 namespace ballast {
 namespace {
-
-// Expert e's replicas on the given ranks.
-DispatchTable Table(const std::vector<std::vector<int32_t>>& ranks) {
-  DispatchTable table;
-  table.begin.push_back(0);
-  for (const auto& of_expert : ranks) {
-    for (const int32_t rank : of_expert) {
-      table.rank.push_back(rank);
-      table.weight.push_back(1);
-    }
-    table.begin.push_back(static_cast<int32_t>(table.rank.size()));
-  }
-  return table;
-}
 
 void Plan(const DispatchTable& table, const DispatchSource& source, int ranks, uint32_t rotation,
           std::span<const int32_t> experts, std::span<const float> weights, std::span<uint8_t> failed,
@@ -38,7 +25,7 @@ TEST(DispatchPlan, PairsByExpert_NumberedAtEachRank) {
   const int32_t experts[] = {3, 0, 1, 2, 2, 3};
   const float weights[] = {.7f, .3f, .6f, .4f, .9f, .1f};
   uint8_t failed[3] = {};
-  Plan(Table({{0}, {0}, {1}, {1}}), {.rank = 0}, 2, 0, experts, weights, failed, plan);
+  Plan(EqualTable({{0}, {0}, {1}, {1}}), {.rank = 0}, 2, 0, experts, weights, failed, plan);
   ASSERT_EQ(plan.pairs().size(), 6u);
   EXPECT_EQ(plan.row(0)[0].expert, 0);
   EXPECT_EQ(plan.row(0)[0].weight, .3f);
@@ -62,7 +49,7 @@ TEST(DispatchPlan, ExpertWithoutReplica_FailsItsRowsAndNoOthers) {
   const int32_t experts[] = {0, 1, 1, 2, 2, 0, 0, 1};
   const float weights[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   uint8_t failed[4] = {0, 0, 0, 1};
-  Plan(Table({{0}, {1}, {}}), {.rank = 0}, 2, 0, experts, weights, failed, plan);
+  Plan(EqualTable({{0}, {1}, {}}), {.rank = 0}, 2, 0, experts, weights, failed, plan);
   EXPECT_EQ(std::vector<uint8_t>(failed, failed + 4), (std::vector<uint8_t>{0, 1, 1, 1}));
   ASSERT_EQ(plan.newly_failed().size(), 2u);
   EXPECT_EQ(plan.newly_failed()[0].row, 1);
@@ -97,7 +84,7 @@ TEST(DispatchPlan, RandomPlans_EveryPairOnAReplicaAndNumbersDense) {
     const std::vector<float> weights(experts.size(), 0.25f);
     std::vector<uint8_t> failed(rows, 0);
     const int me = static_cast<int>(random() % ranks);
-    Plan(Table(replicas), {.rank = me}, ranks, random(), experts, weights, failed, plan);
+    Plan(EqualTable(replicas), {.rank = me}, ranks, random(), experts, weights, failed, plan);
     std::map<int, int> pairs_seen;
     std::map<int, std::set<int>> rows_seen;
     for (int row = 0; row < rows; ++row) {

@@ -5,23 +5,12 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/placement/table_test_util.h"
 
 namespace ballast {
 namespace {
 
 using ::testing::ElementsAre;
-
-// Expert e's replicas on the given ranks, with weight 1.
-DispatchTable Table(const std::vector<std::vector<int32_t>>& ranks) {
-  DispatchTable table;
-  table.begin.push_back(0);
-  for (const auto& of_expert : ranks) {
-    table.rank.insert(table.rank.end(), of_expert.begin(), of_expert.end());
-    table.begin.push_back(static_cast<int32_t>(table.rank.size()));
-  }
-  table.weight.assign(table.rank.size(), 1);
-  return table;
-}
 
 // Two ranks; expert 0 on both, expert 1 on rank 0, expert 2 on rank 1.
 class StepSharesTest : public ::testing::Test {
@@ -29,7 +18,7 @@ class StepSharesTest : public ::testing::Test {
   StepSharesTest() : shares_{{1, 3}, {1, 3}} {
     for (int rank = 0; rank < 2; ++rank) {
       shares_[rank].Enter(2, rank);
-      shares_[rank].SetTables({Table({{0, 1}, {0}, {1}})});
+      shares_[rank].SetTables({EqualTable({{0, 1}, {0}, {1}})});
     }
   }
   // What both ranks bring, told to both or each to itself alone.
@@ -84,7 +73,7 @@ TEST_F(StepSharesTest, Previous_ExpertThatWasNotNeededKeepsItsWeights) {
 TEST_F(StepSharesTest, Flip_KeepsCountsAndUsesTheNewTable) {
   Bring({4, 1, 0}, {2, 0, 6});
   EndStep();
-  for (StepShares& shares : shares_) shares.SetTables({Table({{0}, {0, 1}, {1}})});
+  for (StepShares& shares : shares_) shares.SetTables({EqualTable({{0}, {0, 1}, {1}})});
   EXPECT_TRUE(shares_[0].has_previous(0));
   Bring({0, 8, 0}, {0, 0, 0}, /*told=*/false);
   // Expert 1's one token went to rank 0 or 1, loads being 6 and 6 without it: one place, all of it.
@@ -96,7 +85,7 @@ TEST_F(StepSharesTest, Flip_KeepsCountsAndUsesTheNewTable) {
 }
 
 TEST_F(StepSharesTest, NothingShared_EveryFormIsFixed) {
-  for (StepShares& shares : shares_) shares.SetTables({Table({{0}, {1}, {1}})});
+  for (StepShares& shares : shares_) shares.SetTables({EqualTable({{0}, {1}, {1}})});
   EXPECT_FALSE(shares_[0].shared(0));
   Bring({4, 1, 2}, {0, 0, 0});
   for (const ShareForm form : {ShareForm::kFixed, ShareForm::kPrevious, ShareForm::kCurrent}) {
@@ -147,7 +136,7 @@ TEST(StepShares, RanksAgree) {
         }
         if (of_expert.empty()) of_expert.push_back(0);
       }
-      for (auto& shares : ranks) shares->SetTables({Table(replicas), Table(replicas)});
+      for (auto& shares : ranks) shares->SetTables({EqualTable(replicas), EqualTable(replicas)});
     }
     const auto form = static_cast<ShareForm>(random() % kShareForms);
     for (int layer = 0; layer < 2; ++layer) {
