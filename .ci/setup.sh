@@ -109,7 +109,8 @@ install_packages
 if [ "$group" != build ]; then
   mkdir -p "$tools"
   exec 9> "$tools/.lock"
-  flock 9 # two checkouts may set up at the same time
+  # Two checkouts may set up at the same time.
+  flock --wait 1800 9 || die "another set-up has held $tools/.lock for 30 minutes: end it and try again"
 fi
 if [ "$group" = python ] || [ "$group" = test ]; then
   absl=$(dpkg-query -W -f '${Version}' libabsl-dev | tr ':~+' '---')
@@ -139,7 +140,8 @@ if [ "$group" = test ]; then
   link_current "$pinned" peers
 fi
 if [ "$group" != build ]; then
-  # A server of Bazel that was started before the tools were there would go on without them.
-  bazel sync --noshow_progress --configure --only=system --only=cuda > /dev/null 2>&1 ||
+  # A server of Bazel that was started before the tools were there would go on without them. One started here lives on, and
+  # must not inherit the lock.
+  bazel sync --noshow_progress --configure --only=system --only=cuda > /dev/null 2>&1 9>&- ||
     die "bazel sync --configure failed: run it to see why"
 fi
