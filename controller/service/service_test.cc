@@ -16,7 +16,7 @@
 #include "ballast/v1/plan_service.grpc.pb.h"
 #include "ballast/v1/worker_session.grpc.pb.h"
 #include "controller/service/daemon.h"
-#include "controller/store/store.h"
+#include "controller/store/flaky_store.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/base/clock.h"
@@ -174,22 +174,6 @@ class FakeWorker {
   uint64_t epoch_ BALLAST_GUARDED_BY(mu_) = 0;
   uint64_t prepared_ BALLAST_GUARDED_BY(mu_) = 0;
   uint64_t stored_ BALLAST_GUARDED_BY(mu_) = 0;
-};
-
-// A store that can be broken.
-class FlakyStore final : public Store {
- public:
-  absl::Status Apply(std::span<const StoreWrite> writes) override {
-    return broken ? absl::UnavailableError("disk full") : store_.Apply(writes);
-  }
-  absl::StatusOr<std::optional<std::string>> Get(std::string_view key) const override { return store_.Get(key); }
-  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> List(std::string_view prefix) const override {
-    return store_.List(prefix);
-  }
-  std::atomic<bool> broken = false;
-
- private:
-  MemoryStore store_;
 };
 
 class ServiceTest : public ::testing::Test {

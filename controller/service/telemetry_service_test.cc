@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "ballast/v1/telemetry_service.grpc.pb.h"
 #include "controller/service/daemon.h"
-#include "controller/store/store.h"
+#include "controller/store/flaky_store.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/base/clock.h"
@@ -24,21 +24,6 @@ using Stub = v1::TelemetryService::Stub;
 
 constexpr int32_t kLayers = 2;
 constexpr int32_t kExperts = 8;
-
-class FlakyStore final : public Store {
- public:
-  absl::Status Apply(std::span<const StoreWrite> writes) override {
-    return broken ? absl::UnavailableError("disk full") : store_.Apply(writes);
-  }
-  absl::StatusOr<std::optional<std::string>> Get(std::string_view key) const override { return store_.Get(key); }
-  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> List(std::string_view prefix) const override {
-    return store_.List(prefix);
-  }
-  std::atomic<bool> broken = false;
-
- private:
-  MemoryStore store_;
-};
 
 class TelemetryServiceTest : public ::testing::Test {
  protected:
