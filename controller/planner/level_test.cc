@@ -4,25 +4,13 @@
 #include <cmath>
 #include <random>
 
+#include "controller/planner/load_test_util.h"
 #include "controller/planner/score.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace ballast {
 namespace {
-
-// Skewed, flat, with ties, zeros and giants.
-std::vector<double> RandomTokens(std::mt19937& random, int32_t experts) {
-  std::vector<double> tokens(experts);
-  std::lognormal_distribution<double> skew(3, .1 + random() % 30 / 10.0);
-  const auto kind = random() % 4;
-  for (double& t : tokens) {
-    t = kind == 0 ? static_cast<double>(random() % 4) : skew(random);
-    if (kind == 1 && random() % 3 == 0) t = 0;
-  }
-  if (kind == 2) tokens[random() % experts] = 1e7;
-  return tokens;
-}
 
 TEST(CostAwarePolicy, PlansAreLevelAndKeepWhatTheyCan) {
   std::mt19937 random(3);
