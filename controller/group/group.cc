@@ -305,10 +305,10 @@ void Group::MaybePlan(Turn& turn) {
     facts.drift = Drift(turn.now);
   }
   for (const auto& [id, plan] : plans_) {
-    // In auto nobody is waited for: a proposal left from another mode gives way to a plan from the load of now.
-    if (plan.plan().state() == v1::PLAN_STATE_PROPOSED && record_.mode() != v1::GROUP_MODE_AUTO) {
-      facts.proposal_open = true;
-    }
+    if (plan.plan().state() != v1::PLAN_STATE_PROPOSED) continue;
+    // In auto nobody is waited for: a proposal left from another mode gives way to a plan from the load of now. And one
+    // that needs a worker which is gone gives way to one that does not.
+    if (record_.mode() != v1::GROUP_MODE_AUTO && (complete || plan.heal())) facts.proposal_open = true;
   }
   if (record_.has_hold_off_until()) facts.hold_off_until = FromProto(record_.hold_off_until());
   const PlanningDecision decision = DecidePlanning(facts,

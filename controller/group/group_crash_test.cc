@@ -90,6 +90,11 @@ void RandomLife(uint32_t seed) {
   options.group.planning.rollback_hold_off = absl::Seconds(2);
   options.group.planning.keep_plans = 3;
   options.group.config.mode = pick(2) == 0 ? v1::GROUP_MODE_AUTO : v1::GROUP_MODE_APPROVE;
+  if (pick(2) == 0) {
+    // Three workers hold everything, in several waves.
+    options.group.planning.heal_after = absl::Milliseconds(300);
+    options.slots = 13;
+  }
   GroupHarness h(options);
   for (int step = 0; step < 150; ++step) {
     const int worker = pick(4);

@@ -179,6 +179,7 @@ store::PlanRecord& Group::NewPlan(Turn& turn, v1::PlanState state, const std::st
 
 store::PlanRecord& Group::AddPlan(Turn& turn, const PlanOutcome& outcome, const Job& job, v1::PlanState state) {
   store::PlanRecord& plan = NewPlan(turn, state, job.policy, absl::StrCat(job.reason, "; ", outcome.reason));
+  plan.set_heal(job.purpose == Job::Purpose::kHeal);
   AddWaves(turn, plan, outcome);
   if (state == v1::PLAN_STATE_APPROVED) record_.set_active_plan(plan.plan().id());
   return plan;

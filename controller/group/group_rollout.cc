@@ -37,10 +37,12 @@ bool Group::Preparing() const {
 
 RolloutFacts Group::RolloutState() const {
   const store::PlanRecord& plan = *ActivePlan();
-  // A wave needs whom it gives replicas; who is planned around is not needed.
+  // A wave needs whom it gives replicas; who is planned around is not needed, though earlier waves leave it what later
+  // ones bring back.
   const bool wave_known = plan.waves_known() && plan.plan().waves_done() < plan.plan().waves_total();
+  const int wave = plan.heal() ? plan.plan().waves_total() - 1 : plan.plan().waves_done();
   const std::vector<std::string> needed =
-      wave_known ? Holders(waves_.at(plan.plan().id())[plan.plan().waves_done()].placement()) : Holders(placement_);
+      wave_known ? Holders(waves_.at(plan.plan().id())[wave].placement()) : Holders(placement_);
   RolloutFacts facts{.state = plan.plan().state(),
                      .waves_known = plan.waves_known(),
                      .working_out = std::any_of(jobs_.begin(), jobs_.end(),
@@ -277,12 +279,20 @@ void Group::RetireProposals(Turn& turn, const std::string& except) {
 void Group::SweepProposals(Turn& turn) {
   for (auto& [id, plan] : plans_) {
     if (plan.plan().state() != v1::PLAN_STATE_PROPOSED) continue;
-    const bool stale = plan.plan().base_epoch() != placement_.epoch.value();
-    if (!stale && turn.now < FromProto(plan.plan().created()) + options_.planning.expiry) continue;
+    std::string superseded;
+    if (plan.plan().base_epoch() != placement_.epoch.value()) {
+      superseded = absl::StrCat("the epoch is ", placement_.epoch.value(), " now");
+    } else if (plan.heal() && GroupComplete(placement_)) {
+      superseded = "the workers that were gone are back";
+    }
+    if (superseded.empty() && turn.now < FromProto(plan.plan().created()) + options_.planning.expiry) continue;
     *plan.mutable_plan()->mutable_finished() = ToProto(turn.now);
     waves_.erase(id);
-    SetState(turn, plan, stale ? v1::PLAN_STATE_SUPERSEDED : v1::PLAN_STATE_EXPIRED,
-             stale ? absl::StrCat("the epoch is ", placement_.epoch.value(), " now") : "nobody approved it in time");
+    if (superseded.empty()) {
+      SetState(turn, plan, v1::PLAN_STATE_EXPIRED, "nobody approved it in time");
+    } else {
+      SetState(turn, plan, v1::PLAN_STATE_SUPERSEDED, superseded);
+    }
   }
 }
 

@@ -489,6 +489,99 @@ TEST(Healing, GoesAroundAWorkerThatStaysAway) {
                           [](const Replica& r) { return r.worker == 3; }));
 }
 
+// With every slot taken, what the others have twice makes room through their staging slots: wave after wave. Until its
+// wave is in force an expert belongs to the worker that is gone.
+TEST(Healing, TakesSeveralWavesWhereRoomIsShort) {
+  GroupHarness::Options options = HealsAfter(absl::Seconds(30));
+  options.group.config.mode = v1::GROUP_MODE_APPROVE;
+  GroupHarness h(options);
+  h.FormGroup();
+  const v1::Plan spread = Propose(h);
+  ASSERT_TRUE(Approve(h, spread.id()).ok());
+  h.Advance(absl::Seconds(2));
+  ASSERT_EQ(PlanOf(h, spread.id()).state(), v1::PLAN_STATE_DONE);
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(5));
+  const v1::Group degraded = State(h);
+  ASSERT_EQ(degraded.state(), v1::GROUP_STATE_DEGRADED);
+  h.Advance(absl::Seconds(40));
+  const v1::Plan plan = *h.NewestPlan();
+  ASSERT_EQ(plan.state(), v1::PLAN_STATE_PROPOSED) << plan.ShortDebugString();
+  ASSERT_EQ(plan.policy(), "failure");
+  ASSERT_EQ(plan.moves_total(), degraded.missing_total());
+  ASSERT_GT(plan.waves_total(), 1);
+
+  // A controller that dies on the way goes on from what is stored.
+  h.StallWaves(0, true);
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  h.Run();
+  h.CrashNow();
+  h.StallWaves(0, false);
+  h.BreakSession(0);
+  h.Advance(absl::Seconds(5));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_DONE) << PlanOf(h, plan.id()).ShortDebugString();
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_SERVING);
+  EXPECT_EQ(State(h).missing_total(), 0);
+  for (const Replica& replica : h.group().placement().replicas) EXPECT_NE(replica.worker, 3);
+}
+
+TEST(Healing, AnAbortedOneLeavesWhatItsWavesBroughtAndGoesOnLater) {
+  GroupHarness::Options options = HealsAfter(absl::Seconds(30));
+  options.group.config.mode = v1::GROUP_MODE_APPROVE;
+  GroupHarness h(options);
+  h.FormGroup();
+  const v1::Plan spread = Propose(h);
+  ASSERT_TRUE(Approve(h, spread.id()).ok());
+  h.Advance(absl::Seconds(2));
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(40));
+  const v1::Plan plan = *h.NewestPlan();
+  ASSERT_EQ(plan.policy(), "failure");
+  const int missing = State(h).missing_total();
+  ASSERT_TRUE(Approve(h, plan.id()).ok());
+  // One message at a time, until the first wave is in force.
+  while (PlanOf(h, plan.id()).waves_done() == 0) {
+    for (int i = 0; i < 3; ++i) {
+      if (PlanOf(h, plan.id()).waves_done() > 0) break;
+      h.DeliverToWorker(i);
+      h.DeliverToController(i);
+    }
+  }
+  h.RefuseWaves(0, "the disk is gone");
+  h.Advance(absl::Seconds(2));
+  EXPECT_EQ(PlanOf(h, plan.id()).state(), v1::PLAN_STATE_ABORTED);
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_DEGRADED);
+  EXPECT_GT(State(h).missing_total(), 0);
+  EXPECT_LT(State(h).missing_total(), missing);
+  h.RefuseWaves(0, "");
+  SetMode(h, v1::GROUP_MODE_AUTO);
+  h.Advance(absl::Minutes(2));
+  EXPECT_EQ(State(h).state(), v1::GROUP_STATE_SERVING);
+  EXPECT_EQ(State(h).missing_total(), 0);
+  EXPECT_EQ(State(h).view().members_size(), 3);
+}
+
+TEST(Healing, AnOpenProposalDoesNotHoldItUp) {
+  GroupHarness::Options options = HealsAfter(absl::Seconds(30));
+  options.group.config.mode = v1::GROUP_MODE_APPROVE;
+  options.group.planning.expiry = absl::Hours(10);
+  GroupHarness h(options);
+  h.FormGroup();
+  const std::string load = Propose(h).id();
+  h.KillProcess(3);
+  h.Advance(absl::Seconds(40));
+  EXPECT_EQ(PlanOf(h, load).state(), v1::PLAN_STATE_SUPERSEDED);
+  const std::string heal = h.NewestPlan()->id();
+  EXPECT_EQ(PlanOf(h, heal).policy(), "failure");
+  EXPECT_EQ(PlanOf(h, heal).state(), v1::PLAN_STATE_PROPOSED);
+  h.Advance(absl::Minutes(5));
+  EXPECT_EQ(h.NewestPlan()->id(), heal) << "one is enough";
+  h.StartProcess(3);
+  h.Advance(absl::Seconds(2));
+  EXPECT_EQ(PlanOf(h, heal).state(), v1::PLAN_STATE_SUPERSEDED) << "nobody is gone any more";
+  ExpectAllServe(h);
+}
+
 TEST(Healing, WaitsForAWorkerThatComesBackInTime) {
   GroupHarness h(HealsAfter(absl::Seconds(30)));
   h.FormGroup();

@@ -52,7 +52,8 @@ struct PlanJob {
 };
 
 struct PlannedWave {
-  // After the wave, over current.workers; epoch and shares version are not set.
+  // After the wave, over current.workers; epoch and shares version are not set. Around workers that are gone, experts
+  // that only they have stay with them until a wave brings them back.
   Placement placement;
   // By (destination, slot).
   std::vector<v1::Move> moves;

@@ -84,6 +84,21 @@ Placement Serving(const Placement& current, const Topology& topology) {
   return serving;
 }
 
+// Adds to `placement`, over current's workers, what `current` has of the experts that no wave has brought back yet:
+// until one does they belong to the workers that are gone, and what needs them fails by that name.
+Placement KeepLost(const Placement& current, Placement placement) {
+  const auto at = [&](ExpertId expert) {
+    return static_cast<size_t>(expert.layer) * current.num_experts + expert.expert;
+  };
+  std::vector<bool> held(static_cast<size_t>(current.num_layers) * current.num_experts);
+  for (const Replica& replica : placement.replicas) held[at(replica.expert)] = true;
+  for (const Replica& replica : current.replicas) {
+    if (!held[at(replica.expert)]) placement.replicas.push_back(replica);
+  }
+  placement.Sort();
+  return placement;
+}
+
 // FailedPrecondition when an expert of `target` would be without a replica.
 absl::Status AllServe(const Placement& target, const Topology& topology) {
   const std::vector<DispatchTable> layers = Onto(target, topology);
@@ -156,6 +171,7 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
     placement = ApplyWave(std::move(placement), wave);
     PlannedWave& planned = outcome.waves.emplace_back();
     planned.placement = OverWorkers(placement, job.current.workers);
+    if (job.heal) planned.placement = KeepLost(job.current, std::move(planned.placement));
     for (const Move& move : wave.moves) planned.moves.push_back(ToProto(move, job));
   }
   if (job.heal && outcome.waves.empty()) {
