@@ -10,7 +10,10 @@
 namespace ballast {
 namespace {
 
+// The last stage sums over the workers of groups: over groups alone the sum is least with large groups busier than
+// small ones. The first counts each group once, which parts the heaviest experts better where slots are tightest.
 constexpr internal::Stage kStages[] = {{4, .3, 1e-4, .5}, {7, .3, 1e-4, .5}};
+constexpr int kLastDoublings = kStages[1].doublings;
 
 class Grouper {
  public:
@@ -97,7 +100,7 @@ class Grouper {
   float Power(double load, int32_t workers) const {
     float x = static_cast<float>(load / workers) * scale_;
     for (int d = 0; d < doublings_; ++d) x *= x;
-    return x;
+    return doublings_ == kLastDoublings ? static_cast<float>(workers) * x : x;
   }
   bool Accept(double load_from, int32_t from, int32_t workers_from, double load_to, int32_t to, int32_t workers_to,
               uint64_t bits, float temperature) const {

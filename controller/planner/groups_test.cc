@@ -5,6 +5,7 @@
 #include <numeric>
 #include <random>
 #include <set>
+#include <utility>
 
 #include "gtest/gtest.h"
 
@@ -65,6 +66,15 @@ TEST(GroupExperts, MoreTriesAreNoWorseThanNone) {
     const double found = Busiest(GroupExperts(tokens, 36, 2, 0, 100'000), tokens);
     EXPECT_LE(found, start);
     EXPECT_EQ(found, Busiest(GroupExperts(tokens, 36, 2, 0, 100'000), tokens));
+  }
+}
+
+TEST(GroupExperts, GroupsOfUnequalSizesAreLevel) {
+  std::mt19937 random(3);
+  for (const auto& [workers, slots] : {std::pair(48, 6), std::pair(60, 5), std::pair(40, 7)}) {
+    const std::vector<double> tokens = Skewed(random, 256);
+    const double mean = std::accumulate(tokens.begin(), tokens.end(), 0.0) / workers;
+    EXPECT_LT(Busiest(GroupExperts(tokens, workers, slots, 0, 384'000), tokens), 1.001 * mean) << workers;
   }
 }
 
