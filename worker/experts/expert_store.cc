@@ -123,7 +123,7 @@ bool ExpertStore::HoldsVerified(const Slot& slot, ExpertId expert) const {
 
 absl::Status ExpertStore::VerifySlot(int32_t slot, ExpertId expert) const {
   BALLAST_ASSIGN_OR_RETURN(const Checksum want, source_.ExpectedChecksum(expert));
-  const Checksum got = ComputeChecksum(arena_.Slot(slot));
+  const Checksum got = ComputeExpertChecksum(arena_.Slot(slot));
   if (got == want) return absl::OkStatus();
   return absl::DataLossError(
       absl::StrCat("checksum of ", Name(expert), " in slot ", slot, " is ", got.hex(), ", not ", want.hex()));

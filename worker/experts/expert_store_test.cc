@@ -34,7 +34,7 @@ class FakeExperts final : public ExpertSource {
     return absl::OkStatus();
   }
   absl::StatusOr<Checksum> ExpectedChecksum(ExpertId expert) const override {
-    return ComputeChecksum(std::vector<std::byte>(expert_bytes(), Value(expert)));
+    return ComputeExpertChecksum(std::vector<std::byte>(expert_bytes(), Value(expert)));
   }
   static std::byte Value(ExpertId id) { return static_cast<std::byte>(id.layer * kExperts + id.expert + 1); }
 

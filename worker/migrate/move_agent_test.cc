@@ -27,7 +27,7 @@ class FakeSource final : public ExpertSource {
   }
   absl::StatusOr<Checksum> ExpectedChecksum(ExpertId expert) const override {
     const std::vector<std::byte> bytes(kBytes, static_cast<std::byte>(expert.expert + 1));
-    return ComputeChecksum(bytes);
+    return ComputeExpertChecksum(bytes);
   }
   bool broken = false;
 };

@@ -178,7 +178,7 @@ absl::Status Checkpoint::ReadExpert(ExpertId id, std::span<std::byte> out) const
 
 absl::StatusOr<Checksum> Checkpoint::ExpertChecksum(ExpertId id) const {
   BALLAST_ASSIGN_OR_RETURN(const ExpertViews expert, FindExpert(id));
-  return ComputeChecksum({expert.gate, expert.up, expert.down});
+  return ComputeExpertChecksum({expert.gate, expert.up, expert.down});
 }
 
 const std::string& Checkpoint::fingerprint() const {

@@ -59,7 +59,7 @@ class Checkpoint {
   size_t expert_bytes() const { return expert_bytes_; }
   // Copies one expert. InvalidArgument names the field: no such layer or expert, `out` is not expert_bytes() long.
   absl::Status ReadExpert(ExpertId id, std::span<std::byte> out) const;
-  // Of the slot layout, ComputeChecksum of what ReadExpert gives; reads the expert's bytes at each call.
+  // Of the slot layout, ComputeExpertChecksum of what ReadExpert gives; reads the expert's bytes at each call.
   // InvalidArgument: no such expert.
   absl::StatusOr<Checksum> ExpertChecksum(ExpertId id) const;
 

@@ -24,6 +24,14 @@ struct Checksum {
 Checksum ComputeChecksum(std::initializer_list<std::span<const std::byte>> parts);
 inline Checksum ComputeChecksum(std::span<const std::byte> bytes) { return ComputeChecksum({bytes}); }
 
+// An expert's, in two levels so that a GPU computes it at the speed of its memory (XXH3 alone is one long chain): of
+// the digests of chunks of kExpertChunkBytes, each the 16 bytes of `low` and `high` in little-endian order, with zeros
+// up to a multiple of kExpertDigestAlign bytes. What the last chunk leaves over belongs to it.
+inline constexpr size_t kExpertChunkBytes = 16384;
+inline constexpr size_t kExpertDigestAlign = 256;
+Checksum ComputeExpertChecksum(std::initializer_list<std::span<const std::byte>> parts);
+inline Checksum ComputeExpertChecksum(std::span<const std::byte> bytes) { return ComputeExpertChecksum({bytes}); }
+
 }  // namespace ballast
 
 #endif  // BALLAST_WORKER_MODEL_CHECKSUM_H_
