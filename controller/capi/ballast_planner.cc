@@ -101,12 +101,9 @@ absl::Status RebalanceArrays(const ballast_planner_request* asked, int64_t* phy2
 
   BALLAST_ASSIGN_OR_RETURN(const PhysicalPlan plan, Rebalance(request));
   if (shares != nullptr) {
-    std::vector<double> made;
-    if (request.split == PhysicalRequest::Split::kShares) {
-      BALLAST_ASSIGN_OR_RETURN(made, SolvePhysicalShares(request.shape, request.weight, plan.phy2log));
-    } else {
-      made = EqualShares(request.shape, plan);
-    }
+    const std::vector<double> equal =
+        request.split == PhysicalRequest::Split::kEqual ? EqualShares(request.shape, plan) : std::vector<double>();
+    const std::vector<double>& made = equal.empty() ? plan.shares : equal;
     std::copy(made.begin(), made.end(), shares);
   }
   std::copy(plan.phy2log.begin(), plan.phy2log.end(), phy2log);

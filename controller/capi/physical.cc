@@ -140,7 +140,30 @@ absl::Status PlaceCostAware(const PhysicalRequest& request, bool by_node, Physic
   const PlannerPolicy& chosen = by_node ? static_cast<const PlannerPolicy&>(node_limited) : policy;
   BALLAST_ASSIGN_OR_RETURN(const std::vector<DispatchTable> tables, chosen.Place(made));
   const int32_t block = by_node ? shape.num_gpus / request.num_nodes : shape.num_gpus;
+  // Weights of 0 are still to be solved, and what is not on its slot yet has no share.
+  const bool shares = request.split == PhysicalRequest::Split::kShares && request.previous.empty() &&
+                      std::all_of(tables.begin(), tables.end(), [&](const DispatchTable& table) {
+                        return table.num_replicas() == shape.num_replicas &&
+                               std::find(table.weight.begin(), table.weight.end(), 0u) == table.weight.end();
+                      });
+  if (shares) plan.shares.resize(static_cast<size_t>(shape.num_layers) * shape.num_replicas);
+  std::vector<size_t> next(shape.num_gpus);
   for (int32_t l = 0; l < shape.num_layers; ++l) {
+    if (shares) {
+      const size_t first = plan.phy2log.size();
+      plan.phy2log.resize(first + shape.num_replicas);
+      for (int32_t g = 0; g < shape.num_gpus; ++g) next[g] = first + static_cast<size_t>(g) * shape.slots();
+      for (int32_t e = 0; e < shape.num_experts; ++e) {
+        double sum = 0;
+        for (int32_t r = tables[l].begin[e]; r < tables[l].begin[e + 1]; ++r) sum += tables[l].weight[r];
+        for (int32_t r = tables[l].begin[e]; r < tables[l].begin[e + 1]; ++r) {
+          const size_t p = next[tables[l].rank[r]]++;
+          plan.phy2log[p] = e;
+          plan.shares[p] = tables[l].weight[r] / sum;
+        }
+      }
+      continue;
+    }
     Packs packs(shape.num_gpus);
     for (auto& pack : packs) pack.reserve(shape.slots());
     for (int32_t e = 0; e < shape.num_experts; ++e) {
@@ -215,6 +238,9 @@ absl::StatusOr<PhysicalPlan> Rebalance(const PhysicalRequest& request) {
       if (!numbered) rank[p] = count[map[p]];
       ++count[map[p]];
     }
+  }
+  if (request.split == PhysicalRequest::Split::kShares && plan.shares.empty()) {
+    BALLAST_ASSIGN_OR_RETURN(plan.shares, SolvePhysicalShares(shape, request.weight, plan.phy2log));
   }
   return plan;
 }

@@ -36,6 +36,7 @@ struct PhysicalPlan {
   std::vector<int64_t> phy2log;  // [layers][replicas]
   std::vector<int64_t> rank;     // [layers][replicas]
   std::vector<int64_t> logcnt;   // [layers][experts]
+  std::vector<double> shares;    // [layers][replicas]; empty with equal split
 };
 
 // InvalidArgument names the field, the value and the limit unless sizes lie in 1 .. 2^20, layers * experts and layers *

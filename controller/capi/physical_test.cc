@@ -99,6 +99,11 @@ TEST(Rebalance, RandomRequestsGiveSoundPlans) {
     ExpectSound(request, *plan);
     const auto shares = SolvePhysicalShares(request.shape, weight, plan->phy2log);
     ASSERT_TRUE(shares.ok()) << shares.status();
+    ASSERT_EQ(plan->shares.empty(), request.split == PhysicalRequest::Split::kEqual);
+    if (!plan->shares.empty()) {
+      ASSERT_NEAR(Level(request.shape, weight, *plan, plan->shares), Level(request.shape, weight, *plan, *shares),
+                  1e-7);
+    }
     std::vector<double> sum(plan->logcnt.size());
     for (size_t i = 0; i < shares->size(); ++i) {
       ASSERT_GE((*shares)[i], 0);
@@ -126,8 +131,7 @@ TEST(Rebalance, SharesAreExactlyLevelAndSearchBeatsEplb) {
   ASSERT_TRUE(eplb.ok() && equal.ok() && level.ok());
   const double of_eplb = Level(request.shape, weight, *eplb, EqualShares(request.shape, *eplb));
   EXPECT_GT(Level(request.shape, weight, *equal, EqualShares(request.shape, *equal)), of_eplb);
-  const auto shares = SolvePhysicalShares(request.shape, weight, level->phy2log);
-  EXPECT_NEAR(Level(request.shape, weight, *level, *shares), 1, 1e-6);
+  EXPECT_NEAR(Level(request.shape, weight, *level, level->shares), 1, 1e-7);
 }
 
 TEST(Rebalance, MoreSlotsThanExpertsAreSecondCopies) {

@@ -37,33 +37,96 @@ struct Item {
 class Sorted {
  public:
   Sorted(std::span<const double> tokens, std::span<const int32_t> experts, size_t padding) {
-    items_.assign(padding, {0, -1});
     items_.reserve(padding + experts.size());
+    items_.assign(padding, {0, -1});
     for (const int32_t e : experts) items_.push_back({tokens[e], e});
-    std::sort(items_.begin(), items_.end());
+    std::sort(items_.begin() + static_cast<std::ptrdiff_t>(padding), items_.end());
   }
   size_t size() const { return items_.size(); }
   const Item& operator[](size_t i) const { return items_[i]; }
 
-  // The `count` items from `first` on go to `pack`.
-  void Take(size_t first, size_t count, std::vector<int32_t>& pack) {
-    for (size_t i = first; i < first + count; ++i) {
-      if (items_[i].expert >= 0) pack.push_back(items_[i].expert);
-    }
-    items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(first),
-                 items_.begin() + static_cast<std::ptrdiff_t>(first + count));
-  }
-
-  // Item `i` keeps `rest` of its tokens, padding if none, and the items their order.
-  void Reduce(size_t i, double rest) {
-    const Item item = rest > 0 ? Item{rest, items_[i].expert} : Item{0, -1};
-    const auto at = std::lower_bound(items_.begin(), items_.begin() + static_cast<std::ptrdiff_t>(i), item);
-    std::move_backward(at, items_.begin() + static_cast<std::ptrdiff_t>(i),
-                       items_.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+  // Takes out the `count` items from `first` on, and of the one after them all but `rest` of its tokens (padding if
+  // that is 0). What is left of it goes to its place in the order, which is returned.
+  size_t Take(size_t first, size_t count, double rest) {
+    const Item item = rest > 0 ? Item{rest, items_[first + count].expert} : Item{0, -1};
+    const auto begin = items_.begin();
+    const auto gap = begin + static_cast<std::ptrdiff_t>(first);
+    // Mostly in front of those that go; behind some of them where only the heaviest are left.
+    const auto at = std::lower_bound(begin, gap, item);
+    std::move_backward(at, gap, gap + 1);
     *at = item;
+    items_.erase(gap + 1, gap + 1 + static_cast<std::ptrdiff_t>(count));
+    return static_cast<size_t>(at - begin);
+  }
+  void Take(size_t first, size_t count) {
+    const auto from = items_.begin() + static_cast<std::ptrdiff_t>(first);
+    items_.erase(from, from + static_cast<std::ptrdiff_t>(count));
   }
 
  private:
+  std::vector<Item> items_;
+};
+
+// What the workers hold: experts, and the tokens of them that go there.
+class Layout {
+ public:
+  // Room for `slots` [workers] on each.
+  explicit Layout(std::span<const int32_t> slots) : first_(slots.size() + 1), size_(slots.size()) {
+    std::partial_sum(slots.begin(), slots.end(), first_.begin() + 1);
+    items_.resize(first_.back());
+  }
+  // Padding is left out.
+  void Add(int32_t worker, Item item) {
+    if (item.expert >= 0) items_[first_[worker] + size_[worker]++] = item;
+  }
+  int32_t workers() const { return static_cast<int32_t>(size_.size()); }
+  std::span<const Item> pack(int32_t worker) const { return std::span(items_).subspan(first_[worker], size_[worker]); }
+  int32_t room(int32_t worker) const { return first_[worker + 1] - first_[worker] - size_[worker]; }
+  bool Holds(int32_t worker, int32_t expert) const {
+    return std::any_of(pack(worker).begin(), pack(worker).end(), [&](const Item& i) { return i.expert == expert; });
+  }
+
+  Packs ToPacks() const {
+    Packs packs(workers());
+    for (int32_t w = 0; w < workers(); ++w) {
+      packs[w].reserve(pack(w).size());
+      for (const Item& item : pack(w)) packs[w].push_back(item.expert);
+    }
+    return packs;
+  }
+
+  // With the tokens as weights, in parts of 2^30 of an expert's.
+  DispatchTable ToTable(int32_t experts) const {
+    constexpr double kScale = 1 << 30;
+    DispatchTable table;
+    table.begin.assign(experts + 1, 0);
+    std::vector<double> sum(experts);
+    for (int32_t w = 0; w < workers(); ++w) {
+      for (const Item& item : pack(w)) {
+        ++table.begin[item.expert + 1];
+        sum[item.expert] += item.tokens;
+      }
+    }
+    std::partial_sum(table.begin.begin(), table.begin.end(), table.begin.begin());
+    table.rank.resize(table.begin[experts]);
+    table.weight.assign(table.begin[experts], 1);
+    std::vector<int32_t> next(table.begin.begin(), table.begin.end() - 1);
+    for (int32_t w = 0; w < workers(); ++w) {
+      for (const Item& item : pack(w)) {
+        const int32_t r = next[item.expert]++;
+        table.rank[r] = w;
+        const bool shared = table.begin[item.expert + 1] - table.begin[item.expert] > 1;
+        if (shared && item.tokens > 0) {
+          table.weight[r] = static_cast<uint32_t>(std::max(1.0, item.tokens / sum[item.expert] * kScale));
+        }
+      }
+    }
+    return table;
+  }
+
+ private:
+  std::vector<int32_t> first_;  // [workers + 1] into items_
+  std::vector<int32_t> size_;   // [workers]
   std::vector<Item> items_;
 };
 
@@ -74,17 +137,25 @@ struct Bin {
 };
 
 // Fills the bins in turn; the last one takes what is left. False when that does not fit.
-bool Fill(std::span<const double> tokens, std::span<const int32_t> experts, std::span<const Bin> bins, Packs& packs) {
+bool Fill(std::span<const double> tokens, std::span<const int32_t> experts, std::span<const Bin> bins, Layout& layout) {
   size_t room = 1;
   for (const Bin& bin : bins) room += bin.slots - 1;
   Sorted items(tokens, experts, room > experts.size() ? room - experts.size() : 0);
+  // Windows before it are known to stay below the capacity, as long as that and the windows' size stay what they are.
+  size_t start = 0;
+  const Bin* before = nullptr;
   for (const Bin& bin : bins.first(bins.size() - 1)) {
-    std::vector<int32_t>& pack = packs[bin.worker];
+    if (before == nullptr || before->slots != bin.slots || before->capacity != bin.capacity) start = 0;
+    before = &bin;
     const size_t window = std::min(static_cast<size_t>(bin.slots) - 1, items.size() - 1);
+    start = std::min(start, items.size() - 1 - window);
     double sum = 0;
     size_t taken = 0;
-    while (taken < window && sum + items[taken].tokens <= bin.capacity) sum += items[taken++].tokens;
-    size_t first = 0;
+    // From a later start all of a window fit, but for rounding.
+    while (taken < window && (start > 0 || sum + items[taken].tokens <= bin.capacity)) {
+      sum += items[start + taken++].tokens;
+    }
+    size_t first = start;
     if (taken == window) {
       while (first + window + 1 < items.size() && sum + items[first + window].tokens < bin.capacity) {
         sum += items[first + window].tokens - items[first].tokens;
@@ -93,15 +164,18 @@ bool Fill(std::span<const double> tokens, std::span<const int32_t> experts, std:
     }
     // A piece of the item after those that go as a whole; all of it where even the heaviest do not suffice. The rest
     // moves to its place in the order, which is in front of that item or of all that go.
-    const size_t next = first + taken;
-    const double piece = std::min(bin.capacity - sum, items[next].tokens);
-    const int32_t expert = items[next].expert;
-    items.Take(first, taken, pack);
+    const Item next = items[first + taken];
+    const double piece = std::min(bin.capacity - sum, next.tokens);
+    for (size_t i = first; i < first + taken; ++i) layout.Add(bin.worker, items[i]);
+    size_t changed = first;
     if (piece > kNothing * bin.capacity) {
-      if (expert >= 0) pack.push_back(expert);
-      const double rest = items[first].tokens - piece;
-      items.Reduce(first, rest > kNothing * bin.capacity ? rest : 0);
+      layout.Add(bin.worker, {piece, next.expert});
+      const double rest = next.tokens - piece;
+      changed = items.Take(first, taken, rest > kNothing * bin.capacity ? rest : 0);
+    } else {
+      items.Take(first, taken);
     }
+    start = changed - std::min(changed, window);
   }
   const Bin& last = bins.back();
   double sum = 0;
@@ -111,28 +185,44 @@ bool Fill(std::span<const double> tokens, std::span<const int32_t> experts, std:
     left += items[i].expert >= 0 ? 1 : 0;
   }
   if (left > static_cast<size_t>(last.slots) || sum > last.capacity * (1 + 1e-9)) return false;
-  items.Take(0, items.size(), packs[last.worker]);
+  for (size_t i = 0; i < items.size(); ++i) layout.Add(last.worker, items[i]);
   return true;
 }
 
 // Fills the slots that are left.
-void FillSlots(std::span<const double> tokens, std::span<const int32_t> slots, Packs& packs) {
+void FillSlots(std::span<const double> tokens, Layout& layout) {
+  int64_t room = 0;
+  for (int32_t w = 0; w < layout.workers(); ++w) room += layout.room(w);
+  if (room == 0) return;
+  struct Expert {
+    double part;  // tokens a replica
+    int32_t expert;
+    bool operator<(const Expert& other) const { return part != other.part ? part < other.part : expert > other.expert; }
+  };
   std::vector<int32_t> count(tokens.size());
-  for (const auto& pack : packs) {
-    for (const int32_t e : pack) ++count[e];
+  for (int32_t w = 0; w < layout.workers(); ++w) {
+    for (const Item& item : layout.pack(w)) ++count[item.expert];
   }
-  for (size_t w = 0; w < packs.size(); ++w) {
-    auto& pack = packs[w];
-    while (static_cast<int32_t>(pack.size()) < slots[w]) {
-      int32_t hottest = -1;
-      for (int32_t e = 0; e < static_cast<int32_t>(tokens.size()); ++e) {
-        if (hottest >= 0 && tokens[e] * count[hottest] <= tokens[hottest] * count[e]) continue;
-        if (std::find(pack.begin(), pack.end(), e) == pack.end()) hottest = e;
+  std::vector<Expert> hottest;
+  for (size_t e = 0; e < tokens.size(); ++e) hottest.push_back({tokens[e] / count[e], static_cast<int32_t>(e)});
+  std::make_heap(hottest.begin(), hottest.end());
+  std::vector<Expert> held;  // taken from the heap, for the worker has them
+  for (int32_t w = 0; w < layout.workers(); ++w) {
+    while (layout.room(w) > 0 && !hottest.empty()) {
+      std::pop_heap(hottest.begin(), hottest.end());
+      const int32_t e = hottest.back().expert;
+      hottest.pop_back();
+      if (!layout.Holds(w, e)) {
+        layout.Add(w, {0, e});
+        ++count[e];
       }
-      if (hottest < 0) break;
-      pack.push_back(hottest);
-      ++count[hottest];
+      held.push_back({tokens[e] / count[e], e});
     }
+    for (const Expert& expert : held) {
+      hottest.push_back(expert);
+      std::push_heap(hottest.begin(), hottest.end());
+    }
+    held.clear();
   }
 }
 
@@ -142,8 +232,13 @@ std::vector<int32_t> All(size_t experts) {
   return out;
 }
 
-// Equal speeds, slots at most one apart.
-Packs PlaceAlike(std::span<const double> tokens, std::span<const int32_t> slots) {
+// Equal speeds, slots at most one apart: whether one group of all workers will do.
+bool WindowsSuffice(int64_t experts, std::span<const int32_t> slots) {
+  return experts <= std::accumulate(slots.begin(), slots.end(), int64_t{0}) - std::ssize(slots) + 1;
+}
+
+// Equal speeds, slots at most one apart, of `least` and more.
+Layout FillAlike(std::span<const double> tokens, std::span<const int32_t> slots) {
   const auto workers = static_cast<int32_t>(slots.size());
   const int32_t least = *std::min_element(slots.begin(), slots.end());
   std::vector<int32_t> order(workers);
@@ -152,9 +247,10 @@ Packs PlaceAlike(std::span<const double> tokens, std::span<const int32_t> slots)
   const auto large =
       static_cast<int32_t>(std::count_if(slots.begin(), slots.end(), [&](int32_t s) { return s > least; }));
   std::vector<ExpertGroup> groups = {{All(tokens.size()), workers, large}};
-  const bool tight = std::ssize(tokens) > int64_t{workers} * (least - 1) + large + 1;
-  if (tight) groups = GroupExperts(tokens, workers, least, large, kGroupProposals * std::ssize(tokens));
-  Packs packs(workers);
+  if (!WindowsSuffice(std::ssize(tokens), slots)) {
+    groups = GroupExperts(tokens, workers, least, large, kGroupProposals * std::ssize(tokens));
+  }
+  Layout layout(slots);
   auto small_worker = order.begin();
   auto large_worker = order.end() - large;
   std::vector<Bin> bins;
@@ -166,13 +262,19 @@ Packs PlaceAlike(std::span<const double> tokens, std::span<const int32_t> slots)
       const int32_t w = i < group.workers - group.large ? *small_worker++ : *large_worker++;
       bins.push_back({w, slots[w], sum / group.workers});
     }
-    const bool fits = Fill(tokens, group.experts, bins, packs);
+    const bool fits = Fill(tokens, group.experts, bins, layout);
     BALLAST_CHECK(fits) << group.experts.size() << " experts on " << group.workers << " workers of " << least
                         << " slots, " << group.large << " with one more";
   }
-  FillSlots(tokens, slots, packs);
-  if (!tight || large > 0) return packs;
-  Packs eplb = EplbPacks(tokens, workers, least);
+  FillSlots(tokens, layout);
+  return layout;
+}
+
+Packs PlaceAlike(std::span<const double> tokens, std::span<const int32_t> slots) {
+  Packs packs = FillAlike(tokens, slots).ToPacks();
+  const bool equal = std::adjacent_find(slots.begin(), slots.end(), std::not_equal_to<>()) == slots.end();
+  if (WindowsSuffice(std::ssize(tokens), slots) || !equal) return packs;
+  Packs eplb = EplbPacks(tokens, static_cast<int32_t>(slots.size()), slots[0]);
   return SolvedLevel(eplb, tokens) < SolvedLevel(packs, tokens) ? eplb : packs;
 }
 
@@ -189,12 +291,12 @@ Packs PlaceUnequal(std::span<const double> tokens, std::span<const int32_t> slot
   }
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return speed_of(a) * (slots[b] - 1) > speed_of(b) * (slots[a] - 1); });
-  const auto fill = [&](double level) -> std::optional<Packs> {
+  const auto fill = [&](double level) -> std::optional<Layout> {
     std::vector<Bin> bins;
     for (const int32_t w : order) bins.push_back({w, slots[w], level * speed_of(w)});
-    Packs packs(workers);
-    if (!Fill(tokens, experts, bins, packs)) return std::nullopt;
-    return packs;
+    Layout layout(slots);
+    if (!Fill(tokens, experts, bins, layout)) return std::nullopt;
+    return layout;
   };
   Packs best = PackGreedily(tokens, slots, speed);
   const double total = std::accumulate(tokens.begin(), tokens.end(), 0.0);
@@ -202,7 +304,6 @@ Packs PlaceUnequal(std::span<const double> tokens, std::span<const int32_t> slot
   const double least = total / speeds / UpperBound(tokens, slots, speed);
   double level = SolvedLevel(best, tokens, speed);
   const auto consider = [&](Packs packs) {
-    FillSlots(tokens, slots, packs);
     const double solved = SolvedLevel(packs, tokens, speed);
     if (solved < level) {
       level = solved;
@@ -213,19 +314,22 @@ Packs PlaceUnequal(std::span<const double> tokens, std::span<const int32_t> slot
   constexpr int kSteps = 12;
   double low = least;
   double high = level;
-  std::optional<Packs> filled = fill(low);
+  std::optional<Layout> filled = fill(low);
   if (!filled) {
     for (int i = 0; i < kSteps; ++i) {
       const double middle = (low + high) / 2;
-      if (auto packs = fill(middle)) {
-        filled = std::move(packs);
+      if (auto layout = fill(middle)) {
+        filled = std::move(layout);
         high = middle;
       } else {
         low = middle;
       }
     }
   }
-  if (filled) consider(*std::move(filled));
+  if (filled) {
+    FillSlots(tokens, *filled);
+    consider(filled->ToPacks());
+  }
   if (level > least * 1.001) {
     LayerProblem problem;
     problem.tokens.emplace_back(tokens.begin(), tokens.end());
@@ -257,23 +361,46 @@ void SolveWeights(std::span<const double> tokens, std::span<const uint32_t> spee
   FlowToWeights(flow, table);
 }
 
-Packs PlaceLevel(std::span<const double> tokens, std::span<const int32_t> slots, std::span<const uint32_t> speed) {
+namespace {
+
+// Slots that are of use; there must be enough.
+std::vector<int32_t> UsedSlots(std::span<const double> tokens, std::span<const int32_t> slots,
+                               std::span<const uint32_t> speed) {
   const auto experts = static_cast<int32_t>(tokens.size());
-  const auto workers = static_cast<int32_t>(slots.size());
   std::vector<int32_t> used(slots.begin(), slots.end());
   for (int32_t& s : used) s = std::min(s, experts);
   BALLAST_CHECK(std::accumulate(used.begin(), used.end(), int64_t{0}) >= experts &&
-                (speed.empty() || std::ssize(speed) == workers))
-      << experts << " experts, " << workers << " workers";
-  const auto [least, most] = std::minmax_element(used.begin(), used.end());
-  const bool alike = std::adjacent_find(speed.begin(), speed.end(), std::not_equal_to<>()) == speed.end();
-  if (!alike || *most > *least + 1 || *least == 0) return PlaceUnequal(tokens, used, speed);
-  if (*most == 1) return PackGreedily(tokens, used);
+                (speed.empty() || speed.size() == slots.size()))
+      << experts << " experts, " << slots.size() << " workers";
+  return used;
+}
+
+// Equal speeds, slots at most one apart and none without.
+bool Alike(std::span<const int32_t> slots, std::span<const uint32_t> speed) {
+  const auto [least, most] = std::minmax_element(slots.begin(), slots.end());
+  return *least > 0 && *most <= *least + 1 &&
+         std::adjacent_find(speed.begin(), speed.end(), std::not_equal_to<>()) == speed.end();
+}
+
+}  // namespace
+
+Packs PlaceLevel(std::span<const double> tokens, std::span<const int32_t> slots, std::span<const uint32_t> speed) {
+  const std::vector<int32_t> used = UsedSlots(tokens, slots, speed);
+  if (!Alike(used, speed)) return PlaceUnequal(tokens, used, speed);
+  if (*std::max_element(used.begin(), used.end()) == 1) return PackGreedily(tokens, used);
   return PlaceAlike(tokens, used);
 }
 
 Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots) {
   return PlaceLevel(tokens, std::vector<int32_t>(workers, slots));
+}
+
+DispatchTable LevelTable(std::span<const double> tokens, std::span<const int32_t> slots,
+                         std::span<const uint32_t> speed) {
+  const auto experts = static_cast<int32_t>(tokens.size());
+  const std::vector<int32_t> used = UsedSlots(tokens, slots, speed);
+  if (Alike(used, speed) && WindowsSuffice(experts, used)) return FillAlike(tokens, used).ToTable(experts);
+  return ToTable(PlaceLevel(tokens, slots, speed), experts);
 }
 
 }  // namespace ballast

@@ -33,6 +33,11 @@ namespace ballast {
 Packs PlaceLevel(std::span<const double> tokens, std::span<const int32_t> slots, std::span<const uint32_t> speed = {});
 Packs PlaceLevel(std::span<const double> tokens, int32_t workers, int32_t slots);
 
+// The same as a table. Where it is exactly level its weights are the pieces of the construction, which make it so; else
+// they are 0: to be solved.
+DispatchTable LevelTable(std::span<const double> tokens, std::span<const int32_t> slots,
+                         std::span<const uint32_t> speed = {});
+
 // Tokens over speed of the busiest worker with shares solved for `tokens`.
 double SolvedLevel(const Packs& packs, std::span<const double> tokens, std::span<const uint32_t> speed = {});
 

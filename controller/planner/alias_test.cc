@@ -73,6 +73,40 @@ TEST(PlaceLevel, IsExactlyLevelWhereverOneSlotAWorkerIsSpare) {
   }
 }
 
+TEST(LevelTable, ItsWeightsAreLevel) {
+  std::mt19937 random(6);
+  int level = 0;
+  for (int trial = 0; trial < 3000; ++trial) {
+    const int32_t workers = 1 + random() % 12;
+    std::vector<int32_t> slots(workers, 1 + random() % 5);
+    if (trial % 2 == 1) slots[random() % workers] += 1;
+    const int32_t all = std::accumulate(slots.begin(), slots.end(), 0);
+    const int32_t experts = 1 + static_cast<int32_t>(random() % all);
+    const std::vector<double> tokens = RandomTokens(random, experts);
+    const DispatchTable table = LevelTable(tokens, slots);
+    const DispatchTable packs = ToTable(PlaceLevel(tokens, slots), experts);
+    ASSERT_EQ(table.rank, packs.rank) << trial;
+    ASSERT_EQ(table.begin, packs.begin) << trial;
+    ASSERT_EQ(table.weight[0] > 0, experts <= all - workers + 1) << trial;
+    if (table.weight[0] == 0) continue;
+    ++level;
+    std::vector<double> load(workers);
+    for (int32_t e = 0; e < experts; ++e) {
+      double sum = 0;
+      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+        ASSERT_GE(table.weight[r], 1u);
+        sum += table.weight[r];
+      }
+      ASSERT_LT(sum, 4294967296.0);
+      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+        load[table.rank[r]] += tokens[e] * table.weight[r] / sum;
+      }
+    }
+    ASSERT_LE(*std::max_element(load.begin(), load.end()), Sum(tokens) / workers * (1 + 1e-7)) << trial;
+  }
+  EXPECT_GT(level, 1000);
+}
+
 TEST(PlaceLevel, WithFewSlotsIsTheBestThereIs) {
   std::mt19937 random(2);
   int best = 0;

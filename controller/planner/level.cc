@@ -103,6 +103,11 @@ absl::StatusOr<std::vector<DispatchTable>> CostAwarePolicy::Place(const PlanRequ
   for (const TopologyWorker& w : request.topology.workers) nodes.insert(w.node);
   std::vector<DispatchTable> tables;
   for (int32_t l = 0; l < blend.layers; ++l) {
+    if (!equal_split && !budget && current.empty() && nodes.size() == 1) {
+      // Packs stay where they are made.
+      tables.push_back(LevelTable(blend.layer(l), slots[l], speed));
+      continue;
+    }
     Packs packs = equal_split || budget ? Search(Problem(request, l), blend.layer(l), slots[l], proposals_)
                                         : PlaceLevel(blend.layer(l), slots[l], speed);
     if (served_with_shares) PolishForShares(Problem(request, l), {}, packs);
