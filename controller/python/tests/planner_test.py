@@ -159,7 +159,8 @@ def test_shares_make_a_layer_exactly_level():
     sums = np.zeros_like(weight)
     np.add.at(sums, (np.arange(4)[:, None], plan.phy2log), plan.shares)
     np.testing.assert_allclose(sums, 1)
-    np.testing.assert_array_equal(solve_shares(weight, plan.phy2log, 16), plan.shares)
+    # Solved for the placement alone they are others, and as level.
+    assert level(weight, plan.phy2log, 16, solve_shares(weight, plan.phy2log, 16)) > 1 - 1e-6
     tensors = rebalance_experts_with_shares(torch.from_numpy(weight), 160, 1, 1, 16)
     assert torch.equal(tensors.shares, torch.from_numpy(plan.shares))
 
