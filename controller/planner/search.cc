@@ -6,6 +6,7 @@
 #include <queue>
 
 #include "controller/planner/anneal.h"
+#include "controller/planner/score.h"
 #include "proto/base/check.h"
 
 namespace ballast {
@@ -27,6 +28,7 @@ constexpr int64_t kRuns = 3;
 constexpr double kHeat = 30;
 // What is not worth another run.
 constexpr double kLevel = 1.001;
+constexpr double kRounding = 1e-9;
 
 // [scenarios] of `problem` with load.
 std::vector<size_t> Loaded(const LayerProblem& problem) {
@@ -36,6 +38,15 @@ std::vector<size_t> Loaded(const LayerProblem& problem) {
     if (std::accumulate(row.begin(), row.end(), 0.0) > 0) out.push_back(s);
   }
   return out;
+}
+
+// What Imbalance cannot be below with the slots of `packs`: the worst scenario's bound.
+double LeastImbalance(const LayerProblem& problem, std::span<const size_t> scenarios, const Packs& packs) {
+  std::vector<int32_t> slots;
+  for (const auto& pack : packs) slots.push_back(static_cast<int32_t>(pack.size()));
+  double least = 1;
+  for (const size_t s : scenarios) least = std::max(least, 1 / UpperBound(problem.tokens[s], slots, problem.speed));
+  return least;
 }
 
 // Loads of kLanes scenarios (the last ones empty) side by side, in `chunks` such groups.
@@ -53,6 +64,7 @@ class Annealer {
         load_(static_cast<size_t>(workers_) * stride_),
         power_(workers_),
         holders_(problem.tokens[0].size()),
+        row_of_(workers_, -1),
         random_(seed) {
     double speeds = workers_;
     if (!problem.speed.empty()) speeds = std::accumulate(problem.speed.begin(), problem.speed.end(), 0.0);
@@ -212,9 +224,8 @@ class Annealer {
 
   // Row k of scratch_ for worker w; its loads at first.
   float* Touch(int32_t w) {
-    for (size_t k = 0; k < touched_.size(); ++k) {
-      if (touched_[k] == w) return &scratch_[k * stride_];
-    }
+    if (row_of_[w] >= 0) return &scratch_[static_cast<size_t>(row_of_[w]) * stride_];
+    row_of_[w] = static_cast<int32_t>(touched_.size());
     touched_.push_back(w);
     scratch_.resize(std::max(scratch_.size(), touched_.size() * stride_));
     float* const row = &scratch_[(touched_.size() - 1) * stride_];
@@ -244,6 +255,7 @@ class Annealer {
     for (size_t k = 0; k < touched_.size(); ++k) {
       powers_[k] = PowerOf(&scratch_[k * stride_]);
       change += powers_[k] - power_[touched_[k]];
+      row_of_[touched_[k]] = -1;
     }
     if (!Accept(change, bits)) return;
     for (size_t k = 0; k < touched_.size(); ++k) {
@@ -274,6 +286,7 @@ class Annealer {
   std::vector<std::vector<int32_t>> holders_;  // [experts]
   std::vector<float> part_;                    // 1 / count
   std::vector<int32_t> touched_;
+  std::vector<int32_t> row_of_;  // [workers] of scratch_; -1: none
   std::vector<float> scratch_;
   std::vector<float> powers_;
   const Tolerance tolerance_;
@@ -323,7 +336,9 @@ void ImprovePacks(const LayerProblem& problem, const SearchOptions& options, Pac
   const int64_t one = std::max<int64_t>(kRunProposals * slots, kLeastProposals);
   const int64_t proposals = options.proposals > 0 ? options.proposals : kRuns * one;
   const int64_t runs = std::max<int64_t>(1, proposals / one);
-  for (int64_t run = 0; run < runs && best > kLevel; ++run) {
+  // Of a weighted mean of scenarios the bound is not known.
+  const double least = problem.weight.empty() ? LeastImbalance(problem, scenarios, start) * (1 + kRounding) : 0;
+  for (int64_t run = 0; run < runs && best > std::max(kLevel, least); ++run) {
     Packs found = start;
     const auto anneal = [&](auto annealer) {
       annealer.Run(proposals / runs, options.recount, run < kRuns ? 1 : kHeat);
