@@ -93,13 +93,14 @@ pip_install() {
 # Not a venv that moves afterwards: --prefix makes programs that run from any place.
 make_python_tools() { pip_install .ci/requirements.txt --prefix "$1"; }
 
-# The packages leave a CUDA_HOME in nvidia/cu13.
+# The packages leave a CUDA_HOME in nvidia/cu13, and NCCL beside it.
 make_cuda() {
   pip_install .ci/cuda-requirements.txt --target "$1/packages" || {
     echo "PyPI is needed for the CUDA toolkit; on a machine that cannot reach it install CUDA 13.0 and set CUDA_HOME to it"
     return 1
   }
-  mv "$1/packages/nvidia/cu13"/* "$1" && rm -rf "$1/packages" && ln -s lib "$1/lib64" && "$1/bin/nvcc" --version
+  mv "$1/packages/nvidia/cu13"/* "$1" && mv "$1/packages/nvidia/nccl/include"/* "$1/include" &&
+    mv "$1/packages/nvidia/nccl/lib"/* "$1/lib" && rm -rf "$1/packages" && ln -s lib "$1/lib64" && "$1/bin/nvcc" --version
 }
 
 # What a tool built from Abseil's source depends on beside its version.

@@ -24,3 +24,18 @@ cc_library(
     ],
     deps = [":headers"],
 )
+
+# The headers alone: programs open libnccl.so.2 when they first need it, and find this one where no other is given.
+cc_library(
+    name = "nccl",
+    hdrs = glob(
+        ["include/cccl/nv/**"],
+        allow_empty = True,
+    ),
+    includes = ["include/cccl"],
+    linkopts = [
+        "-ldl",
+        "-Wl,-rpath,%{HOME}/lib",
+    ],
+    deps = [":headers"],
+)
