@@ -110,7 +110,10 @@ struct MoeExecutor::Impl {
   bool alone() const { return exchange.num_peers() == 0; }
   // The form that the open step runs `layer` in.
   ShareForm Form(int layer) const;
-  bool CountsWithRows(int layer) const { return step.carry_counts && Form(layer) != ShareForm::kCurrent; }
+  // The layer's dispatch messages carry counts.
+  bool CountsWithRows(int layer) const {
+    return !alone() && !step.shares.empty() && shares.shared(layer) && step.shares[layer].counts;
+  }
   void CountRows(int layer, int rows);
   absl::Status ShareLayer(int layer);
   void SendRows(int layer, const float* hidden, int rows);
@@ -190,7 +193,7 @@ void MoeExecutor::Impl::Leave() {
 void MoeExecutor::Impl::BeginStep(const MoeStep& s) {
   BALLAST_CHECK(table != nullptr) << "a step without a view";
   BALLAST_CHECK(s.rows.size() <= static_cast<size_t>(options.capacity)) << s.rows.size() << " rows";
-  BALLAST_CHECK(s.forms.empty() || static_cast<int>(s.forms.size()) == model.num_layers()) << s.forms.size();
+  BALLAST_CHECK(s.shares.empty() || static_cast<int>(s.shares.size()) == model.num_layers()) << s.shares.size();
   if (next_layer == model.num_layers()) {
     shares.EndStep();
     if (stats.pairs_computed > 0) {
@@ -209,8 +212,8 @@ void MoeExecutor::Impl::BeginStep(const MoeStep& s) {
 }
 
 ShareForm MoeExecutor::Impl::Form(int layer) const {
-  if (alone() || step.forms.empty() || !shares.shared(layer)) return ShareForm::kFixed;
-  const ShareForm form = step.forms[layer];
+  if (alone() || step.shares.empty() || !shares.shared(layer)) return ShareForm::kFixed;
+  const ShareForm form = step.shares[layer].form;
   return form == ShareForm::kPrevious && !shares.has_previous(layer) ? ShareForm::kFixed : form;
 }
 
@@ -227,7 +230,6 @@ void MoeExecutor::Impl::CountRows(int layer, int rows) {
     }
     failures.push_back(std::move(failure));
   }
-  std::copy(plan.counts().begin(), plan.counts().end(), shares.counts(layer, rank()).begin());
 }
 
 // Where it goes.
@@ -236,16 +238,15 @@ absl::Status MoeExecutor::Impl::ShareLayer(int layer) {
   const ShareForm form = Form(layer);
   const absl::Time start = clock.Now();
   if (form == ShareForm::kCurrent) {
-    BALLAST_RETURN_IF_ERROR(
-        exchange.ExchangeCounts(layer, plan.counts(), [&](int from, std::span<const int32_t> counts) {
-          std::copy(counts.begin(), counts.end(), shares.counts(layer, from).begin());
-        }));
+    BALLAST_RETURN_IF_ERROR(exchange.ExchangeCounts(
+        layer, plan.counts(), [&](int from, std::span<const int32_t> counts) { shares.Take(from, counts); }));
+    shares.Take(rank(), plan.counts());
     shares.Counted(layer);
   }
   exchange_time = form == ShareForm::kCurrent ? clock.Now() - start : absl::ZeroDuration();
   const DispatchTable& replicas = shares.table(layer);
   quotas.resize(replicas.num_replicas());
-  shares.Quotas(layer, form, static_cast<uint32_t>(rank() + step.step.value()), quotas);
+  shares.Quotas(layer, form, plan.counts(), static_cast<uint32_t>(rank() + step.step.value()), quotas);
   if (!alone()) ++stats.layers_by_form[static_cast<int>(form)];
   plan.Assign(replicas, {.rank = rank(), .node_of_rank = node_of_rank}, view.size(), quotas);
   for (int r = 0; r < view.size(); ++r) {
@@ -282,7 +283,7 @@ absl::Status MoeExecutor::Impl::TakeRows(int layer) {
     const absl::Duration of_peer = absl::Nanoseconds(rows.exchange_nanoseconds);
     second = std::min(second, std::max(least, of_peer));
     least = std::min(least, of_peer);
-    std::copy(rows.counts.begin(), rows.counts.end(), shares.counts(layer, from).begin());
+    if (CountsWithRows(layer)) shares.Take(from, rows.counts);
     first_item[p] = item_expert.size();
     for (const WirePair& pair : rows.pairs) {
       const auto expert = static_cast<int32_t>(pair.expert);
@@ -296,7 +297,10 @@ absl::Status MoeExecutor::Impl::TakeRows(int layer) {
     }
   }
   stats.count_exchange += exchange.num_peers() > 1 ? second : least;
-  if (CountsWithRows(layer)) shares.Counted(layer);
+  if (CountsWithRows(layer)) {
+    shares.Take(rank(), plan.counts());
+    shares.Counted(layer);
+  }
   return absl::OkStatus();
 }
 

@@ -65,10 +65,8 @@ struct MoeStep {
   std::span<const RowLabel> rows;
   // This rank knows that it will have work after this step.
   bool more_work = false;
-  // Of each layer, as announced and so the same on every rank; empty: kFixed. Valid until the step's end.
-  std::span<const ShareForm> forms;
-  // Ranks tell each other their counts with their rows, as announced, for the forms of the next step.
-  bool carry_counts = false;
+  // Of each layer, as announced and so the same on every rank; empty: fixed ones. Valid until the step's end.
+  std::span<const LayerShares> shares;
   // Every wait of the step ends here.
   absl::Time deadline = absl::InfiniteFuture();
 };

@@ -16,6 +16,15 @@ enum class ShareForm : uint8_t {
 };
 inline constexpr int kShareForms = 3;
 
+// What a step is announced to do in a layer.
+struct LayerShares {
+  ShareForm form = ShareForm::kFixed;
+  // The ranks tell each other their counts with their rows, for whatever is solved or compared later. True with
+  // kPrevious, which needs them in the next step; false with kCurrent, which has them already.
+  bool counts = false;
+  friend bool operator==(const LayerShares&, const LayerShares&) = default;
+};
+
 }  // namespace ballast
 
 #endif  // BALLAST_WORKER_MOE_SHARE_FORM_H_

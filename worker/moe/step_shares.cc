@@ -7,38 +7,46 @@
 
 namespace ballast {
 
-StepShares::StepShares(int num_layers, int num_experts)
-    : num_experts_(num_experts), layers_(num_layers), totals_(num_experts) {}
+StepShares::StepShares(int num_layers, int num_experts) : num_experts_(num_experts), layers_(num_layers) {}
 
 void StepShares::Enter(int num_ranks, int rank) {
   num_ranks_ = num_ranks;
   rank_ = rank;
   loads_.resize(num_ranks);
-  for (Layer& layer : layers_) {
-    layer.open.assign(static_cast<size_t>(num_ranks) * num_experts_, 0);
-    layer.previous.assign(layer.open.size(), 0);
-    layer.open_known = layer.previous_known = false;
-  }
+  taken_ = {};
+  taken_layer_ = -1;
+  for (Layer& layer : layers_) layer.open_known = layer.previous_known = false;
 }
 
 void StepShares::SetTables(std::vector<DispatchTable> tables) {
   BALLAST_CHECK(tables.size() == layers_.size()) << tables.size() << " layers";
   for (size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];
-    // The solver refers to the table.
     layer.solver.reset();
+    layer.solved = {};
     layer.table = std::move(tables[l]);
-    layer.solved = layer.table;
-    bool shared = false;
+    layer.shared = false;
     for (int32_t e = 0; e < layer.table.num_experts(); ++e) {
-      shared |= layer.table.begin[e + 1] - layer.table.begin[e] > 1;
+      layer.shared |= layer.table.begin[e + 1] - layer.table.begin[e] > 1;
     }
-    if (shared) layer.solver = std::make_unique<StepQuotaSolver>(layer.table, num_ranks_);
   }
 }
 
-std::span<int32_t> StepShares::counts(int layer, int rank) {
-  return std::span(layers_[layer].open).subspan(static_cast<size_t>(rank) * num_experts_, num_experts_);
+void StepShares::Take(int rank, std::span<const int32_t> counts) {
+  BALLAST_CHECK(rank < num_ranks_ && static_cast<int>(counts.size()) == num_experts_) << counts.size() << " counts";
+  taken_.resize(static_cast<size_t>(num_ranks_) * num_experts_);
+  taken_layer_ = -1;
+  std::copy(counts.begin(), counts.end(), taken_.begin() + static_cast<ptrdiff_t>(rank) * num_experts_);
+}
+
+void StepShares::Counted(int l) {
+  Layer& layer = layers_[l];
+  layer.open.assign(num_experts_, 0);
+  for (size_t at = 0; at < taken_.size(); at += num_experts_) {
+    for (int e = 0; e < num_experts_; ++e) layer.open[e] += taken_[at + e];
+  }
+  layer.open_known = true;
+  taken_layer_ = l;
 }
 
 void StepShares::EndStep() {
@@ -48,10 +56,18 @@ void StepShares::EndStep() {
   }
 }
 
+StepQuotaSolver& StepShares::Solver(Layer& layer) {
+  if (layer.solver == nullptr) layer.solver = std::make_unique<StepQuotaSolver>(layer.table, num_ranks_);
+  return *layer.solver;
+}
+
 // An expert that the step before did not need keeps the placement's weights.
 void StepShares::SolvePrevious(Layer& layer) {
-  layer.solver->Solve(layer.previous, num_ranks_);
-  const std::span<const int64_t> flow = layer.solver->flow();
+  StepQuotaSolver& solver = Solver(layer);
+  // Where the tokens come from does not matter for this.
+  solver.Solve(layer.previous, /*sources=*/1);
+  if (layer.solved.begin.empty()) layer.solved = layer.table;
+  const std::span<const int64_t> flow = solver.flow();
   for (int32_t e = 0; e < layer.table.num_experts(); ++e) {
     const int32_t first = layer.table.begin[e];
     const int32_t last = layer.table.begin[e + 1];
@@ -63,10 +79,10 @@ void StepShares::SolvePrevious(Layer& layer) {
   }
 }
 
-void StepShares::Quotas(int l, ShareForm form, uint32_t rotation, std::span<int32_t> quotas) {
+void StepShares::Quotas(int l, ShareForm form, std::span<const int32_t> own, uint32_t rotation,
+                        std::span<int32_t> quotas) {
   Layer& layer = layers_[l];
-  const std::span<const int32_t> own = counts(l, rank_);
-  if (layer.solver == nullptr || (form == ShareForm::kPrevious && !layer.previous_known)) form = ShareForm::kFixed;
+  if (!layer.shared || (form == ShareForm::kPrevious && !layer.previous_known)) form = ShareForm::kFixed;
   switch (form) {
     case ShareForm::kFixed:
       SolveQuotas(layer.table, own, rotation, quotas);
@@ -75,26 +91,24 @@ void StepShares::Quotas(int l, ShareForm form, uint32_t rotation, std::span<int3
       SolvePrevious(layer);
       SolveQuotas(layer.solved, own, rotation, quotas);
       break;
-    case ShareForm::kCurrent:
-      BALLAST_CHECK(layer.open_known) << "layer " << l << " is not counted";
-      layer.solver->Solve(layer.open, num_ranks_);
-      layer.solver->SplitOne(layer.open, num_ranks_, rank_, quotas);
+    case ShareForm::kCurrent: {
+      BALLAST_CHECK(taken_layer_ == l) << "layer " << l << " is not the one counted last, " << taken_layer_;
+      StepQuotaSolver& solver = Solver(layer);
+      solver.Solve(taken_, num_ranks_);
+      solver.SplitOne(taken_, num_ranks_, rank_, quotas);
       break;
+    }
   }
 }
 
-double StepShares::Busiest(const DispatchTable& table, std::span<const int32_t> counts, int* rank) {
-  std::fill(totals_.begin(), totals_.end(), 0);
-  for (size_t at = 0; at < counts.size(); at += num_experts_) {
-    for (int e = 0; e < num_experts_; ++e) totals_[e] += counts[at + e];
-  }
+double StepShares::Busiest(const DispatchTable& table, std::span<const int32_t> totals, int* rank) {
   std::fill(loads_.begin(), loads_.end(), 0.0);
   for (int e = 0; e < num_experts_; ++e) {
     uint64_t sum = 0;
     for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) sum += table.weight[r];
     for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
       loads_[table.rank[r]] +=
-          static_cast<double>(totals_[e]) * static_cast<double>(table.weight[r]) / static_cast<double>(sum);
+          static_cast<double>(totals[e]) * static_cast<double>(table.weight[r]) / static_cast<double>(sum);
     }
   }
   const auto busiest = std::max_element(loads_.begin(), loads_.end());
@@ -104,15 +118,16 @@ double StepShares::Busiest(const DispatchTable& table, std::span<const int32_t> 
 
 std::optional<ShareComparison> StepShares::Compare(int l) {
   Layer& layer = layers_[l];
-  if (layer.solver == nullptr || !layer.open_known) return std::nullopt;
+  if (!layer.shared || !layer.open_known) return std::nullopt;
   ShareComparison out;
   out.fixed = Busiest(layer.table, layer.open, &out.busiest);
   out.previous = out.fixed;
+  out.previous_known = layer.previous_known;
   if (layer.previous_known) {
     SolvePrevious(layer);
     out.previous = Busiest(layer.solved, layer.open, nullptr);
   }
-  out.current = static_cast<double>(layer.solver->Solve(layer.open, num_ranks_));
+  out.current = static_cast<double>(Solver(layer).Solve(layer.open, /*sources=*/1));
   return out;
 }
 

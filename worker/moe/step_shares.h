@@ -23,14 +23,17 @@ namespace ballast {
 struct ShareComparison {
   // Pairs on the busiest rank, roundings aside.
   double fixed = 0;
-  // As fixed when there was no step before.
+  // As fixed when the counts of the step before are not known.
   double previous = 0;
+  bool previous_known = false;
   double current = 0;
   // The busiest rank by the fixed shares.
   int busiest = 0;
 };
 
-// Used by the step thread alone. Allocates in Enter and SetTables only.
+// Used by the step thread alone. Holds what forms have needed so far: two numbers an expert of each layer that was
+// counted, and one table of all ranks' counts, of the layer counted last. Allocates in Enter and SetTables, and in a
+// layer when it is first counted or solved.
 class StepShares {
  public:
   StepShares(int num_layers, int num_experts);
@@ -42,45 +45,49 @@ class StepShares {
   void SetTables(std::vector<DispatchTable> tables);
   const DispatchTable& table(int layer) const { return layers_[layer].table; }
   // Some expert of the layer has more than one live replica, so that forms differ.
-  bool shared(int layer) const { return layers_[layer].solver != nullptr; }
+  bool shared(int layer) const { return layers_[layer].shared; }
 
   // Whether the counts of the step before are known, in which kPrevious is what it says; it is kFixed otherwise.
   bool has_previous(int layer) const { return layers_[layer].previous_known; }
 
-  // Counts of the open step, [experts] of one rank; when all ranks' are there, say so.
-  std::span<int32_t> counts(int layer, int rank);
-  void Counted(int layer) { layers_[layer].open_known = true; }
+  // One layer at a time: the counts [experts] of each rank in the open step, own ones too, in any order; then they are
+  // the counts of `layer`.
+  void Take(int rank, std::span<const int32_t> counts);
+  void Counted(int layer);
   // The open step has ended here: its counts are those of the step before, from now on.
   void EndStep();
 
-  // This rank's quotas [replicas] for its counts of the open step, counts(layer, rank). kCurrent needs all ranks'.
-  // `rotation`: see SolveQuotas.
-  void Quotas(int layer, ShareForm form, uint32_t rotation, std::span<int32_t> quotas);
+  // This rank's quotas [replicas] for its counts `own` [experts] in the open step. kCurrent needs the layer Counted, as
+  // the last one. `rotation`: see SolveQuotas.
+  void Quotas(int layer, ShareForm form, std::span<const int32_t> own, uint32_t rotation, std::span<int32_t> quotas);
 
   // How the forms compare for the counts of the open step; nothing when they are not known or the layer has nothing to
-  // share. Costs two solutions.
+  // share. Costs one solution, and another where the counts of the step before are known.
   std::optional<ShareComparison> Compare(int layer);
 
  private:
   struct Layer {
     DispatchTable table;
+    bool shared = false;
+    // From when they are needed.
     DispatchTable solved;                     // the table with weights solved for the step before
-    std::unique_ptr<StepQuotaSolver> solver;  // null: nothing to share
-    std::vector<int32_t> open, previous;      // [ranks][experts]
+    std::unique_ptr<StepQuotaSolver> solver;  // refers to the table
+    std::vector<int32_t> open, previous;      // [experts], all ranks together
     bool open_known = false;
     bool previous_known = false;
   };
 
+  StepQuotaSolver& Solver(Layer& layer);
   void SolvePrevious(Layer& layer);
-  double Busiest(const DispatchTable& table, std::span<const int32_t> counts, int* rank);
+  double Busiest(const DispatchTable& table, std::span<const int32_t> totals, int* rank);
 
   const int num_experts_;
   int num_ranks_ = 0;
   int rank_ = 0;
   std::vector<Layer> layers_;
-  // Scratch of Busiest.
-  std::vector<int64_t> totals_;
-  std::vector<double> loads_;
+  std::vector<int32_t> taken_;  // [ranks][experts]
+  int taken_layer_ = -1;        // whose they are
+  std::vector<double> loads_;   // scratch of Busiest
 };
 
 }  // namespace ballast

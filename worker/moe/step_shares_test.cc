@@ -23,21 +23,25 @@ class StepSharesTest : public ::testing::Test {
   }
   // What both ranks bring, told to both or each to itself alone.
   void Bring(std::vector<int32_t> rank0, std::vector<int32_t> rank1, bool told = true) {
-    for (int rank = 0; rank < 2; ++rank) {
-      if (told || rank == 0) std::copy(rank0.begin(), rank0.end(), shares_[rank].counts(0, 0).begin());
-      if (told || rank == 1) std::copy(rank1.begin(), rank1.end(), shares_[rank].counts(0, 1).begin());
-      if (told) shares_[rank].Counted(0);
+    own_[0] = rank0;
+    own_[1] = rank1;
+    for (StepShares& shares : shares_) {
+      if (!told) continue;
+      shares.Take(0, rank0);
+      shares.Take(1, rank1);
+      shares.Counted(0);
     }
   }
   std::vector<int32_t> Quotas(int rank, ShareForm form) {
-    std::vector<int32_t> quotas(4);
-    shares_[rank].Quotas(0, form, 0, quotas);
+    std::vector<int32_t> quotas(shares_[rank].table(0).num_replicas());
+    shares_[rank].Quotas(0, form, own_[rank], 0, quotas);
     return quotas;
   }
   void EndStep() {
     for (StepShares& shares : shares_) shares.EndStep();
   }
   StepShares shares_[2];
+  std::vector<int32_t> own_[2];
 };
 
 TEST_F(StepSharesTest, Current_LevelsThisStep) {
@@ -89,9 +93,7 @@ TEST_F(StepSharesTest, NothingShared_EveryFormIsFixed) {
   EXPECT_FALSE(shares_[0].shared(0));
   Bring({4, 1, 2}, {0, 0, 0});
   for (const ShareForm form : {ShareForm::kFixed, ShareForm::kPrevious, ShareForm::kCurrent}) {
-    std::vector<int32_t> quotas(3);
-    shares_[0].Quotas(0, form, 0, quotas);
-    EXPECT_THAT(quotas, ElementsAre(4, 1, 2));
+    EXPECT_THAT(Quotas(0, form), ElementsAre(4, 1, 2));
   }
   EXPECT_FALSE(shares_[0].Compare(0).has_value());
 }
@@ -103,6 +105,7 @@ TEST_F(StepSharesTest, Compare_SaysWhatEachFormMakesOfTheBusiestRank) {
   ASSERT_TRUE(c.has_value());
   EXPECT_EQ(c->fixed, 9);  // 6 and half of 6
   EXPECT_EQ(c->busiest, 1);
+  EXPECT_FALSE(c->previous_known);
   EXPECT_EQ(c->previous, 9);
   EXPECT_EQ(c->current, 6);
   EndStep();
@@ -111,6 +114,7 @@ TEST_F(StepSharesTest, Compare_SaysWhatEachFormMakesOfTheBusiestRank) {
   c = shares_[0].Compare(0);
   EXPECT_EQ(c->fixed, 9);
   EXPECT_EQ(c->busiest, 0);
+  EXPECT_TRUE(c->previous_known);
   EXPECT_EQ(c->previous, 12);
   EXPECT_EQ(c->current, 7);
 }
@@ -148,13 +152,11 @@ TEST(StepShares, RanksAgree) {
       const bool told = form == ShareForm::kCurrent || random() % 4 != 0;
       std::vector<int64_t> load(kRanks);
       for (int r = 0; r < kRanks; ++r) {
-        for (int from = 0; from < kRanks; ++from) {
-          if (told || from == r) std::copy_n(brought[from], kExperts, ranks[r]->counts(layer, from).begin());
-        }
+        for (int from = 0; told && from < kRanks; ++from) ranks[r]->Take(from, brought[from]);
         if (told) ranks[r]->Counted(layer);
         ASSERT_EQ(ranks[r]->has_previous(layer), ranks[0]->has_previous(layer));
         std::vector<int32_t> quotas(table.num_replicas());
-        ranks[r]->Quotas(layer, form, r, quotas);
+        ranks[r]->Quotas(layer, form, brought[r], r, quotas);
         for (int32_t e = 0; e < kExperts; ++e) {
           int32_t sum = 0;
           for (int32_t i = table.begin[e]; i < table.begin[e + 1]; ++i) {

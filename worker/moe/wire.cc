@@ -1,7 +1,9 @@
 #include "worker/moe/wire.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/check.h"
@@ -11,6 +13,10 @@ namespace ballast {
 namespace {
 
 constexpr size_t kRowAlignment = 64;
+
+// By their two bits in an announcement.
+constexpr LayerShares kAnnounced[] = {
+    {ShareForm::kFixed, false}, {ShareForm::kPrevious, true}, {ShareForm::kCurrent, false}, {ShareForm::kFixed, true}};
 
 absl::Status Malformed(int from, const char* what, uint64_t value, const char* relation, uint64_t limit) {
   return absl::InvalidArgumentError(
@@ -60,16 +66,18 @@ Tag MakeTag(MessageKind kind, uint64_t step, int layer) {
   return kind_bits << 41 | static_cast<Tag>(layer) << 31 | (step & 0x7fffffffu);
 }
 
-ShareForm AnnouncedForm(const Announcement& announcement, int layer) {
+LayerShares AnnouncedShares(const Announcement& announcement, int layer) {
   BALLAST_CHECK(layer >= 0 && layer < kMaxWireLayers) << "layer=" << layer;
-  return static_cast<ShareForm>(announcement.share_forms[layer / 4] >> (layer % 4 * 2) & 3);
+  return kAnnounced[announcement.shares[layer / 4] >> (layer % 4 * 2) & 3];
 }
 
-void SetAnnouncedForm(int layer, ShareForm form, Announcement& announcement) {
+void SetAnnouncedShares(int layer, LayerShares shares, Announcement& announcement) {
   BALLAST_CHECK(layer >= 0 && layer < kMaxWireLayers) << "layer=" << layer;
-  uint8_t& bits = announcement.share_forms[layer / 4];
+  const auto code = std::find(std::begin(kAnnounced), std::end(kAnnounced), shares) - std::begin(kAnnounced);
+  BALLAST_CHECK(code < 4) << "form " << static_cast<int>(shares.form) << ", counts " << shares.counts;
+  uint8_t& bits = announcement.shares[layer / 4];
   const int shift = layer % 4 * 2;
-  bits = static_cast<uint8_t>((bits & ~(3 << shift)) | static_cast<int>(form) << shift);
+  bits = static_cast<uint8_t>((bits & ~(3 << shift)) | static_cast<int>(code) << shift);
 }
 
 size_t DispatchCountsOffset(const DispatchPreamble& preamble) {
@@ -204,10 +212,6 @@ absl::StatusOr<Announcement> ParseAnnouncement(std::span<const std::byte> messag
   }
   Announcement announcement;
   std::memcpy(&announcement, message.data(), sizeof(announcement));
-  for (int layer = 0; layer < kMaxWireLayers; ++layer) {
-    const auto form = static_cast<uint64_t>(AnnouncedForm(announcement, layer));
-    if (form >= kShareForms) return Malformed(0, "share form", form, "not below", kShareForms);
-  }
   return announcement;
 }
 

@@ -1,4 +1,4 @@
-// The messages that the ranks of a view exchange in a step, version 2.
+// The messages that the ranks of a view exchange in a step, version 3.
 //
 // All numbers are little-endian, as the machines are; a message is a header and then arrays, with nothing in between
 // but the padding named. Every message says which view and step it is of. Transport tags (MakeTag) match messages, so
@@ -37,7 +37,7 @@
 namespace ballast {
 
 inline constexpr uint32_t kWireMagic = 0x4c424c42;  // "BLBL"
-inline constexpr uint16_t kWireVersion = 2;
+inline constexpr uint16_t kWireVersion = 3;
 
 enum class MessageKind : uint16_t { kAnnounce = 1, kWork = 2, kDispatch = 3, kCombine = 4, kCounts = 5 };
 
@@ -53,9 +53,6 @@ struct MessageHeader {
 // Layers of a model at most.
 inline constexpr int kMaxWireLayers = 1 << 10;
 
-// Dispatch messages carry their sender's counts, for the shares of the step after this one.
-inline constexpr uint32_t kAnnounceCarryCounts = 1;
-
 // Step `header.step` begins, in these versions of everything.
 struct Announcement {
   MessageHeader header;
@@ -64,14 +61,15 @@ struct Announcement {
   uint64_t policy_version = 0;
   // Rows a rank may bring.
   uint32_t capacity = 0;
-  // kAnnounce* bits.
-  uint32_t flags = 0;
-  // Where each layer's shares come from: two bits a layer, the lowest ones first.
-  uint8_t share_forms[kMaxWireLayers / 4] = {};
+  uint32_t reserved = 0;
+  // Where each layer's shares come from and whether its dispatch messages carry counts: two bits a layer, the lowest
+  // ones first. 0: fixed; 1: previous, with counts; 2: current; 3: fixed, with counts.
+  uint8_t shares[kMaxWireLayers / 4] = {};
 };
 
-ShareForm AnnouncedForm(const Announcement& announcement, int layer);
-void SetAnnouncedForm(int layer, ShareForm form, Announcement& announcement);
+LayerShares AnnouncedShares(const Announcement& announcement, int layer);
+// One of the four that there are.
+void SetAnnouncedShares(int layer, LayerShares shares, Announcement& announcement);
 
 // The sender has work after step `header.step`.
 struct WorkRequest {

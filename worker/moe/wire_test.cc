@@ -101,7 +101,7 @@ TEST(Wire, Dispatch_EveryFieldIsChecked) {
   EXPECT_THAT(Refusal(d), HasSubstr("magic is 1"));
   d = {};
   d.header.header.version = 1;
-  EXPECT_THAT(Refusal(d), HasSubstr("version is 1, not 2"));
+  EXPECT_THAT(Refusal(d), HasSubstr("version is 1, not 3"));
   d = {};
   d.header.header.kind = MessageKind::kCombine;
   EXPECT_THAT(Refusal(d), HasSubstr("kind is 4, not 3"));
@@ -245,21 +245,19 @@ TEST(Wire, Counts_EveryFieldIsChecked) {
   EXPECT_FALSE(ParseCounts(kContext, 2, empty.bytes()).ok());
 }
 
-TEST(Wire, AnnouncedForms_AreKeptApart) {
+TEST(Wire, AnnouncedShares_AreKeptApart) {
+  constexpr LayerShares kAll[] = {{ShareForm::kFixed, false},
+                                  {ShareForm::kPrevious, true},
+                                  {ShareForm::kCurrent, false},
+                                  {ShareForm::kFixed, true}};
   Announcement announcement{.header = {.kind = MessageKind::kAnnounce}};
-  for (int layer = 0; layer < kMaxWireLayers; ++layer) {
-    SetAnnouncedForm(layer, static_cast<ShareForm>(layer * 7 % kShareForms), announcement);
-  }
-  SetAnnouncedForm(5, ShareForm::kFixed, announcement);
-  const auto bytes = std::as_bytes(std::span(&announcement, 1));
-  const auto parsed = ParseAnnouncement(bytes);
+  for (int layer = 0; layer < kMaxWireLayers; ++layer) SetAnnouncedShares(layer, kAll[layer * 7 % 4], announcement);
+  SetAnnouncedShares(5, {}, announcement);
+  const auto parsed = ParseAnnouncement(std::as_bytes(std::span(&announcement, 1)));
   ASSERT_EQ(parsed.status(), absl::OkStatus());
   for (int layer = 0; layer < kMaxWireLayers; ++layer) {
-    EXPECT_EQ(AnnouncedForm(*parsed, layer),
-              layer == 5 ? ShareForm::kFixed : static_cast<ShareForm>(layer * 7 % kShareForms));
+    EXPECT_EQ(AnnouncedShares(*parsed, layer), layer == 5 ? LayerShares() : kAll[layer * 7 % 4]) << "layer " << layer;
   }
-  announcement.share_forms[3] |= 0xc0;
-  EXPECT_THAT(std::string(ParseAnnouncement(bytes).status().message()), HasSubstr("share form is 3, not below 3"));
 }
 
 TEST(Wire, Combine) {

@@ -263,18 +263,15 @@ TEST_F(FollowerTest, MalformedAnnouncement_EndsTheView) {
   ExpectViewEnds("length is 5");
 }
 
-TEST_F(FollowerTest, UnknownShareForm_EndsTheView) {
-  Announcement announcement = Announce(kView, 1);
-  announcement.share_forms[0] = 3;
-  SendAnnouncement(announcement);
-  ExpectViewEnds("share form is 3, not below 3");
-}
-
 TEST_F(FollowerTest, NothingShared_NoCountsWhateverIsAnnounced) {
-  Announcement announcement = Announce(kView, 1);
-  for (int layer = 0; layer < layers(); ++layer) SetAnnouncedForm(layer, ShareForm::kCurrent, announcement);
-  SendAnnouncement(announcement);
-  ASSERT_NO_FATAL_FAILURE(PlayStep(1));
+  uint64_t step = 0;
+  for (const LayerShares shares : {LayerShares{ShareForm::kCurrent, false}, LayerShares{ShareForm::kPrevious, true},
+                                   LayerShares{ShareForm::kFixed, true}}) {
+    Announcement announcement = Announce(kView, ++step);
+    for (int layer = 0; layer < layers(); ++layer) SetAnnouncedShares(layer, shares, announcement);
+    SendAnnouncement(announcement);
+    ASSERT_NO_FATAL_FAILURE(PlayStep(step));
+  }
   EXPECT_TRUE(worker_->events.losses().empty());
 }
 
@@ -283,10 +280,9 @@ class SharedFollowerTest : public ProtocolTest {
  protected:
   SharedFollowerTest() : ProtocolTest(/*engine_rank=*/1, /*shared=*/true) {}
   int experts() const { return checkpoint_->config().num_experts; }
-  void AnnounceStep(uint64_t step, ShareForm form, bool carry) {
+  void AnnounceStep(uint64_t step, LayerShares shares) {
     Announcement announcement = Announce(kView, step);
-    for (int layer = 0; layer < layers(); ++layer) SetAnnouncedForm(layer, form, announcement);
-    if (carry) announcement.flags = kAnnounceCarryCounts;
+    for (int layer = 0; layer < layers(); ++layer) SetAnnouncedShares(layer, shares, announcement);
     Send(MakeTag(MessageKind::kAnnounce, 0, 0), Bytes(announcement));
   }
   std::vector<std::byte> Counts(uint64_t view, uint64_t step, int layer, int32_t of_expert1) {
@@ -299,16 +295,15 @@ class SharedFollowerTest : public ProtocolTest {
     std::memcpy(message.data() + sizeof(header) + sizeof(int32_t), &of_expert1, sizeof(of_expert1));
     return message;
   }
-  // As PlayStep, without rows, and with counts where `form` has them.
-  void PlaySharedStep(uint64_t step, ShareForm form, bool carry) {
+  // As PlayStep, without rows, and with counts where `shares` has them.
+  void PlaySharedStep(uint64_t step, LayerShares shares) {
     for (int layer = 0; layer < layers(); ++layer) {
-      if (form == ShareForm::kCurrent) {
+      if (shares.form == ShareForm::kCurrent) {
         Send(MakeTag(MessageKind::kCounts, step, layer), Counts(kView - 1, step, layer, 5));
         Send(MakeTag(MessageKind::kCounts, step, layer), Counts(kView, step, layer, 0));
         EXPECT_EQ(Receive(MakeTag(MessageKind::kCounts, step, layer)).size(), CountsBytes(experts()));
       }
-      const bool counts = carry && form != ShareForm::kCurrent;
-      const DispatchPreamble preamble{.counts = counts ? experts() : 0};
+      const DispatchPreamble preamble{.counts = shares.counts ? experts() : 0};
       std::vector<std::byte> dispatch(DispatchBytes(preamble, 0, 0, hidden()));
       const DispatchHeader header{.header = {.kind = MessageKind::kDispatch, .view = kView, .step = step},
                                   .epoch = 3,
@@ -328,24 +323,24 @@ class SharedFollowerTest : public ProtocolTest {
 TEST_F(SharedFollowerTest, DoesAsAnnounced) {
   uint64_t step = 0;
   // Previous without a step before, with one, and after one that was not counted, is all alike to the peers.
-  for (const auto& [form, carry] : {std::pair(ShareForm::kPrevious, true), std::pair(ShareForm::kPrevious, true),
-                                    std::pair(ShareForm::kFixed, false), std::pair(ShareForm::kPrevious, false),
-                                    std::pair(ShareForm::kCurrent, true), std::pair(ShareForm::kPrevious, true),
-                                    std::pair(ShareForm::kCurrent, false), std::pair(ShareForm::kFixed, true)}) {
-    AnnounceStep(++step, form, carry);
-    ASSERT_NO_FATAL_FAILURE(PlaySharedStep(step, form, carry)) << "step " << step;
+  constexpr LayerShares kFixed, kCounted{ShareForm::kFixed, true}, kPrevious{ShareForm::kPrevious, true},
+      kCurrent{ShareForm::kCurrent, false};
+  for (const LayerShares shares :
+       {kPrevious, kPrevious, kFixed, kPrevious, kCurrent, kPrevious, kCurrent, kFixed, kCounted, kPrevious}) {
+    AnnounceStep(++step, shares);
+    ASSERT_NO_FATAL_FAILURE(PlaySharedStep(step, shares)) << "step " << step;
   }
   EXPECT_TRUE(worker_->events.losses().empty());
 }
 
 TEST_F(SharedFollowerTest, MalformedCounts_EndTheView) {
-  AnnounceStep(1, ShareForm::kCurrent, false);
+  AnnounceStep(1, {ShareForm::kCurrent, false});
   Send(MakeTag(MessageKind::kCounts, 1, 0), Counts(kView, 1, 0, 9));
   ExpectViewEnds("message of rank 0: count is 9, more than 8");
 }
 
 TEST_F(SharedFollowerTest, CountsThatWereNotAnnounced_EndTheView) {
-  AnnounceStep(1, ShareForm::kFixed, true);
+  AnnounceStep(1, {ShareForm::kFixed, true});
   Send(MakeTag(MessageKind::kDispatch, 1, 0), EmptyDispatch(kView, 1, 0));
   ExpectViewEnds("message of rank 0: length is");
 }

@@ -59,74 +59,90 @@ double ShareChooser::Cost::Median() const {
   return sorted[n / 2];
 }
 
+int64_t ProbeSchedule::Next(int64_t interval, bool pays) {
+  return pays || interval == 0 ? kLeast : std::min(2 * interval + 1, kMost);
+}
+
+int ProbeSchedule::Due(int64_t step, const std::function<bool(int)>& shared) const {
+  int best = -1;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    if (layers_[l].due > step || (best >= 0 && layers_[l].due >= layers_[best].due)) continue;
+    if (shared(static_cast<int>(l))) best = static_cast<int>(l);
+  }
+  return best;
+}
+
+void ProbeSchedule::Looked(int layer, int64_t step, bool pays) {
+  Layer& of = layers_[layer];
+  of.interval = Next(of.interval, pays);
+  of.due = step + of.interval;
+}
+
 ShareChooser::ShareChooser(ShareMode mode, int num_layers) : mode_(mode), num_layers_(num_layers) { Enter(); }
 
 void ShareChooser::Enter() {
-  for (Phase& phase : phases_) {
-    phase = Phase();
-    phase.layers.resize(num_layers_);
-  }
+  phases_.assign(kTokenPhases, Phase(num_layers_));
+  probe_ = {};
   step_ = 0;
-  next_layer_ = 0;
 }
 
 void ShareChooser::Flip() {
-  for (Phase& phase : phases_) phase.layers.assign(num_layers_, Layer());
+  for (Phase& phase : phases_) {
+    phase.layers.assign(num_layers_, Layer());
+    phase.schedule = ProbeSchedule(num_layers_);
+  }
+  probe_ = {};
 }
 
-bool ShareChooser::Choose(TokenPhase of, const std::function<bool(int)>& shared, std::span<ShareForm> forms) {
-  BALLAST_CHECK(static_cast<int>(forms.size()) == num_layers_) << forms.size() << " forms";
+void ShareChooser::Choose(TokenPhase of, const std::function<bool(int)>& shared, std::span<LayerShares> shares) {
+  BALLAST_CHECK(static_cast<int>(shares.size()) == num_layers_) << shares.size() << " layers";
   ++step_;
   Phase& phase = phases_[static_cast<int>(of)];
-  const ShareCosts costs{
-      .per_pair = phase.per_pair, .solve = phase.solve.Median(), .exchange = phase.exchange.Median()};
-  bool any_shared = false;
+  phase.last_step = step_;
+  const ShareCosts costs = phase.costs();
   bool any_current = false;
-  int probe = -1;
-  double probe_gain = 0;
   for (int l = 0; l < num_layers_; ++l) {
-    Layer& layer = phase.layers[l];
-    forms[l] = ShareForm::kFixed;
+    shares[l] = {};
     if (!shared(l)) continue;
-    any_shared = true;
     switch (mode_) {
-      case ShareMode::kAuto:
+      case ShareMode::kAuto: {
+        Layer& layer = phase.layers[l];
         if (layer.compared) layer.form = ChooseForm(layer.forecast, costs, layer.form);
-        forms[l] = layer.form;
+        shares[l].form = layer.form;
+        for (const Phase& p : phases_) {
+          shares[l].counts |= p.layers[l].form == ShareForm::kPrevious && step_ - p.last_step <= kPhasesMix;
+        }
         break;
+      }
       case ShareMode::kCurrent:
-        forms[l] = ShareForm::kCurrent;
+        shares[l].form = ShareForm::kCurrent;
         break;
       case ShareMode::kPrevious:
-        forms[l] = ShareForm::kPrevious;
+        shares[l] = {ShareForm::kPrevious, true};
         break;
       case ShareMode::kFixed:
         break;
     }
-    any_current |= forms[l] == ShareForm::kCurrent;
-    // What the exchange would have to cost less than.
-    const double gain =
-        NetGain(layer.forecast, {.per_pair = costs.per_pair, .solve = costs.solve, .exchange = 0}, ShareForm::kCurrent);
-    if (layer.compared && gain > probe_gain) {
-      probe = l;
-      probe_gain = gain;
+    any_current |= shares[l].form == ShareForm::kCurrent;
+  }
+  if (mode_ == ShareMode::kAuto) {
+    if (probe_.layer >= 0 && !shared(probe_.layer)) probe_ = {};
+    if (probe_.layer < 0) {
+      if (const int due = phase.schedule.Due(step_, shared); due >= 0) {
+        probe_ = {.layer = due, .phase = of, .steps_left = 2, .pays = false};
+      }
     }
   }
-  if (mode_ == ShareMode::kAuto && !any_current && probe >= 0 &&
-      (!phase.exchanged || step_ - phase.last_exchange >= kProbeSteps)) {
-    forms[probe] = ShareForm::kCurrent;
+  if (probe_.layer >= 0) {
+    const Layer& layer = phase.layers[probe_.layer];
+    // What the exchange would have to cost less than.
+    const ShareCosts but_exchange{.per_pair = costs.per_pair, .solve = costs.solve, .exchange = 0};
+    const bool could = layer.compared && NetGain(layer.forecast, but_exchange, ShareForm::kCurrent) > 0;
+    const bool known = phase.exchanged && step_ - phase.last_exchange < kProbeSteps;
+    shares[probe_.layer].counts = true;
+    if (could && !known && !any_current) shares[probe_.layer].form = ShareForm::kCurrent;
   }
-  return any_shared && (mode_ == ShareMode::kAuto || mode_ == ShareMode::kPrevious);
-}
-
-int ShareChooser::LayerToCompare(const std::function<bool(int)>& shared) {
-  if (mode_ != ShareMode::kAuto) return -1;
-  for (int i = 0; i < num_layers_; ++i) {
-    const int layer = next_layer_;
-    next_layer_ = (next_layer_ + 1) % num_layers_;
-    if (shared(layer)) return layer;
-  }
-  return -1;
+  for (LayerShares& of_layer : shares) of_layer.counts &= of_layer.form != ShareForm::kCurrent;
 }
 
 void ShareChooser::Observe(const ShareObservation& observation) {
@@ -142,11 +158,29 @@ void ShareChooser::Observe(const ShareObservation& observation) {
   };
   if (observation.per_pair > 0) move(observation.per_pair, phase.per_pair == 0, phase.per_pair);
   if (observation.layer < 0) return;
+  const ShareComparison& seen = observation.comparison;
   Layer& layer = phase.layers[observation.layer];
-  move(observation.comparison.fixed, !layer.compared, layer.forecast.fixed);
-  move(observation.comparison.previous, !layer.compared, layer.forecast.previous);
-  move(observation.comparison.current, !layer.compared, layer.forecast.current);
+  move(seen.fixed, !layer.compared, layer.forecast.fixed);
+  move(seen.current, !layer.compared, layer.forecast.current);
+  if (seen.previous_known) {
+    move(seen.previous, !layer.compared_previous, layer.forecast.previous);
+  } else if (!layer.compared_previous) {
+    layer.forecast.previous = layer.forecast.fixed;
+  }
   layer.compared = true;
+  layer.compared_previous |= seen.previous_known;
+
+  if (observation.layer != probe_.layer) return;
+  // An exchange that was never measured may be free: looked at again soon, it will be known.
+  ShareCosts costs = phase.costs();
+  costs.exchange = std::max(0.0, costs.exchange);
+  const ShareForecast fresh{seen.fixed, seen.previous_known ? seen.previous : seen.fixed, seen.current};
+  if (observation.phase == probe_.phase) {
+    probe_.pays |= layer.form != ShareForm::kFixed || ChooseForm(fresh, costs, ShareForm::kFixed) != ShareForm::kFixed;
+  }
+  if (--probe_.steps_left > 0) return;
+  phases_[static_cast<int>(probe_.phase)].schedule.Looked(probe_.layer, step_, probe_.pays);
+  probe_ = {};
 }
 
 }  // namespace ballast

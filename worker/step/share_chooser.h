@@ -56,6 +56,29 @@ double NetGain(const ShareForecast& forecast, const ShareCosts& costs, ShareForm
 inline constexpr double kShareHysteresis = 0.25;
 ShareForm ChooseForm(const ShareForecast& forecast, const ShareCosts& costs, ShareForm now);
 
+// When to look at which layer: a look costs counts in two steps' messages of the layer and a few solutions, so layers
+// where nothing pays are looked at more and more seldom. By steps and not by time; pure but for its own state.
+class ProbeSchedule {
+ public:
+  // Steps from a look to the next one. Odd, so that phases that take turns are all seen.
+  static constexpr int64_t kLeast = 15;
+  static constexpr int64_t kMost = 1023;
+  // After a look: the least where something pays, otherwise about twice as many as before, up to the most.
+  static int64_t Next(int64_t interval, bool pays);
+
+  explicit ProbeSchedule(int num_layers) : layers_(num_layers) {}
+  // The layer that has been due for longest at `step`, the first of several; -1: none is. `shared`: see ShareChooser.
+  int Due(int64_t step, const std::function<bool(int)>& shared) const;
+  void Looked(int layer, int64_t step, bool pays);
+
+ private:
+  struct Layer {
+    int64_t due = 0;
+    int64_t interval = 0;
+  };
+  std::vector<Layer> layers_;
+};
+
 // What the leader saw of a step that has ended.
 struct ShareObservation {
   // The phase that Choose was called with.
@@ -63,8 +86,7 @@ struct ShareObservation {
   // Seconds a layer; below 0: not measured in this step.
   double exchange = -1;
   double solve = -1;
-  // The layer that was compared (LayerToCompare), -1: none; by what, and what a pair took the busiest rank (0: not
-  // known).
+  // The layer that was compared (probe()), -1: none; by what, and what a pair took the busiest rank (0: not known).
   int layer = -1;
   ShareComparison comparison;
   double per_pair = 0;
@@ -73,9 +95,11 @@ struct ShareObservation {
 // One thread.
 class ShareChooser {
  public:
-  // In kAuto each step compares one layer, in turn. Forecasts are running means over so many comparisons; a cost is the
-  // median of its last kCostSamples; while no layer runs with current shares, one does every kProbeSteps steps (if it
-  // could gain anything), so that what the exchange costs is known.
+  // In kAuto one layer at a time is probed, as ProbeSchedule says: in two steps in a row its ranks tell each other
+  // their counts, so that the second can say what the counts of the first would have been good for. Forecasts are
+  // running means over so many comparisons; a cost is the median of its last kCostSamples. Where a layer could gain,
+  // its probe runs with current shares if no layer does and what the exchange costs was not measured for kProbeSteps
+  // steps.
   static constexpr double kForecastSteps = 8;
   static constexpr int kCostSamples = 8;
   static constexpr int64_t kProbeSteps = 256;
@@ -87,14 +111,17 @@ class ShareChooser {
   // Another placement, or other shares: forgets what each layer gains, and with that its form. Costs stay.
   void Flip();
 
-  // The forms of the next step, [layers], for a step that is expected to be of `phase`. `shared`: whether the layer has
-  // something to share; kFixed where not. Returns whether messages must carry counts.
-  bool Choose(TokenPhase phase, const std::function<bool(int)>& shared, std::span<ShareForm> forms);
+  // What the next step does, [layers], if it is expected to be of `phase`. `shared`: whether the layer has something to
+  // share; it is fixed, without counts, where not.
+  void Choose(TokenPhase phase, const std::function<bool(int)>& shared, std::span<LayerShares> shares);
   // The layer to compare after this step; -1: none.
-  int LayerToCompare(const std::function<bool(int)>& shared);
+  int probe() const { return probe_.layer; }
   void Observe(const ShareObservation& observation);
 
  private:
+  // A layer with previous shares in one phase needs the counts of the other's steps, too, while they take turns.
+  static constexpr int64_t kPhasesMix = 16;
+
   class Cost {
    public:
     void Add(double seconds);
@@ -107,21 +134,32 @@ class ShareChooser {
   struct Layer {
     ShareForecast forecast;
     bool compared = false;
+    bool compared_previous = false;
     ShareForm form = ShareForm::kFixed;
   };
   struct Phase {
+    explicit Phase(int num_layers) : layers(num_layers), schedule(num_layers) {}
     std::vector<Layer> layers;
+    ProbeSchedule schedule;
     Cost exchange, solve;
     double per_pair = 0;
     int64_t last_exchange = 0;  // step_, when the exchange was measured
     bool exchanged = false;
+    int64_t last_step = -kPhasesMix - 1;
+    ShareCosts costs() const { return {.per_pair = per_pair, .solve = solve.Median(), .exchange = exchange.Median()}; }
+  };
+  struct Probe {
+    int layer = -1;
+    TokenPhase phase = TokenPhase::kPrefill;  // that it was due in
+    int steps_left = 0;
+    bool pays = false;
   };
 
   const ShareMode mode_;
   const int num_layers_;
-  std::array<Phase, kTokenPhases> phases_;
+  std::vector<Phase> phases_;
+  Probe probe_;
   int64_t step_ = 0;
-  int next_layer_ = 0;
 };
 
 }  // namespace ballast

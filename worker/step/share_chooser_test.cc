@@ -1,7 +1,8 @@
 #include "worker/step/share_chooser.h"
 
-#include <cmath>
+#include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -77,152 +78,244 @@ TEST(ParseShareMode, KnowsItsFour) {
 }
 
 bool All(int) { return true; }
+bool None(int) { return false; }
 bool OnlyOne(int layer) { return layer == 1; }
 
-std::vector<ShareForm> Choose(ShareChooser& chooser, TokenPhase phase, bool* carry = nullptr) {
-  std::vector<ShareForm> forms(3, kPrevious);
-  const bool carried = chooser.Choose(phase, All, forms);
-  if (carry != nullptr) *carry = carried;
-  return forms;
+constexpr TokenPhase kDecode = TokenPhase::kDecode;
+constexpr TokenPhase kPrefill = TokenPhase::kPrefill;
+
+std::vector<LayerShares> Choose(ShareChooser& chooser, TokenPhase phase, int layers = 3) {
+  std::vector<LayerShares> shares(layers, {kPrevious, true});
+  chooser.Choose(phase, All, shares);
+  return shares;
+}
+
+TEST(ProbeSchedule, IntervalsDoubleUpToABound) {
+  int64_t interval = 0;
+  std::vector<int64_t> intervals;
+  for (int i = 0; i < 9; ++i) intervals.push_back(interval = ProbeSchedule::Next(interval, false));
+  EXPECT_THAT(intervals, ElementsAre(15, 31, 63, 127, 255, 511, 1023, 1023, 1023));
+  EXPECT_EQ(ProbeSchedule::Next(interval, true), ProbeSchedule::kLeast);
+  for (const int64_t i : intervals) EXPECT_EQ(i % 2, 1);
+}
+
+TEST(ProbeSchedule, TheLayerDueLongestComesFirst) {
+  ProbeSchedule schedule(3);
+  EXPECT_EQ(schedule.Due(1, All), 0);
+  EXPECT_EQ(schedule.Due(1, OnlyOne), 1);
+  EXPECT_EQ(schedule.Due(1, None), -1);
+  schedule.Looked(0, 10, false);
+  EXPECT_EQ(schedule.Due(10, All), 1);
+  schedule.Looked(1, 11, false);
+  schedule.Looked(2, 12, true);
+  EXPECT_EQ(schedule.Due(24, All), -1);
+  EXPECT_EQ(schedule.Due(25, All), 0);
+  EXPECT_EQ(schedule.Due(27, All), 0);
+  schedule.Looked(0, 27, false);
+  EXPECT_EQ(schedule.Due(27, All), 1);
+  schedule.Looked(1, 27, false);
+  EXPECT_EQ(schedule.Due(27, All), 2);
 }
 
 TEST(ShareChooser, OtherModesAreTheOneForm) {
-  bool carry = false;
   ShareChooser fixed(ShareMode::kFixed, 3);
-  EXPECT_THAT(Choose(fixed, TokenPhase::kDecode, &carry), Each(kFixed));
-  EXPECT_FALSE(carry);
+  EXPECT_THAT(Choose(fixed, kDecode), Each(LayerShares{kFixed, false}));
   ShareChooser previous(ShareMode::kPrevious, 3);
-  EXPECT_THAT(Choose(previous, TokenPhase::kDecode, &carry), Each(kPrevious));
-  EXPECT_TRUE(carry);
+  EXPECT_THAT(Choose(previous, kDecode), Each(LayerShares{kPrevious, true}));
   ShareChooser current(ShareMode::kCurrent, 3);
-  EXPECT_THAT(Choose(current, TokenPhase::kDecode, &carry), Each(kCurrent));
-  EXPECT_FALSE(carry);
-  EXPECT_EQ(current.LayerToCompare(All), -1);
-  std::vector<ShareForm> forms(3);
-  EXPECT_FALSE(fixed.Choose(TokenPhase::kDecode, OnlyOne, forms));
-  EXPECT_FALSE(current.Choose(TokenPhase::kDecode, OnlyOne, forms));
-  EXPECT_THAT(forms, ElementsAre(kFixed, kCurrent, kFixed));
+  EXPECT_THAT(Choose(current, kDecode), Each(LayerShares{kCurrent, false}));
+  EXPECT_EQ(current.probe(), -1);
+  std::vector<LayerShares> shares(3);
+  previous.Choose(kDecode, OnlyOne, shares);
+  EXPECT_THAT(shares, ElementsAre(LayerShares{}, LayerShares{kPrevious, true}, LayerShares{}));
 }
 
-TEST(ShareChooser, NothingSharedCarriesNothing) {
+TEST(ShareChooser, NothingSharedIsLeftAlone) {
   ShareChooser chooser(ShareMode::kAuto, 3);
-  std::vector<ShareForm> forms(3, kPrevious);
-  EXPECT_FALSE(chooser.Choose(
-      TokenPhase::kDecode, [](int) { return false; }, forms));
-  EXPECT_THAT(forms, Each(kFixed));
-  EXPECT_EQ(chooser.LayerToCompare([](int) { return false; }), -1);
+  std::vector<LayerShares> shares(3, {kPrevious, true});
+  chooser.Choose(kDecode, None, shares);
+  EXPECT_THAT(shares, Each(LayerShares{}));
+  EXPECT_EQ(chooser.probe(), -1);
 }
 
-TEST(ShareChooser, LayersAreComparedInTurn) {
-  ShareChooser chooser(ShareMode::kAuto, 3);
-  for (const int want : {0, 1, 2, 0}) EXPECT_EQ(chooser.LayerToCompare(All), want);
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(chooser.LayerToCompare(OnlyOne), 1);
+// A group in which layers gain what `gains` says (pairs of 100, by the counts of the step before and by the step's),
+// for `steps` steps of one phase; the layer's counts are known where they were told.
+struct Sim {
+  struct Gain {
+    double previous = 0;
+    double current = 0;
+  };
+  explicit Sim(int layers) : chooser(ShareMode::kAuto, layers), gains(layers), known(layers) {}
+
+  void Step(TokenPhase phase) {
+    shares = Choose(chooser, phase, static_cast<int>(gains.size()));
+    ShareObservation seen{.phase = phase};
+    steps_with_counts +=
+        std::any_of(shares.begin(), shares.end(), [](const LayerShares& l) { return l.counts || l.form == kCurrent; });
+    for (const LayerShares& layer : shares) {
+      layers_with_counts += layer.counts || layer.form == kCurrent;
+      if (layer.form == kCurrent) seen.exchange = exchange;
+    }
+    if (const int layer = chooser.probe(); layer >= 0) {
+      ++compared;
+      // Counts of the step are there whenever it is to be compared.
+      EXPECT_TRUE(shares[layer].counts || shares[layer].form == kCurrent);
+      seen.layer = layer;
+      seen.solve = solve;
+      seen.per_pair = 1;
+      seen.comparison = {.fixed = 100,
+                         .previous = known[layer] ? 100 - gains[layer].previous : 100,
+                         .previous_known = known[layer],
+                         .current = 100 - gains[layer].current};
+    }
+    for (size_t l = 0; l < known.size(); ++l) known[l] = shares[l].counts || shares[l].form == kCurrent;
+    chooser.Observe(seen);
+  }
+  void Run(int64_t steps, TokenPhase phase = kDecode) {
+    steps_with_counts = layers_with_counts = compared = 0;
+    for (int64_t i = 0; i < steps; ++i) Step(phase);
+  }
+  std::vector<ShareForm> forms() const {
+    std::vector<ShareForm> out;
+    for (const LayerShares& l : shares) out.push_back(l.form);
+    return out;
+  }
+
+  ShareChooser chooser;
+  std::vector<Gain> gains;
+  std::vector<bool> known;
+  double solve = 4;
+  double exchange = 6;
+  std::vector<LayerShares> shares;
+  int64_t steps_with_counts = 0, layers_with_counts = 0, compared = 0;
+};
+
+TEST(ShareChooser, WhereNothingPaysLooksBecomeRare) {
+  Sim sim(6);
+  sim.Run(2000);
+  EXPECT_THAT(sim.forms(), Each(kFixed));
+  // Two steps in about a thousand for each layer.
+  sim.Run(10 * ProbeSchedule::kMost);
+  EXPECT_LE(sim.steps_with_counts, 11 * 2 * 6);
+  EXPECT_GE(sim.steps_with_counts, 9 * 2 * 6);
+  EXPECT_EQ(sim.layers_with_counts, sim.steps_with_counts) << "one layer at a time";
+  EXPECT_EQ(sim.compared, sim.steps_with_counts);
 }
 
-TEST(ShareChooser, Auto_ProbesTheExchangeOnceAndThenByGainAndCost) {
-  ShareChooser chooser(ShareMode::kAuto, 3);
-  bool carry = false;
-  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode, &carry), Each(kFixed));
-  EXPECT_TRUE(carry);
-  // Layer 1 could gain 50 pairs with current shares, 5 with the previous ones.
-  ShareObservation seen{.phase = TokenPhase::kDecode,
-                        .solve = 4,
-                        .layer = 1,
-                        .comparison = {.fixed = 150, .previous = 145, .current = 100},
-                        .per_pair = 1};
-  chooser.Observe(seen);
-  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), ElementsAre(kFixed, kCurrent, kFixed));
-  // Too dear: 4 + 60. Previous costs 4 and gains 5, too little to be taken up over fixed... by the margin of 1.
-  seen.exchange = 60;
-  chooser.Observe(seen);
-  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), Each(kFixed));
-  // No more probes for a while; then it has become cheap.
-  seen.exchange = -1;
-  for (int64_t i = 2; i < ShareChooser::kProbeSteps; ++i) {
-    chooser.Observe(seen);
-    ASSERT_THAT(Choose(chooser, TokenPhase::kDecode), Each(kFixed)) << i;
-  }
-  int probes = 0;
-  std::vector<ShareForm> forms;
-  for (int64_t i = 0; i < 10 * ShareChooser::kProbeSteps && (forms = Choose(chooser, TokenPhase::kDecode))[1] == kFixed;
-       ++i) {
-    chooser.Observe(seen);
-  }
-  EXPECT_EQ(forms[1], kCurrent);
-  for (int i = 0; i < 2 * ShareChooser::kCostSamples; ++i) {
-    seen.exchange = forms[1] == kCurrent ? 2 : -1;
-    probes += forms[1] == kCurrent;
-    chooser.Observe(seen);
-    forms = Choose(chooser, TokenPhase::kDecode);
-  }
-  EXPECT_GE(probes, 1);
-  // The other phase knows nothing of all this.
-  EXPECT_THAT(Choose(chooser, TokenPhase::kPrefill), Each(kFixed));
-  // Nor does a new view.
-  chooser.Enter();
-  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), Each(kFixed));
+TEST(ShareChooser, AGainLessThanItsCostMakesLooksNoMoreFrequent) {
+  Sim sim(6);
+  for (Sim::Gain& gain : sim.gains) gain = {3.9, 9.5};
+  sim.Run(2000);
+  sim.Run(10 * ProbeSchedule::kMost);
+  EXPECT_THAT(sim.forms(), Each(kFixed));
+  EXPECT_LE(sim.steps_with_counts, 11 * 2 * 6);
 }
 
-TEST(ShareChooser, Auto_TakesWhatPaysAndLeavesItWhenItNoLongerDoes) {
-  ShareChooser chooser(ShareMode::kAuto, 3);
-  ShareObservation seen{.phase = TokenPhase::kPrefill,
-                        .exchange = 3,
-                        .solve = 2,
-                        .layer = 0,
-                        .comparison = {.fixed = 150, .previous = 120, .current = 100},
-                        .per_pair = 1};
-  chooser.Observe(seen);
-  EXPECT_THAT(Choose(chooser, TokenPhase::kPrefill), ElementsAre(kCurrent, kFixed, kFixed));
-  // The load becomes level: the mean over some steps sinks, and the form goes with it, not to and fro.
-  seen.comparison = {.fixed = 101, .previous = 101, .current = 100};
-  int changes = 0;
-  ShareForm last = kCurrent;
-  for (int i = 0; i < 100; ++i) {
-    seen.exchange = last == kCurrent ? 3 : -1;
-    chooser.Observe(seen);
-    const ShareForm form = Choose(chooser, TokenPhase::kPrefill)[0];
-    changes += form != last;
-    last = form;
+TEST(ShareChooser, WhatBeginsToPayIsFoundWithinTheBound) {
+  Sim sim(3);
+  sim.Run(5000);
+  EXPECT_THAT(sim.forms(), Each(kFixed));
+  sim.gains[1] = {0, 40};
+  sim.gains[2] = {30, 31};
+  sim.Run(ProbeSchedule::kMost + 8 * ProbeSchedule::kLeast);
+  EXPECT_THAT(sim.shares,
+              ElementsAre(LayerShares{kFixed, false}, LayerShares{kCurrent, false}, LayerShares{kPrevious, true}));
+  // And what ends to pay is left soon.
+  sim.gains.assign(3, {});
+  int64_t steps = 0;
+  do {
+    sim.Step(kDecode);
+    ASSERT_LT(++steps, 16 * ProbeSchedule::kLeast);
+  } while (sim.shares[1].form != kFixed || sim.shares[2].form != kFixed);
+}
+
+TEST(ShareChooser, TheExchangeIsMeasuredWhereItCouldPayAndSeldomAgain) {
+  Sim sim(1);
+  sim.gains[0] = {0, 50};
+  // Too dear.
+  sim.exchange = 60;
+  int64_t exchanges = 0;
+  for (int i = 0; i < 5000; ++i) {
+    sim.Step(kDecode);
+    exchanges += sim.shares[0].form == kCurrent;
   }
-  EXPECT_EQ(last, kFixed);
-  EXPECT_LE(changes, 2);
+  EXPECT_GE(exchanges, 3);
+  EXPECT_LE(exchanges, 20);
+  // Then it has become cheap, which the median of its samples says after a few.
+  sim.exchange = 2;
+  sim.Run(10 * ProbeSchedule::kMost);
+  EXPECT_THAT(sim.forms(), ElementsAre(kCurrent));
+}
+
+TEST(ShareChooser, PhasesThatTakeTurnsAreBothSeenAndSeldomLookedAt) {
+  Sim sim(2);
+  sim.gains[0] = {0, 50};
+  for (int i = 0; i < 4000; ++i) sim.Step(i % 2 == 0 ? kDecode : kPrefill);
+  EXPECT_EQ(Choose(sim.chooser, kDecode, 2)[0].form, kCurrent);
+  EXPECT_EQ(Choose(sim.chooser, kPrefill, 2)[0].form, kCurrent);
+  sim.gains[0] = {};
+  for (int i = 0; i < 4000; ++i) sim.Step(i % 2 == 0 ? kDecode : kPrefill);
+  sim.steps_with_counts = 0;
+  for (int i = 0; i < 10 * ProbeSchedule::kMost; ++i) sim.Step(i % 2 == 0 ? kDecode : kPrefill);
+  EXPECT_THAT(sim.forms(), Each(kFixed));
+  // Two phases, two layers, two steps a look.
+  EXPECT_LE(sim.steps_with_counts, 11 * 2 * 2 * 2);
+}
+
+TEST(ShareChooser, PreviousSharesHaveTheCountsOfTheOtherPhasesStepsToo) {
+  Sim sim(1);
+  sim.gains[0] = {50, 50};
+  sim.Run(100, kPrefill);
+  ASSERT_THAT(sim.shares, ElementsAre(LayerShares{kPrevious, true}));
+  sim.gains[0] = {};
+  sim.Step(kDecode);
+  EXPECT_TRUE(sim.shares[0].counts) << "the next step may be of the other phase again";
+  // But not for ever.
+  sim.Run(8000, kDecode);
+  sim.Run(ProbeSchedule::kMost, kDecode);
+  EXPECT_LE(sim.steps_with_counts, 4);
+}
+
+TEST(ShareChooser, ANewViewKnowsNothing) {
+  Sim sim(3);
+  for (Sim::Gain& gain : sim.gains) gain = {0, 50};
+  sim.Run(200);
+  ASSERT_THAT(sim.forms(), Each(kCurrent));
+  sim.chooser.Enter();
+  const auto shares = Choose(sim.chooser, kDecode);
+  EXPECT_THAT(shares, ElementsAre(LayerShares{kFixed, true}, LayerShares{}, LayerShares{}));
 }
 
 TEST(ShareChooser, Flip_ForgetsGainsAndKeepsCosts) {
-  ShareChooser chooser(ShareMode::kAuto, 3);
-  ShareObservation seen{.phase = TokenPhase::kDecode,
-                        .exchange = 3,
-                        .solve = 2,
-                        .layer = 0,
-                        .comparison = {.fixed = 150, .previous = 120, .current = 100},
-                        .per_pair = 1};
-  chooser.Observe(seen);
-  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), ElementsAre(kCurrent, kFixed, kFixed));
-  chooser.Flip();
-  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), Each(kFixed));
+  Sim sim(3);
+  for (Sim::Gain& gain : sim.gains) gain = {0, 50};
+  sim.Run(200);
+  ASSERT_THAT(sim.forms(), Each(kCurrent));
+  sim.chooser.Flip();
+  sim.gains = {{0, 50}, {40, 42}, {}};
+  sim.Step(kDecode);
+  EXPECT_THAT(sim.forms(), Each(kFixed));
   // The first comparison of the new placement counts in full, and the costs are known.
-  seen = {.phase = TokenPhase::kDecode, .layer = 0, .comparison = {.fixed = 110, .previous = 101, .current = 100}};
-  chooser.Observe(seen);
-  EXPECT_THAT(Choose(chooser, TokenPhase::kDecode), ElementsAre(kPrevious, kFixed, kFixed));
+  sim.Step(kDecode);
+  EXPECT_THAT(sim.forms(), ElementsAre(kCurrent, kFixed, kFixed));
+  for (int i = 0; i < 4; ++i) sim.Step(kDecode);
+  sim.Step(kDecode);
+  EXPECT_THAT(sim.forms(), ElementsAre(kCurrent, kPrevious, kFixed));
 }
 
 TEST(ShareChooser, Auto_NoiseDoesNotMakeItOscillate) {
-  ShareChooser chooser(ShareMode::kAuto, 1);
-  std::vector<ShareForm> forms(1);
+  Sim sim(1);
+  sim.solve = 20;
   int changes = 0;
   ShareForm last = kFixed;
   for (int i = 0; i < 1000; ++i) {
-    // Gains of previous and current about equal after costs, and a cost that varies by a tenth.
+    // Gains of previous and current about equal after costs, and a cost that varies by a twentieth.
     const double wobble = (i * 7919 % 13 - 6) / 6.0;
-    chooser.Observe({.phase = TokenPhase::kDecode,
-                     .exchange = last == kCurrent ? 20 + wobble : -1,
-                     .solve = 20 - wobble,
-                     .layer = 0,
-                     .comparison = {.fixed = 200, .previous = 120 + wobble, .current = 100 - wobble},
-                     .per_pair = 1});
-    chooser.Choose(TokenPhase::kDecode, All, forms);
-    changes += forms[0] != last;
-    last = forms[0];
+    sim.gains[0] = {80 - wobble, 100 + wobble};
+    sim.exchange = 20 + wobble;
+    sim.Step(kDecode);
+    changes += sim.shares[0].form != last;
+    last = sim.shares[0].form;
   }
   EXPECT_LE(changes, 12);
 }

@@ -23,7 +23,7 @@ class StepEngine::Impl {
         parts_(parts),
         moe_(std::move(moe)),
         share_chooser_(options.step_shares, parts.decoder->config().num_moe_layers()),
-        share_forms_(parts.decoder->config().num_moe_layers()),
+        layer_shares_(parts.decoder->config().num_moe_layers()),
         thread_([this] { Loop(); }) {}
   ~Impl() { Stop(); }
 
@@ -90,7 +90,7 @@ class StepEngine::Impl {
   ShareChooser share_chooser_;
   TokenPhase last_phase_ = TokenPhase::kPrefill;
   // Of the open step.
-  std::vector<ShareForm> share_forms_;
+  std::vector<LayerShares> layer_shares_;
   // Ranks to blame for the view's end.
   std::vector<int> blamed_;
   // A version whose first step has not ended here.
@@ -359,11 +359,10 @@ Announcement StepEngine::Impl::NextAnnouncement() {
       .capacity = static_cast<uint32_t>(options_.moe.capacity)};
   // A step mostly is of the phase of the one before. Layers are judged by the placement of that one too: where a new
   // one has nothing to share, all forms are the same.
-  const bool carry = share_chooser_.Choose(
-      last_phase_, [&](int layer) { return moe_->shared(layer); }, share_forms_);
-  if (carry) announcement.flags |= kAnnounceCarryCounts;
-  for (size_t l = 0; l < share_forms_.size(); ++l) {
-    SetAnnouncedForm(static_cast<int>(l), share_forms_[l], announcement);
+  share_chooser_.Choose(
+      last_phase_, [&](int layer) { return moe_->shared(layer); }, layer_shares_);
+  for (size_t l = 0; l < layer_shares_.size(); ++l) {
+    SetAnnouncedShares(static_cast<int>(l), layer_shares_[l], announcement);
   }
   return announcement;
 }
@@ -377,13 +376,10 @@ void StepEngine::Impl::ObserveShares() {
   const int exchanged = stats.layers_by_form[static_cast<int>(ShareForm::kCurrent)];
   if (exchanged > 0) seen.exchange = absl::ToDoubleSeconds(stats.count_exchange) / exchanged;
   // A step without pairs says nothing.
-  if (const int layer =
-          stats.balancedness < 0 ? -1 : share_chooser_.LayerToCompare([&](int l) { return moe_->shared(l); });
-      layer >= 0) {
+  if (const int layer = stats.balancedness < 0 ? -1 : share_chooser_.probe(); layer >= 0) {
     const absl::Time start = Now();
     if (const std::optional<ShareComparison> comparison = moe_->CompareShares(layer)) {
-      // Two solutions were made for it.
-      seen.solve = absl::ToDoubleSeconds(Now() - start) / 2;
+      seen.solve = absl::ToDoubleSeconds(Now() - start) / (comparison->previous_known ? 2 : 1);
       seen.layer = layer;
       seen.comparison = *comparison;
       seen.per_pair = moe_->SecondsPerPair(comparison->busiest);
@@ -549,15 +545,11 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
   if (logits_.size() < floats) logits_.resize(floats);
 
   const absl::Time deadline = start + options_.step_timeout;
-  for (size_t l = 0; l < share_forms_.size(); ++l) {
-    share_forms_[l] = AnnouncedForm(announcement, static_cast<int>(l));
+  for (size_t l = 0; l < layer_shares_.size(); ++l) {
+    layer_shares_[l] = AnnouncedShares(announcement, static_cast<int>(l));
   }
-  MoeStep step{.step = step_,
-               .rows = rows.labels,
-               .more_work = rows.more_work,
-               .forms = share_forms_,
-               .carry_counts = (announcement.flags & kAnnounceCarryCounts) != 0,
-               .deadline = deadline};
+  MoeStep step{
+      .step = step_, .rows = rows.labels, .more_work = rows.more_work, .shares = layer_shares_, .deadline = deadline};
   moe_->BeginStep(step);
   absl::Status status = parts_.decoder->Forward(rows.input, *moe_, logits_.data());
   if (!status.ok() && moe_->layers_begun() == 0 && offered) {
