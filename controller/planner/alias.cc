@@ -7,7 +7,6 @@
 
 #include "controller/planner/eplb.h"
 #include "controller/planner/groups.h"
-#include "controller/planner/load.h"
 #include "controller/planner/score.h"
 #include "controller/planner/search.h"
 #include "proto/base/check.h"
@@ -345,19 +344,17 @@ Packs PlaceUnequal(std::span<const double> tokens, std::span<const int32_t> slot
 
 double SolvedLevel(const Packs& packs, std::span<const double> tokens, std::span<const uint32_t> speed) {
   const DispatchTable table = ToTable(packs, static_cast<int32_t>(tokens.size()));
-  ShareSolver solver(table, static_cast<int32_t>(packs.size()), speed);
-  const std::vector<int64_t> whole = ToIntegers(tokens);
   std::vector<int64_t> flow(table.num_replicas());
-  const auto busiest = static_cast<double>(solver.Solve(whole, flow));
-  const auto scale = static_cast<double>(std::accumulate(whole.begin(), whole.end(), int64_t{0}));
-  return scale == 0 ? 0 : busiest / scale * std::accumulate(tokens.begin(), tokens.end(), 0.0);
+  const double balancedness = SolveShares(table, tokens, static_cast<int32_t>(packs.size()), speed, flow);
+  const double speeds =
+      speed.empty() ? static_cast<double>(packs.size()) : std::accumulate(speed.begin(), speed.end(), 0.0);
+  return std::accumulate(tokens.begin(), tokens.end(), 0.0) / speeds / balancedness;
 }
 
 void SolveWeights(std::span<const double> tokens, std::span<const uint32_t> speed, int32_t workers,
                   DispatchTable& table) {
-  ShareSolver solver(table, workers, speed);
   std::vector<int64_t> flow(table.num_replicas());
-  solver.Solve(ToIntegers(tokens), flow);
+  SolveShares(table, tokens, workers, speed, flow);
   FlowToWeights(flow, table);
 }
 

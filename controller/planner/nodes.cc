@@ -1,7 +1,6 @@
 #include "controller/planner/nodes.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -139,23 +138,41 @@ class Spreader {
 
 }  // namespace
 
-double CrossNodePart(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology) {
-  const Nodes nodes(topology);
-  const double total = std::accumulate(tokens.begin(), tokens.end(), 0.0);
-  if (total == 0 || nodes.part.size() == 1) return 0;
-  std::vector<double> on_node(nodes.part.size());
+CrossNodeCounter::CrossNodeCounter(const Topology& topology) {
+  Nodes nodes(topology);
+  node_of_ = std::move(nodes.of);
+  part_ = std::move(nodes.part);
+  on_node_.resize(part_.size());
+}
+
+double CrossNodeCounter::Part(const DispatchTable& layer, std::span<const double> tokens) {
+  if (part_.size() == 1) return 0;
+  double total = 0;
   double inside = 0;
   for (int32_t e = 0; e < layer.num_experts(); ++e) {
-    std::fill(on_node.begin(), on_node.end(), 0);
+    total += tokens[e];
+    const int32_t first = layer.begin[e];
+    const int32_t last = layer.begin[e + 1];
+    if (last - first == 1) {
+      inside += tokens[e] * part_[node_of_[layer.rank[first]]];
+      continue;
+    }
+    if (first == last) continue;
+    std::fill(on_node_.begin(), on_node_.end(), 0);
     double sum = 0;
-    for (int32_t r = layer.begin[e]; r < layer.begin[e + 1]; ++r) {
-      on_node[nodes.of[layer.rank[r]]] += layer.weight[r];
+    for (int32_t r = first; r < last; ++r) {
+      on_node_[node_of_[layer.rank[r]]] += layer.weight[r];
       sum += layer.weight[r];
     }
-    if (sum == 0) continue;
-    for (size_t n = 0; n < on_node.size(); ++n) inside += tokens[e] * std::min(nodes.part[n], on_node[n] / sum);
+    for (size_t n = 0; n < on_node_.size(); ++n) {
+      if (on_node_[n] > 0) inside += tokens[e] * std::min(part_[n], on_node_[n] / sum);
+    }
   }
-  return std::max(0.0, 1 - inside / total);
+  return total == 0 ? 0 : std::max(0.0, 1 - inside / total);
+}
+
+double CrossNodePart(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology) {
+  return CrossNodeCounter(topology).Part(layer, tokens);
 }
 
 void SpreadOverNodes(const DispatchTable& table, std::span<const double> tokens, const Topology& topology,

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "controller/planner/packs.h"
 #include "controller/planner/topology.h"
@@ -17,6 +18,18 @@ namespace ballast {
 // An expert whose parts on the nodes are those of the workers never makes a token cross. Times the experts that a token
 // chooses it is at most so many copies a token; two experts of a token on one worker need but one. 0 without load.
 double CrossNodePart(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology);
+
+// The same for many layers. Not bound to a thread.
+class CrossNodeCounter {
+ public:
+  explicit CrossNodeCounter(const Topology& topology);
+  double Part(const DispatchTable& layer, std::span<const double> tokens);
+
+ private:
+  std::vector<int32_t> node_of_;  // [workers], nodes numbered from 0
+  std::vector<double> part_;      // [nodes] of the workers
+  std::vector<double> on_node_;   // [nodes] scratch
+};
 
 // Packs change places between nodes while that lowers CrossNodePart, solved shares or equal split counting as they are
 // in `table`, which is that of `packs`. Only workers of the same `kind` [workers] change places, and, where `current`

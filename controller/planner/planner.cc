@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -21,17 +20,21 @@ class Weigher {
   explicit Weigher(const Topology& topology)
       : workers_(static_cast<int32_t>(topology.workers.size())), speeds_(Speeds(topology)) {}
 
-  void Solve(std::span<const double> tokens, DispatchTable& layer) const {
-    ShareSolver solver(layer, workers_, speeds_);
-    std::vector<int64_t> flow(layer.num_replicas());
-    solver.Solve(ToIntegers(tokens), flow);
-    FlowToWeights(flow, layer);
+  // Returns the balancedness.
+  double Solve(std::span<const double> tokens, DispatchTable& layer) {
+    flow_.resize(layer.num_replicas());
+    const double balancedness = SolveShares(layer, tokens, workers_, speeds_, flow_);
+    FlowToWeights(flow_, layer);
+    return balancedness;
   }
 
  private:
   const int32_t workers_;
   const std::vector<uint32_t> speeds_;
+  std::vector<int64_t> flow_;  // scratch
 };
+
+bool SameReplicas(const DispatchTable& a, const DispatchTable& b) { return a.begin == b.begin && a.rank == b.rank; }
 
 // The tables with the changes made, workers ascending.
 std::vector<DispatchTable> AfterChanges(std::vector<DispatchTable> tables, std::span<const Change> changes) {
@@ -102,13 +105,30 @@ std::vector<double> Busiest(std::span<const LoadScore> scores) {
   return busiest;
 }
 
-// The effect of plan.placement, and of `current` where there is one.
-void Predict(const PlanRequest& request, const Placement* current, Plan& plan) {
-  for (const Scenario& s : request.scenarios) plan.predicted.push_back(ScoreLoad(plan.placement, s, request.topology));
+// The effect of plan.placement, whose tables are `layers`, and of the placement in force where there is one (`current`
+// not empty). `solved` [layers]: the balancedness of `layers` with shares solved for the one scenario, where it is
+// known; else empty. What does not change is scored once.
+void Predict(const PlanRequest& request, std::span<const DispatchTable> current, std::span<const DispatchTable> layers,
+             std::span<const double> solved, Plan& plan) {
+  LayerScorer scorer(request.topology);
+  for (const Scenario& s : request.scenarios) {
+    std::vector<LayerScore> now;
+    std::vector<LayerScore> then;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      const auto tokens = s.load.layer(static_cast<int32_t>(l));
+      const double known = solved.empty() ? 0 : solved[l];
+      then.push_back(scorer.Score(layers[l], tokens, known));
+      if (current.empty()) continue;
+      const bool same = SameReplicas(current[l], layers[l]);
+      now.push_back(same && current[l].weight == layers[l].weight ? then.back()
+                                                                  : scorer.Score(current[l], tokens, same ? known : 0));
+    }
+    plan.predicted.push_back(SumUp(std::move(then), s));
+    if (!current.empty()) plan.current.push_back(SumUp(std::move(now), s));
+  }
   const Objective objective(request.scenarios, request.topology);
   plan.objective = plan.objective_now = objective.Of(Busiest(plan.predicted));
-  if (current == nullptr) return;
-  for (const Scenario& s : request.scenarios) plan.current.push_back(ScoreLoad(*current, s, request.topology));
+  if (current.empty()) return;
   plan.objective_now = objective.Of(Busiest(plan.current));
   plan.gain = 1 - plan.objective / plan.objective_now;
   for (size_t i = 0; i < plan.current.size(); ++i) {
@@ -135,7 +155,8 @@ absl::StatusOr<Plan> MakeIncrement(const PlannerPolicy& policy, const PlanReques
   Plan none;
   none.policy = policy.name();
   none.placement = current;
-  Predict(request, &current, none);
+  const std::vector<DispatchTable> tables = Onto(current, request.topology);
+  Predict(request, tables, tables, {}, none);
   return none;
 }
 
@@ -176,7 +197,7 @@ absl::StatusOr<int32_t> SlotsPerLayer(const PlanRequest& request) {
 
 Placement WithSolvedShares(Placement placement, const Topology& topology, std::span<const Scenario> scenarios) {
   const LoadMatrix blend = Blend(scenarios);
-  const Weigher weigher(topology);
+  Weigher weigher(topology);
   std::vector<DispatchTable> layers = Onto(placement, topology);
   for (int32_t l = 0; l < placement.num_layers; ++l) weigher.Solve(blend.layer(l), layers[l]);
   std::vector<bool> known;
@@ -241,12 +262,10 @@ GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
   }
   input.tokens_per_worker_layer = tokens / shape.layers / static_cast<double>(request.topology.workers.size());
   if (request.current) {
-    std::set<std::string_view> live;
-    for (const TopologyWorker& w : request.topology.workers) live.insert(w.name);
+    const std::vector<int32_t> worker_of = WorkersOf(*request.current, request.topology);
     std::vector<bool> held(shape.tokens.size());
     for (const Replica& r : request.current->replicas) {
-      const size_t expert = static_cast<size_t>(r.expert.layer) * shape.experts + r.expert.expert;
-      if (!held[expert]) held[expert] = live.contains(request.current->workers[r.worker]);
+      if (worker_of[r.worker] >= 0) held[static_cast<size_t>(r.expert.layer) * shape.experts + r.expert.expert] = true;
     }
     input.restores_experts = std::find(held.begin(), held.end(), false) != held.end();
   }
@@ -256,21 +275,25 @@ GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
 absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,
                                  std::span<const Change> changes, Split split) {
   const LoadMatrix blend = Blend(request.scenarios);
-  const Weigher weigher(request.topology);
-  std::vector<DispatchTable> target = AfterChanges(Onto(current, request.topology), changes);
+  Weigher weigher(request.topology);
+  const std::vector<DispatchTable> tables = Onto(current, request.topology);
+  std::vector<DispatchTable> target = AfterChanges(tables, changes);
+  std::vector<double> solved;
   for (int32_t l = 0; l < blend.layers; ++l) {
     if (split == Split::kSolved) {
-      weigher.Solve(blend.layer(l), target[l]);
+      solved.push_back(weigher.Solve(blend.layer(l), target[l]));
     } else {
       target[l].weight.assign(target[l].rank.size(), 1);
     }
   }
+  // Of the blend, which is the one scenario's load or of use to nobody.
+  if (request.scenarios.size() > 1) solved.clear();
   Plan plan;
   plan.policy = name;
   BALLAST_ASSIGN_OR_RETURN(plan.waves,
                            PackWaves(current, changes, target, request.topology, request.scenarios, request.waves));
   FollowWaves(request, current, plan);
-  Predict(request, &current, plan);
+  Predict(request, tables, target, solved, plan);
   return plan;
 }
 
@@ -279,7 +302,7 @@ absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& re
   if (request.current && request.move_budget.limited()) return MakeIncrement(policy, request);
   BALLAST_ASSIGN_OR_RETURN(std::vector<DispatchTable> layers, policy.Place(request));
   const LoadMatrix blend = Blend(request.scenarios);
-  const Weigher weigher(request.topology);
+  Weigher weigher(request.topology);
   for (int32_t l = 0; l < blend.layers; ++l) {
     const auto& weight = layers[l].weight;
     if (std::find(weight.begin(), weight.end(), 0u) != weight.end()) weigher.Solve(blend.layer(l), layers[l]);
@@ -297,7 +320,7 @@ absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& re
   }
   const absl::Status sound = Validate(plan.placement, Capacities(request.topology));
   BALLAST_CHECK(sound.ok()) << policy.name() << " made an unsound placement: " << sound.message();
-  Predict(request, current ? &*current : nullptr, plan);
+  Predict(request, current ? Onto(*current, request.topology) : std::vector<DispatchTable>(), layers, {}, plan);
   return plan;
 }
 

@@ -2,53 +2,63 @@
 
 #include <algorithm>
 #include <functional>
-#include <map>
 #include <numeric>
-#include <queue>
+#include <utility>
 
-#include "controller/planner/nodes.h"
 #include "proto/base/check.h"
 #include "proto/placement/shares.h"
 
 namespace ballast {
 namespace {
 
-template <typename PartOf>
-std::vector<double> Loads(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology,
-                          PartOf part) {
+// What each worker has of `tokens`, over its speed: with the table's weights or, where `equal`, split equally.
+void Loads(const DispatchTable& layer, std::span<const double> tokens, std::span<const double> speed, bool equal,
+           std::vector<double>& loads) {
   BALLAST_CHECK(static_cast<int32_t>(tokens.size()) == layer.num_experts()) << tokens.size() << " experts";
-  std::vector<double> loads(topology.workers.size());
+  loads.assign(speed.size(), 0);
   for (int32_t e = 0; e < layer.num_experts(); ++e) {
+    const int32_t first = layer.begin[e];
+    const int32_t last = layer.begin[e + 1];
+    if (last - first == 1) {
+      loads[layer.rank[first]] += tokens[e];
+      continue;
+    }
     if (tokens[e] == 0) continue;
-    double sum = 0;
-    for (int32_t r = layer.begin[e]; r < layer.begin[e + 1]; ++r) sum += part(r);
-    for (int32_t r = layer.begin[e]; r < layer.begin[e + 1]; ++r) loads[layer.rank[r]] += tokens[e] * part(r) / sum;
+    double sum = last - first;
+    if (!equal) {
+      sum = 0;
+      for (int32_t r = first; r < last; ++r) sum += layer.weight[r];
+    }
+    const double part = tokens[e] / sum;
+    for (int32_t r = first; r < last; ++r) loads[layer.rank[r]] += equal ? part : part * layer.weight[r];
   }
-  for (size_t w = 0; w < loads.size(); ++w) loads[w] /= topology.workers[w].speed;
-  return loads;
+  for (size_t w = 0; w < loads.size(); ++w) loads[w] /= speed[w];
+}
+
+std::vector<double> SpeedsOf(const Topology& topology) {
+  std::vector<double> speed;
+  speed.reserve(topology.workers.size());
+  for (const TopologyWorker& w : topology.workers) speed.push_back(w.speed);
+  return speed;
 }
 
 double Mean(std::span<const double> values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-// Mean over max where a busiest worker cannot have less than the total over all speeds, whatever it holds.
-double LevelOver(std::span<const double> tokens, const Topology& topology, double busiest) {
-  double speeds = 0;
-  for (const TopologyWorker& w : topology.workers) speeds += w.speed;
-  const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / speeds;
-  return busiest == 0 ? 1 : std::min(1.0, level / busiest);
-}
-
 }  // namespace
 
 std::vector<double> WorkerLoads(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology) {
-  return Loads(layer, tokens, topology, [&](int32_t r) { return static_cast<double>(layer.weight[r]); });
+  std::vector<double> loads;
+  Loads(layer, tokens, SpeedsOf(topology), /*equal=*/false, loads);
+  return loads;
 }
 
 std::vector<double> WorkerLoadsEqualSplit(const DispatchTable& layer, std::span<const double> tokens,
                                           const Topology& topology) {
-  return Loads(layer, tokens, topology, [](int32_t) { return 1.0; });
+  std::vector<double> loads;
+  Loads(layer, tokens, SpeedsOf(topology), /*equal=*/true, loads);
+  return loads;
 }
 
 double Balancedness(std::span<const double> loads) {
@@ -65,7 +75,7 @@ double UpperBound(std::span<const double> tokens, std::span<const int32_t> slots
   std::vector<double> fastest(workers + 1);
   std::vector<double> speeds(speed.begin(), speed.end());
   speeds.resize(workers, 1);
-  std::sort(speeds.begin(), speeds.end(), std::greater<>());
+  if (!speed.empty()) std::sort(speeds.begin(), speeds.end(), std::greater<>());
   std::partial_sum(speeds.begin(), speeds.end(), fastest.begin() + 1);
   struct Expert {
     double level;
@@ -73,20 +83,23 @@ double UpperBound(std::span<const double> tokens, std::span<const int32_t> slots
     double tokens;
     bool operator<(const Expert& other) const { return level < other.level; }
   };
-  std::vector<Expert> needs;
-  for (const double t : tokens) needs.push_back({t / fastest[1], 1, t});
-  std::priority_queue<Expert> hottest(std::less<Expert>(), std::move(needs));
   const int64_t replicas = std::accumulate(slots.begin(), slots.end(), int64_t{0});
   const double mean = total / fastest[workers];
-  for (int64_t spare = replicas - experts; spare > 0; --spare) {
-    Expert top = hottest.top();
-    if (top.count == workers || top.level <= mean) break;
-    hottest.pop();
+  // Those that are at the mean or below need no more.
+  std::vector<Expert> hottest;
+  for (const double t : tokens) {
+    if (t > mean * fastest[1]) hottest.push_back({t / fastest[1], 1, t});
+  }
+  std::make_heap(hottest.begin(), hottest.end());
+  for (int64_t spare = replicas - experts; spare > 0 && !hottest.empty(); --spare) {
+    if (hottest[0].count == workers || hottest[0].level <= mean) break;
+    std::pop_heap(hottest.begin(), hottest.end());
+    Expert& top = hottest.back();
     ++top.count;
     top.level = top.tokens / fastest[top.count];
-    hottest.push(top);
+    std::push_heap(hottest.begin(), hottest.end());
   }
-  double busiest = std::max(mean, hottest.top().level);
+  double busiest = hottest.empty() ? mean : std::max(mean, hottest[0].level);
   const bool alike = std::adjacent_find(speed.begin(), speed.end(), std::not_equal_to<>()) == speed.end();
   const bool two_each = std::all_of(slots.begin(), slots.end(), [](int32_t s) { return s == 2; });
   if (alike && two_each && experts <= replicas) {
@@ -115,73 +128,114 @@ double UpperBound(std::span<const double> tokens, int32_t replicas, int32_t work
   return UpperBound(tokens, slots);
 }
 
-LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology) {
+double SolveShares(const DispatchTable& layer, std::span<const double> tokens, int32_t workers,
+                   std::span<const uint32_t> speed, std::span<int64_t> flow) {
+  const std::vector<int64_t> whole = ToIntegers(tokens);
+  const auto busiest = static_cast<double>(ShareSolver(layer, workers, speed).Solve(whole, flow));
+  const auto total = static_cast<double>(std::accumulate(whole.begin(), whole.end(), int64_t{0}));
+  const double speeds = speed.empty() ? workers : std::accumulate(speed.begin(), speed.end(), 0.0);
+  return busiest == 0 ? 1 : total / speeds / busiest;
+}
+
+LayerScorer::LayerScorer(const Topology& topology)
+    : speed_(SpeedsOf(topology)),
+      speeds_(Speeds(topology)),
+      sum_of_speeds_(std::accumulate(speed_.begin(), speed_.end(), 0.0)),
+      nodes_(topology),
+      slots_(speed_.size()) {}
+
+LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double> tokens, double solved) {
   LayerScore score;
-  const std::vector<double> loads = WorkerLoads(layer, tokens, topology);
-  score.busiest = *std::max_element(loads.begin(), loads.end());
-  score.mean = Mean(loads);
+  Loads(layer, tokens, speed_, /*equal=*/false, loads_);
+  score.busiest = *std::max_element(loads_.begin(), loads_.end());
+  score.mean = Mean(loads_);
   if (score.busiest == 0) return score;
-  score.balancedness = LevelOver(tokens, topology, score.busiest);
-  const std::vector<double> equal = WorkerLoadsEqualSplit(layer, tokens, topology);
-  score.busiest_equal_split = *std::max_element(equal.begin(), equal.end());
-  score.balancedness_equal_split = LevelOver(tokens, topology, score.busiest_equal_split);
+  // A busiest worker cannot have less than the total over all speeds, whatever it holds.
+  const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / sum_of_speeds_;
+  const auto level_over = [&](double busiest) { return busiest == 0 ? 1 : std::min(1.0, level / busiest); };
+  score.balancedness = level_over(score.busiest);
   double squares = 0;
-  for (const double load : loads) squares += load * load;
-  const auto workers = static_cast<double>(loads.size());
+  for (const double load : loads_) squares += load * load;
+  const auto workers = static_cast<double>(loads_.size());
   score.jain = score.mean * score.mean * workers / squares;
   score.maxvio = score.busiest / score.mean - 1;
+  Loads(layer, tokens, speed_, /*equal=*/true, loads_);
+  score.busiest_equal_split = *std::max_element(loads_.begin(), loads_.end());
+  score.balancedness_equal_split = level_over(score.busiest_equal_split);
 
-  const std::vector<uint32_t> speeds = Speeds(topology);
-  std::vector<int32_t> slots(loads.size());
-  for (const int32_t w : layer.rank) ++slots[w];
-  score.upper_bound = UpperBound(tokens, slots, speeds);
+  std::fill(slots_.begin(), slots_.end(), 0);
+  for (const int32_t w : layer.rank) ++slots_[w];
+  score.upper_bound = UpperBound(tokens, slots_, speeds_);
   // Solving is what takes most of the time, and for nothing where the shares at hand are as good as proven.
   constexpr double kNear = 1e-4;
   score.balancedness_solved = std::max(score.balancedness, score.balancedness_equal_split);
   if (score.balancedness_solved < score.upper_bound * (1 - kNear)) {
-    ShareSolver solver(layer, static_cast<int32_t>(loads.size()), speeds);
-    const std::vector<int64_t> whole = ToIntegers(tokens);
-    std::vector<int64_t> flow(layer.num_replicas());
-    const auto busiest = static_cast<double>(solver.Solve(whole, flow));
-    const auto total = static_cast<double>(std::accumulate(whole.begin(), whole.end(), int64_t{0}));
-    const double speed = speeds.empty() ? workers : std::accumulate(speeds.begin(), speeds.end(), 0.0);
-    score.balancedness_solved = total / speed / busiest;
+    if (solved == 0) {
+      std::vector<int64_t> flow(layer.num_replicas());
+      solved = SolveShares(layer, tokens, static_cast<int32_t>(loads_.size()), speeds_, flow);
+    }
+    score.balancedness_solved = solved;
   }
-  double sum_of_speeds = 0;
-  for (const TopologyWorker& w : topology.workers) sum_of_speeds += w.speed;
-  const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / sum_of_speeds;
   score.busiest_solved = level / score.balancedness_solved;
   score.busiest_bound = level / score.upper_bound;
-  score.cross_node_part = CrossNodePart(layer, tokens, topology);
+  score.cross_node_part = nodes_.Part(layer, tokens);
   return score;
 }
 
+double LayerScorer::Busiest(const DispatchTable& layer, std::span<const double> tokens) {
+  Loads(layer, tokens, speed_, /*equal=*/false, loads_);
+  return *std::max_element(loads_.begin(), loads_.end());
+}
+
+LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology) {
+  return LayerScorer(topology).Score(layer, tokens);
+}
+
 std::vector<DispatchTable> Onto(const Placement& placement, const Topology& topology) {
-  std::map<std::string, int32_t> index;
-  for (size_t w = 0; w < topology.workers.size(); ++w) index[topology.workers[w].name] = static_cast<int32_t>(w);
-  std::vector<int32_t> worker_of;
-  for (const std::string& name : placement.workers) {
-    const auto found = index.find(name);
-    worker_of.push_back(found == index.end() ? -1 : found->second);
+  const std::vector<int32_t> worker_of = WorkersOf(placement, topology);
+  std::vector<DispatchTable> layers(placement.num_layers);
+  for (auto r = placement.replicas.begin(); r != placement.replicas.end();) {
+    const int32_t l = r->expert.layer;
+    const auto first = r;
+    while (r != placement.replicas.end() && r->expert.layer == l) ++r;
+    DispatchTable& table = layers[l];
+    table.begin.reserve(placement.num_experts + 1);
+    table.rank.reserve(r - first);
+    table.weight.reserve(r - first);
+    for (auto i = first; i != r; ++i) {
+      while (std::ssize(table.begin) <= i->expert.expert) table.begin.push_back(table.num_replicas());
+      if (worker_of[i->worker] < 0) continue;
+      table.rank.push_back(worker_of[i->worker]);
+      table.weight.push_back(i->weight);
+    }
   }
-  std::vector<DispatchTable> layers;
-  for (const LayerReplicas& layer : ByLayer(placement)) layers.push_back(MakeDispatchTable(layer, worker_of));
+  for (DispatchTable& table : layers) table.begin.resize(placement.num_experts + 1, table.num_replicas());
   return layers;
 }
 
 LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const Topology& topology) {
-  BALLAST_CHECK(placement.num_layers == scenario.load.layers && placement.num_experts == scenario.load.experts)
-      << placement.num_layers << " x " << placement.num_experts << " placed, " << scenario.load.layers << " x "
-      << scenario.load.experts << " loaded";
+  return ScoreLoad(Onto(placement, topology), scenario, topology);
+}
+
+LoadScore ScoreLoad(std::span<const DispatchTable> layers, const Scenario& scenario, const Topology& topology) {
+  const LoadMatrix& load = scenario.load;
+  BALLAST_CHECK(std::ssize(layers) == load.layers) << layers.size() << " layers placed, " << load.layers << " loaded";
+  LayerScorer scorer(topology);
+  std::vector<LayerScore> scores;
+  scores.reserve(layers.size());
+  for (int32_t l = 0; l < load.layers; ++l) scores.push_back(scorer.Score(layers[l], load.layer(l)));
+  return SumUp(std::move(scores), scenario);
+}
+
+LoadScore SumUp(std::vector<LayerScore> layers, const Scenario& scenario) {
   LoadScore score;
   score.scenario = scenario.name;
-  const std::vector<DispatchTable> layers = Onto(placement, topology);
+  score.layers = std::move(layers);
   LayerScore sum{0, 0, 0, 0, 0, 0, 0, 0};
   int32_t loaded = 0;
   double pairs = 0;
-  for (int32_t l = 0; l < placement.num_layers; ++l) {
-    const LayerScore layer = ScoreLayer(layers[l], scenario.load.layer(l), topology);
-    score.layers.push_back(layer);
+  for (int32_t l = 0; l < scenario.load.layers; ++l) {
+    const LayerScore& layer = score.layers[l];
     score.busiest += layer.busiest;
     score.busiest_equal_split += layer.busiest_equal_split;
     score.busiest_solved += layer.busiest_solved;

@@ -8,11 +8,17 @@
 #include <vector>
 
 #include "controller/planner/load.h"
+#include "controller/planner/nodes.h"
 #include "controller/planner/topology.h"
 #include "proto/placement/placement.h"
 #include "proto/placement/quotas.h"
 
 namespace ballast {
+
+// Shares solved for a load: `flow` [replicas] gets each replica's part of the tokens (ToIntegers). Returns the
+// balancedness.
+double SolveShares(const DispatchTable& layer, std::span<const double> tokens, int32_t workers,
+                   std::span<const uint32_t> speed, std::span<int64_t> flow);
 
 // One layer. Loads are tokens over speed. A layer without load is level: 1 everywhere.
 struct LayerScore {
@@ -74,9 +80,32 @@ double Balancedness(std::span<const double> loads);
 
 LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens, const Topology& topology);
 
+// The same for many layers, one after the other. Not bound to a thread.
+class LayerScorer {
+ public:
+  explicit LayerScorer(const Topology& topology);
+  // `solved`: the balancedness with shares solved for `tokens` where it is known; 0 where it is not.
+  LayerScore Score(const DispatchTable& layer, std::span<const double> tokens, double solved = 0);
+  // LayerScore::busiest alone.
+  double Busiest(const DispatchTable& layer, std::span<const double> tokens);
+
+ private:
+  const std::vector<double> speed_;     // [workers]
+  const std::vector<uint32_t> speeds_;  // empty: all alike
+  const double sum_of_speeds_;
+  CrossNodeCounter nodes_;
+  // Scratch, [workers].
+  std::vector<double> loads_;
+  std::vector<int32_t> slots_;
+};
+
 // `placement` is valid, its workers are those of `topology` in order (a worker that is missing from `topology` counts
 // as dead: see Onto), its shape that of the load.
 LoadScore ScoreLoad(const Placement& placement, const Scenario& scenario, const Topology& topology);
+// The same from its tables (Onto).
+LoadScore ScoreLoad(std::span<const DispatchTable> layers, const Scenario& scenario, const Topology& topology);
+// The same from the scores of the layers.
+LoadScore SumUp(std::vector<LayerScore> layers, const Scenario& scenario);
 
 // The layers of a valid placement with workers numbered as in `topology`; replicas on other workers are left out.
 std::vector<DispatchTable> Onto(const Placement& placement, const Topology& topology);

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <set>
+#include <string_view>
 #include <unordered_map>
 
 #include "absl/strings/str_cat.h"
@@ -60,26 +62,40 @@ Topology UniformTopology(int32_t workers, int32_t nodes, int32_t slots) {
   return topology;
 }
 
+std::vector<int32_t> WorkersOf(const Placement& placement, const Topology& topology) {
+  const auto alike = [](const std::string& name, const TopologyWorker& w) { return name == w.name; };
+  std::vector<int32_t> out(placement.workers.size());
+  if (std::equal(placement.workers.begin(), placement.workers.end(), topology.workers.begin(), topology.workers.end(),
+                 alike)) {
+    std::iota(out.begin(), out.end(), 0);
+    return out;
+  }
+  std::unordered_map<std::string_view, int32_t> index;
+  for (size_t w = 0; w < topology.workers.size(); ++w) {
+    index.emplace(topology.workers[w].name, static_cast<int32_t>(w));
+  }
+  for (size_t w = 0; w < out.size(); ++w) {
+    const auto found = index.find(placement.workers[w]);
+    out[w] = found == index.end() ? -1 : found->second;
+  }
+  return out;
+}
+
 Placement OverTopology(const Placement& placement, const Topology& topology) {
   Placement out;
   out.num_layers = placement.num_layers;
   out.num_experts = placement.num_experts;
-  std::unordered_map<std::string, int32_t> index;
-  for (const TopologyWorker& w : topology.workers) {
-    index.emplace(w.name, static_cast<int32_t>(out.workers.size()));
-    out.workers.push_back(w.name);
-  }
-  std::vector<int32_t> worker_of;
-  for (const std::string& name : placement.workers) {
-    const auto found = index.find(name);
-    worker_of.push_back(found == index.end() ? -1 : found->second);
-  }
+  for (const TopologyWorker& w : topology.workers) out.workers.push_back(w.name);
+  const std::vector<int32_t> worker_of = WorkersOf(placement, topology);
   out.replicas.reserve(placement.replicas.size());
+  bool sorted = true;
   for (Replica r : placement.replicas) {
     r.worker = worker_of[r.worker];
-    if (r.worker >= 0) out.replicas.push_back(r);
+    if (r.worker < 0) continue;
+    sorted = sorted && (out.replicas.empty() || out.replicas.back() < r);
+    out.replicas.push_back(r);
   }
-  if (!std::is_sorted(out.replicas.begin(), out.replicas.end())) out.Sort();
+  if (!sorted) out.Sort();
   return out;
 }
 

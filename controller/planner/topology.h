@@ -40,6 +40,9 @@ std::vector<uint32_t> Speeds(const Topology& topology);
 // each.
 Topology UniformTopology(int32_t workers, int32_t nodes, int32_t slots);
 
+// [workers of the placement] their indices in the topology; -1 where it lacks them.
+std::vector<int32_t> WorkersOf(const Placement& placement, const Topology& topology);
+
 // `placement` over topology's workers, in order. Replicas on others are gone, so experts may be without.
 Placement OverTopology(const Placement& placement, const Topology& topology);
 

@@ -14,6 +14,28 @@ void Placement::Sort() {
   });
 }
 
+namespace {
+
+// The least number that is there more than once, none being below 0; -1: none is. `taken` is scratch.
+int32_t FirstTwice(std::vector<int32_t>& numbers, std::vector<bool>& taken) {
+  // Mostly they are dense: no need to sort them.
+  const auto most = std::max_element(numbers.begin(), numbers.end());
+  if (most != numbers.end() && static_cast<size_t>(*most) < 8 * numbers.size()) {
+    taken.assign(*most + 1, false);
+    bool twice = false;
+    for (const int32_t n : numbers) {
+      twice |= taken[n];
+      taken[n] = true;
+    }
+    if (!twice) return -1;
+  }
+  std::sort(numbers.begin(), numbers.end());
+  const auto twice = std::adjacent_find(numbers.begin(), numbers.end());
+  return twice == numbers.end() ? -1 : *twice;
+}
+
+}  // namespace
+
 absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> capacity) {
   const auto workers = static_cast<int32_t>(placement.workers.size());
   if (placement.num_layers < 1 || placement.num_experts < 1) {
@@ -72,11 +94,10 @@ absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> 
           absl::StrCat("layer ", i / placement.num_experts, " expert ", i % placement.num_experts, " has no replica"));
     }
   }
+  std::vector<bool> taken;
   for (int32_t w = 0; w < workers; ++w) {
-    std::sort(slots[w].begin(), slots[w].end());
-    const auto twice = std::adjacent_find(slots[w].begin(), slots[w].end());
-    if (twice != slots[w].end()) {
-      return absl::InvalidArgumentError(absl::StrCat("worker ", w, " slot ", *twice, " is used twice"));
+    if (const int32_t twice = FirstTwice(slots[w], taken); twice >= 0) {
+      return absl::InvalidArgumentError(absl::StrCat("worker ", w, " slot ", twice, " is used twice"));
     }
     if (!capacity.empty()) {
       const int32_t limit = capacity[w].slots - capacity[w].staging_slots;
