@@ -171,6 +171,12 @@ cc_library(
     deps = [":versions"],
 )
 
+# Header-only: #include <eigen3/Eigen/...>.
+cc_library(
+    name = "eigen",
+    hdrs = ["eigen_version.h"],
+)
+
 cc_library(
     name = "xxhash",
     linkopts = select({
