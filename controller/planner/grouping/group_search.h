@@ -1,0 +1,69 @@
+// Which experts live together, and which twice: homes, replicas and balance of one layer searched at once, on the hops
+// of tokens.
+#ifndef BALLAST_CONTROLLER_PLANNER_GROUPING_GROUP_SEARCH_H_
+#define BALLAST_CONTROLLER_PLANNER_GROUPING_GROUP_SEARCH_H_
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "controller/planner/grouping/routes.h"
+#include "controller/planner/packs.h"
+#include "proto/placement/quotas.h"
+
+namespace ballast {
+
+struct GroupLimits {
+  // What MaxVio of the layer may be, for the mix and for every task alone, in the routes that are planned for, with the
+  // shares that come with the placement; other tokens of the same tasks come out higher, by the noise of their number.
+  // Where no placement is found that holds a limit the excess is as small as search makes it: a pair beyond counts as
+  // two hops.
+  double maxvio = .06;
+  double task_maxvio = std::numeric_limits<double>::infinity();
+};
+
+struct GroupProblem {
+  // Must outlive the call.
+  const LayerRoutes* layer = nullptr;
+  // [workers] slots; at most as many as experts are used. Together at least as many as experts.
+  std::span<const int32_t> slots;
+  // [workers], as in Topology; empty: all alike.
+  std::span<const uint32_t> speed;
+  // [workers] what a copy of a token to this worker costs, 1 on average; empty: all alike.
+  std::span<const double> price;
+  GroupLimits limits;
+  // What stands: the search starts from it and keeps the nearest of equally good ones. Every expert has a worker and no
+  // worker holds more than its slots. Absent: from the spectral clusters of pooled co-activation.
+  std::optional<Packs> current;
+  // With `current`: hops a token that a replica in a new place must save, and how many there may be at most.
+  double move_price = 0;
+  int32_t max_moves = std::numeric_limits<int32_t>::max();
+  // Changes that are tried. 0: 4,000 a slot, at most 20 million blocks of tokens (cover.h) in all: about a second.
+  int64_t proposals = 0;
+};
+
+struct GroupedLayer {
+  // Workers of each expert ascending; weights are the shares that the search planned with.
+  DispatchTable table;
+  // Of the routes that it was planned for, with free choice among replicas (cover.h): hops a token, MaxVio of the mix
+  // and of the worst task.
+  double hops = 0;
+  double maxvio = 0;
+  double task_maxvio = 0;
+};
+
+// Annealing, from there on: two replicas change workers; a spare replica of one expert becomes one of another; tokens
+// that are free to choose among an expert's replicas choose another one. What is minimised is hops a token, weighted by
+// price, plus what is beyond the limits, plus moves. Each change is judged exactly, on the tokens that choose the
+// experts concerned (cover.h). The same input gives the same output, on every machine.
+GroupedLayer GroupExpertsByRoutes(const GroupProblem& problem);
+
+// Packs for as many workers, by pooled co-activation alone: spectral clusters with exact sizes, improved by swaps;
+// slots that are left take further replicas of the experts with most pairs a replica.
+Packs PlaceCoactivation(const LayerRoutes& layer, std::span<const int32_t> slots, bool swaps);
+
+}  // namespace ballast
+
+#endif  // BALLAST_CONTROLLER_PLANNER_GROUPING_GROUP_SEARCH_H_

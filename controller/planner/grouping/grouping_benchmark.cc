@@ -1,0 +1,244 @@
+// Grouping on the routes of DeepSeek-V2-Lite: hops of tokens that were not planned for, and how level layers are.
+//
+// The folder that BALLAST_SHARED names has to hold data/deepseek_v2_lite_routes. Of every second sample of a task the
+// tokens are planned for, of the others they are scored. LAYERS=N takes every N-th layer alone. Time is of planning all
+// layers, of one thread; counters: `less`, the part of random placement's hops that goes away; `maxvio` and `jain` of
+// layers, averaged, `worst` the worst layer's MaxVio and `task` the worst task's; `maxvio_all` and `jain_all` of loads
+// summed over layers; `per_layer`, seconds of the processor.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "benchmark/benchmark.h"
+#include "controller/formats/load_file.h"
+#include "controller/planner/alias.h"
+#include "controller/planner/anneal.h"
+#include "controller/planner/grouping/group_search.h"
+#include "controller/planner/grouping/hops.h"
+#include "controller/planner/grouping/tacg.h"
+#include "controller/planner/search.h"
+#include "proto/base/check.h"
+#include "proto/base/test_data.h"
+
+namespace ballast {
+namespace {
+
+struct Split {
+  Routes planned, held_out;
+};
+
+Split Read(const std::string& folder, int32_t every) {
+  Split out;
+  for (Routes* routes : {&out.planned, &out.held_out}) *routes = {0, 64, 0, {}};
+  for (const char* task : {"intent", "law", "summary", "translation"}) {
+    const auto file = ReadLoad(folder + "/routes_" + task + ".csv.gz");
+    BALLAST_CHECK(file.ok()) << file.status();
+    const RouteTrace& trace = file->routes;
+    TaskRoutes parts[2] = {{task, 1, {}}, {task, 1, {}}};
+    for (size_t row = 0; row < trace.experts.size(); ++row) {
+      // Dense layers have no tokens; of the others the first, and every so many.
+      if (trace.experts[row].empty()) continue;
+      if (static_cast<int32_t>(row) % every != 1 % every) continue;
+      for (TaskRoutes& part : parts) part.experts.emplace_back();
+      // Samples by their order: halves whatever their numbers.
+      std::map<int64_t, int32_t> number;
+      for (const int64_t s : std::set<int64_t>(trace.samples[row].begin(), trace.samples[row].end())) {
+        number.emplace(s, static_cast<int32_t>(number.size()));
+      }
+      for (size_t t = 0; t < trace.samples[row].size(); ++t) {
+        const auto token = trace.experts[row].begin() + static_cast<int64_t>(t) * trace.top_k;
+        auto& to = parts[number.at(trace.samples[row][t]) % 2].experts.back();
+        to.insert(to.end(), token, token + trace.top_k);
+      }
+    }
+    Routes* const halves[] = {&out.planned, &out.held_out};
+    for (int32_t half = 0; half < 2; ++half) {
+      halves[half]->top_k = trace.top_k;
+      halves[half]->layers = static_cast<int32_t>(parts[half].experts.size());
+      halves[half]->tasks.push_back(std::move(parts[half]));
+    }
+  }
+  for (const Routes* routes : {&out.planned, &out.held_out}) {
+    const absl::Status status = Validate(*routes);
+    BALLAST_CHECK(status.ok()) << status;
+  }
+  return out;
+}
+
+DispatchTable Table(const Packs& packs, int32_t experts) {
+  DispatchTable table = ToTable(packs, experts);
+  std::fill(table.weight.begin(), table.weight.end(), 1);
+  return table;
+}
+
+// Registers what is compared on so many GPUs.
+class Comparison {
+ public:
+  // `split` outlives the benchmarks.
+  Comparison(const Split& split, int32_t gpus) : split_(split), gpus_(gpus) {}
+
+  // Replicas are dispatched as workers do, by the tables' shares.
+  void Add(const std::string& name, std::function<DispatchTable(const LayerRoutes&, int32_t)> place) const {
+    Register<DispatchTable>(
+        name, std::move(place),
+        [](const std::vector<DispatchTable>& layers, const Split& split, const Topology& topology, int64_t& replicas) {
+          for (const DispatchTable& layer : layers) replicas += layer.num_replicas();
+          return ScoreHops(layers, split.held_out, topology);
+        });
+  }
+
+  // Served with the published guard.
+  void AddGuarded(const std::string& name, double theta,
+                  std::function<Packs(const LayerRoutes&, int32_t)> place) const {
+    Register<Packs>(
+        name, std::move(place),
+        [theta](const std::vector<Packs>& layers, const Split& split, const Topology& topology, int64_t& replicas) {
+          for (const Packs& packs : layers) {
+            for (const auto& pack : packs) replicas += static_cast<int64_t>(pack.size());
+          }
+          return ScoreGuarded(layers, split.held_out, topology, {.theta = theta});
+        });
+  }
+
+ private:
+  template <typename Layer, typename Score>
+  void Register(const std::string& name, std::function<Layer(const LayerRoutes&, int32_t)> place, Score score) const {
+    const auto run = [place = std::move(place), score, &split = split_, gpus = gpus_](benchmark::State& state) {
+      const int32_t count = split.planned.layers;
+      std::vector<Layer> layers;
+      for (auto _ : state) {
+        layers.clear();
+        for (int32_t l = 0; l < count; ++l) layers.push_back(place(LayerOf(split.planned, l), l));
+      }
+      int64_t replicas = 0;
+      const std::vector<HopScore> scores = score(layers, split, UniformTopology(gpus, 1, 1 << 10), replicas);
+      const HopScore& mix = scores[0];
+      double task = 0;
+      for (size_t f = 1; f < scores.size(); ++f) task = std::max(task, scores[f].balance.maxvio_layer);
+      const double random = count * RandomPlacementHops(std::vector<int32_t>(gpus, 64 / gpus), split.planned.top_k);
+      state.counters["replicas"] = static_cast<double>(replicas) / count;
+      state.counters["hops"] = mix.hops;
+      state.counters["less"] = 1 - mix.hops / random;
+      state.counters["maxvio"] = mix.balance.maxvio_layer;
+      state.counters["worst"] = mix.balance.maxvio_worst_layer;
+      state.counters["jain"] = mix.balance.jain_layer;
+      state.counters["maxvio_all"] = mix.balance.maxvio_all;
+      state.counters["jain_all"] = mix.balance.jain_all;
+      state.counters["task"] = task;
+      state.counters["per_layer"] =
+          benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+    };
+    benchmark::RegisterBenchmark(absl::StrCat(gpus_, " GPUs, ", name).c_str(), run)
+        ->Iterations(1)
+        ->Unit(benchmark::kSecond);
+  }
+
+  const Split& split_;
+  const int32_t gpus_;
+};
+
+void Register(const Split& split, int32_t gpus) {
+  const Comparison report(split, gpus);
+  const std::vector<int32_t> homes(gpus, 64 / gpus);
+  const std::vector<int32_t> quarter_more(gpus, 80 / gpus);
+  report.Add("random", [gpus](const LayerRoutes& layer, int32_t l) {
+    internal::Random random(static_cast<uint64_t>(l));
+    std::vector<int32_t> order(layer.experts);
+    for (int32_t e = 0; e < layer.experts; ++e) order[e] = e;
+    for (int32_t e = layer.experts - 1; e > 0; --e) {
+      std::swap(order[e], order[internal::Random::Below(static_cast<uint32_t>(random.Next()), e + 1)]);
+    }
+    Packs packs(gpus);
+    for (int32_t e = 0; e < layer.experts; ++e) packs[e % gpus].push_back(order[e]);
+    return Table(packs, layer.experts);
+  });
+  report.Add("contiguous", [gpus](const LayerRoutes& layer, int32_t) {
+    Packs packs(gpus);
+    for (int32_t e = 0; e < layer.experts; ++e) packs[e * gpus / layer.experts].push_back(e);
+    return Table(packs, layer.experts);
+  });
+  report.Add("greedy on load", [homes](const LayerRoutes& layer, int32_t) {
+    return Table(PackGreedily(MixLoad(layer), homes), layer.experts);
+  });
+  const auto tacg = [homes](const LayerRoutes& layer, const TacgOptions& options) {
+    return PlaceTacg(Statistics(layer), homes, options);
+  };
+  for (const bool swaps : {false, true}) {
+    report.Add(swaps ? "pooled co-activation, swaps" : "pooled co-activation",
+               [=](const LayerRoutes& layer, int32_t) { return Table(PlaceCoactivation(layer, homes, swaps), 64); });
+    for (const double alpha : {.25, .5, 1.}) {
+      report.Add(absl::StrFormat("TACG, alpha %.2f%s", alpha, swaps ? ", swaps" : ""),
+                 [=](const LayerRoutes& layer, int32_t) {
+                   return Table(tacg(layer, {.alpha = alpha, .swaps = swaps}), layer.experts);
+                 });
+    }
+  }
+  for (const double alpha : {0., .25}) {
+    for (const bool swaps : {false, true}) {
+      report.AddGuarded(absl::StrFormat("%s%s + GESR, guard .15", alpha > 0 ? "TACG" : "pooled co-activation",
+                                        swaps ? ", swaps" : ""),
+                        .15, [=](const LayerRoutes& layer, int32_t) {
+                          const TacgOptions options{.alpha = alpha, .swaps = swaps};
+                          const auto tasks = Statistics(layer);
+                          Packs packs = PlaceTacg(tasks, homes, options);
+                          ReplicateGeneric(tasks, TaskAffinity(tasks, options), {}, {}, packs);
+                          return packs;
+                        });
+    }
+  }
+  report.Add("cost-aware (level by shares), + 16", [gpus](const LayerRoutes& layer, int32_t) {
+    DispatchTable table = ToTable(PlaceLevel(MixLoad(layer), gpus, 80 / gpus), layer.experts);
+    SolveWeights(MixLoad(layer), {}, gpus, table);
+    return table;
+  });
+  constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+  const struct {
+    const char* name;
+    const std::vector<int32_t>* slots;
+    GroupLimits limits;
+    int64_t proposals;
+  } ours[] = {
+      {"task-aware, no replicas, no limit", &homes, {kNoLimit, kNoLimit}, 0},
+      {"task-aware, no replicas, limit .10", &homes, {.1, kNoLimit}, 0},
+      {"task-aware, no replicas, limit .06", &homes, {.06, kNoLimit}, 0},
+      {"task-aware + 16, no limit", &quarter_more, {kNoLimit, kNoLimit}, 0},
+      {"task-aware + 16, limit .30", &quarter_more, {.3, kNoLimit}, 0},
+      {"task-aware + 16, limit .10", &quarter_more, {.1, kNoLimit}, 0},
+      {"task-aware + 16, limit .06", &quarter_more, {.06, kNoLimit}, 0},
+      {"task-aware + 16, limit .06, 60,000 proposals", &quarter_more, {.06, kNoLimit}, 60'000},
+      {"task-aware + 16, limit .06, 1.2 M proposals", &quarter_more, {.06, kNoLimit}, 1'200'000},
+      {"task-aware + 16, limit .06, task .30", &quarter_more, {.06, .3}, 0},
+  };
+  for (const auto& o : ours) {
+    report.Add(o.name, [o, slots = *o.slots](const LayerRoutes& layer, int32_t) {
+      GroupProblem problem{&layer, slots};
+      problem.limits = o.limits;
+      problem.proposals = o.proposals;
+      return GroupExpertsByRoutes(problem).table;
+    });
+  }
+}
+
+}  // namespace
+}  // namespace ballast
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  const std::string folder = ballast::internal::SharedPath("data/deepseek_v2_lite_routes");
+  if (folder.empty()) {
+    std::fprintf(stderr, "skipped: the routes, data/deepseek_v2_lite_routes in the folder BALLAST_SHARED\n");
+    return 0;
+  }
+  const char* every = std::getenv("LAYERS");
+  const ballast::Split split = ballast::Read(folder, every == nullptr ? 1 : std::max(1, std::atoi(every)));
+  for (const int32_t gpus : {16, 8}) ballast::Register(split, gpus);
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
