@@ -172,14 +172,14 @@ void AddImportVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--gpus", o->gpus, "GPUs that its slots are on; vllm-ascend files say it themselves")
       ->type_name("N")
       ->check(CLI::Range(1, 1 << 20));
-  verb->add_option("--nodes", o->nodes, "Nodes they are on, in equal blocks")
+  verb->add_option("--nodes", o->nodes, "Nodes they are on, in blocks as equal as can be")
       ->type_name("M")
       ->check(CLI::Range(1, 1 << 20));
   verb->add_option("--topology", o->topology, "A topology file in place of --gpus and --nodes")->type_name("FILE");
   verb->add_option("--load", o->load, "What the engine planned it for; several files are one load")->type_name("FILE");
   verb->add_option("--expert-bytes", o->expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
   AddFirstLayer(verb, o->engine);
   verb->add_option("--out", o->out, "The plan file to write")->type_name("FILE")->required();
   verb->callback([o, &context] { context.run = [o, &context] { return RunImport(*o, context); }; });

@@ -1,9 +1,11 @@
 #include "controller/ctl/files.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/json.h"
@@ -25,7 +27,7 @@ absl::StatusOr<std::vector<NamedLoads>> ReadScenarios(std::span<const std::strin
   std::vector<NamedLoads> loads;
   for (const std::string& scenario : scenarios) {
     const size_t equals = scenario.find('=');
-    if (equals == 0 || equals == std::string::npos) {
+    if (equals == 0 || equals == std::string::npos || equals + 1 == scenario.size()) {
       return absl::InvalidArgumentError(absl::StrCat("--scenario ", Quote(scenario), ": must be NAME=FILE"));
     }
     const std::string name = scenario.substr(0, equals);
@@ -44,8 +46,10 @@ absl::Status WriteFile(const std::string& path, std::string_view bytes) {
     out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     out.close();
     if (!out) {
+      const int error = errno;
       std::remove(partial.c_str());
-      return absl::UnavailableError(absl::StrCat(path, ": cannot be written"));
+      return absl::UnavailableError(
+          absl::StrCat(path, ": cannot be written: ", std::generic_category().message(error)));
     }
   }
   std::error_code error;

@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
       ->envname("BALLAST_CONTROLLER")
       ->capture_default_str();
   app.add_option("--timeout", context.timeout_seconds, "Seconds that a call may take")
-      ->check(CLI::Range(0.001, 86400.0))
+      ->check(ballast::Between(0.001, 86400.0))
       ->capture_default_str();
   app.require_subcommand(1);
   app.fallthrough();

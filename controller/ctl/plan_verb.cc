@@ -18,6 +18,7 @@
 #include "controller/planner/level.h"
 #include "controller/planner/memory.h"
 #include "controller/planner/planner.h"
+#include "proto/base/flags.h"
 #include "proto/base/json.h"
 #include "proto/base/status_macros.h"
 
@@ -165,14 +166,14 @@ absl::Status CheckOptions(const Options& o) {
   if (o.load.empty() == o.scenario.empty()) {
     return absl::InvalidArgumentError("give either --load FILE... or --scenario NAME=FILE...");
   }
-  const int given = (o.slots_per_gpu > 0 ? 1 : 0) + (o.replicas.empty() ? 0 : 1) + (o.hbm_bytes ? 1 : 0);
-  if (given > 1 || (given == 0 && o.topology.empty() && o.current.empty())) {
-    return absl::InvalidArgumentError("give either --slots-per-gpu or --replicas-per-gpu");
-  }
   if (o.current.empty()) {
     if (o.move_budget.max_moves > 0) return absl::InvalidArgumentError("--max-moves needs --current");
     if (o.move_budget.max_bytes > 0) return absl::InvalidArgumentError("--max-bytes needs --current");
     if (!o.dead.empty()) return absl::InvalidArgumentError("--dead needs --current");
+  }
+  const int given = (o.slots_per_gpu > 0 ? 1 : 0) + (o.replicas.empty() ? 0 : 1) + (o.hbm_bytes ? 1 : 0);
+  if (given > 1 || (given == 0 && o.topology.empty() && o.current.empty())) {
+    return absl::InvalidArgumentError("give either --slots-per-gpu or --replicas-per-gpu");
   }
   if (Auto(o) && o.kv_bytes == 0) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --kv-bytes");
   if (!Auto(o) && o.kv_bytes + o.kv_bytes_needed > 0) {
@@ -332,9 +333,11 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
       "or counts (dataset,iteration,layer,e0,...), counts by model (choose with FILE#MODEL), ballast.load/v1; gzip "
       "too.");
   verb->add_option("--load", o->load, "Load files; together they are one load")->type_name("FILE");
-  verb->add_option("--scenario", o->scenario, "A load of its own, by name; repeat for each")->type_name("NAME=FILE");
+  verb->add_option("--scenario", o->scenario,
+                   "A load of its own, by name; repeat for each. Files of one name are one load")
+      ->type_name("NAME=FILE");
   verb->add_option("--gpus", o->gpus, "GPUs to plan for")->type_name("N")->check(CLI::Range(1, 1 << 20));
-  verb->add_option("--nodes", o->nodes, "Nodes they are on, in equal blocks")
+  verb->add_option("--nodes", o->nodes, "Nodes they are on, in blocks as equal as can be")
       ->type_name("M")
       ->check(CLI::Range(1, 1 << 20));
   verb->add_option("--slots-per-gpu", o->slots_per_gpu, "Slots of one layer on each GPU, the same in every layer")
@@ -358,16 +361,16 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--hbm-bytes-for-replicas", o->hbm_bytes,
                    "In place of it: the memory that those replicas may take on each GPU")
       ->type_name("B")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
   verb->add_option("--kv-bytes", o->kv_bytes,
                    "For --replicas-per-gpu auto: KV-cache bytes of a GPU without extra replicas. Chooses the\n"
                    "most of min(balancedness, KV cache left over KV cache needed)")
       ->type_name("B")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
   verb->add_option("--kv-bytes-needed", o->kv_bytes_needed,
                    "KV-cache bytes that keep a level GPU busy; by default all of --kv-bytes")
       ->type_name("B")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
   verb->add_option("--topology", o->topology, "A topology file in place of --gpus and --nodes")->type_name("FILE");
   verb->add_option("--policy", o->policy,
                    "How to plan: cost-aware (ours: level by construction or search, with traffic\n"
@@ -395,10 +398,10 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--horizon", o->horizon_seconds, "Seconds within which the plan must pay for its moves")
       ->type_name("SECONDS")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(Between(1e-3, 1e12));
   verb->add_option("--expert-bytes", o->expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
   verb->add_option("--out", o->out, "The plan file to write")->type_name("FILE")->required();
   verb->callback([o, &context] { context.run = [o, &context] { return Run(*o, context); }; });
 }

@@ -8,6 +8,7 @@
 #include "controller/ctl/context.h"
 #include "controller/ctl/sidecar.h"
 #include "proto/base/clock.h"
+#include "proto/base/flags.h"
 #include "proto/base/mutex.h"
 #include "proto/base/status_macros.h"
 
@@ -102,7 +103,7 @@ void AddSidecarVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--engine", s.engine, "Its name at the controller, [a-z0-9-]")->type_name("NAME")->required();
   verb->add_option("--watch", s.folder, "Where the engine writes its dumps")->type_name("FOLDER")->required();
   verb->add_option("--gpus", s.gpus, "GPUs of the engine")->type_name("N")->required()->check(CLI::Range(1, 1 << 16));
-  verb->add_option("--nodes", s.nodes, "Nodes they are on, in equal blocks")
+  verb->add_option("--nodes", s.nodes, "Nodes they are on, in blocks as equal as can be")
       ->type_name("M")
       ->check(CLI::Range(1, 1 << 16));
   verb->add_option("--slots-per-gpu", s.slots_per_gpu, "Slots of each layer on each GPU")
@@ -120,7 +121,7 @@ void AddSidecarVerb(CLI::App& app, CtlContext& context) {
       ->check(CLI::Range(1, 65536));
   verb->add_option("--expert-bytes", s.expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
   verb->add_option("--phase", o->phase, "What the dumps are of: prefill or decode")
       ->check(CLI::IsMember({"prefill", "decode"}).description(""))
       ->capture_default_str();
@@ -131,11 +132,11 @@ void AddSidecarVerb(CLI::App& app, CtlContext& context) {
       ->type_name("FILE");
   verb->add_flag("--replace", s.replace, "Take this definition in place of another that the controller knows");
   verb->add_option("--interval", o->interval_seconds, "Seconds between two looks at the folder")
-      ->check(CLI::Range(0.1, 3600.0))
+      ->check(Between(0.1, 3600.0))
       ->capture_default_str();
   verb->add_flag("--once", o->once, "One look, files as they are, then end");
   verb->add_option("--wait", o->wait_seconds, "Seconds to wait for a new placement at each look")
-      ->check(CLI::Range(0.0, 60.0))
+      ->check(Between(0.0, 60.0))
       ->capture_default_str();
   verb->callback([o, &context] { context.run = [o, &context] { return RunSidecar(*o, context); }; });
 }

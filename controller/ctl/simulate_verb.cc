@@ -10,6 +10,7 @@
 #include "controller/formats/cost_model_file.h"
 #include "controller/formats/plan_file.h"
 #include "controller/sim/step.h"
+#include "proto/base/flags.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
@@ -127,7 +128,7 @@ void AddSimulateVerb(CLI::App& app, CtlContext& context) {
       ->capture_default_str();
   verb->add_option("--burstiness", o->sample.burstiness,
                    "Deviation over mean of an expert's part from step to step, beyond independent tokens")
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(Between(0.0, 100.0))
       ->capture_default_str();
   verb->add_option("--seed", o->seed, "Of the draws; the same seed gives the same figures")->capture_default_str();
   verb->callback([o, &context] { context.run = [o, &context] { return Run(*o, context); }; });

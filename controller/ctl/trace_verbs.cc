@@ -12,6 +12,7 @@
 #include "controller/formats/load_file.h"
 #include "controller/formats/trace_file.h"
 #include "controller/planner/score.h"
+#include "proto/base/flags.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
@@ -221,9 +222,9 @@ void AddTraceVerbs(CLI::App& app, CtlContext& context) {
       "Example:\n"
       "  ballastctl trace record --group demo --seconds 300 --out load.json");
   record->add_option("--group", o->group, "The group, or the engine")->type_name("NAME")->required();
-  record->add_option("--seconds", o->seconds, "How long")->check(CLI::Range(0.1, 1e6))->capture_default_str();
+  record->add_option("--seconds", o->seconds, "How long")->check(Between(0.1, 1e6))->capture_default_str();
   record->add_option("--interval", o->interval_seconds, "Seconds between two looks")
-      ->check(CLI::Range(0.1, 3600.0))
+      ->check(Between(0.1, 3600.0))
       ->capture_default_str();
   record->add_flag("--windows", o->windows, "Keep each interval apart, as a part PHASE/NUMBER");
   record->add_option("--out", o->out, "The load file to write")->type_name("FILE")->required();

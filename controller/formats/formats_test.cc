@@ -101,6 +101,9 @@ TEST(ParseLoad, NamesFileRowAndLimit) {
       {R"({"logical_count": [[1, 2], [3]]})", "logical_count row 1: 1 experts; rows before it have 2"},
       {R"({"logical_count": [[[1]], [[1], [2]]]})", "logical_count step 1: 2 layers; others have 1"},
       {R"({"logical_count": [[1, -2]]})", "logical_count row 0 expert 1: -2; must be 0 to 1e18"},
+      {R"({"logical_count": [[1, 2], [1, NaN]]})", "f: not JSON: logical_count[1][1]: NaN; numbers must be finite"},
+      {R"({"logical_count": [[-Infinity]]})", "f: not JSON: logical_count[0][0]: -Infinity; numbers must be finite"},
+      {"{\"logical_count\": [[1],\n [2 3]]}", "f: not JSON: logical_count[1][1]: parse error at line 2, column 5: "},
       {R"({"logical_count": [[1, "x"]]})", "row 0 expert 1: \"x\" is no number"},
       {R"({"logical_count": [[1, 1e19]]})", "1e+19; must be 0 to 1e18"},
       {R"({"format": "ballast.load/v2"})", "a load is \"ballast.load/v1\""},
@@ -119,8 +122,22 @@ TEST(ParseLoad, NamesFileRowAndLimit) {
   for (const auto& c : cases) EXPECT_THAT(ParseLoad(c.text, "f").status().ToString(), HasSubstr(c.message)) << c.text;
 }
 
+TEST(ParseLoad, PassesOverAByteOrderMark) {
+  EXPECT_TRUE(ParseLoad("\xEF\xBB\xBF{\"logical_count\": [[1, 2]]}", "f").ok());
+  EXPECT_TRUE(ParseLoad("\xEF\xBB\xBF"
+                        "dataset,iteration,layer,e0\na,0,0,1\n",
+                        "f")
+                  .ok());
+}
+
+TEST(ReadLoad, NamesWhatIsNoFile) {
+  EXPECT_THAT(ReadLoad(testing::TempDir()).status().ToString(), HasSubstr(": is a directory"));
+  EXPECT_THAT(ReadLoad("/dev/null").status().ToString(), HasSubstr("/dev/null: is empty"));
+}
+
 TEST(ReadLoad, NamesMissingFiles) {
-  EXPECT_THAT(ReadLoad("/nonexistent/x.json").status().ToString(), HasSubstr("/nonexistent/x.json: cannot be opened"));
+  EXPECT_THAT(ReadLoad("/nonexistent/x.json").status().ToString(),
+              HasSubstr("/nonexistent/x.json: cannot be opened: No such file"));
 }
 
 NamedLoads Named(std::string name, const char* text) { return {std::move(name), {*ParseLoad(text, "f")}}; }

@@ -3,8 +3,11 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <filesystem>
 #include <fstream>
 #include <set>
+#include <system_error>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -19,6 +22,8 @@ namespace {
 
 using Json = nlohmann::json;
 using internal::Bad;
+
+std::string ErrnoText() { return std::generic_category().message(errno); }
 
 bool IsGzip(std::string_view bytes) { return bytes.substr(0, 2) == "\x1f\x8b"; }
 
@@ -114,16 +119,28 @@ absl::StatusOr<std::string> Gunzip(std::string_view bytes, std::string_view file
 }
 
 absl::StatusOr<std::string> ReadBytes(const std::string& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
-  const std::streamoff size = in.tellg();
-  if (size < 0) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
-  if (size > kMaxLoadBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", size, " bytes; the limit is ", kMaxLoadBytes));
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (std::filesystem::is_directory(status)) return absl::InvalidArgumentError(absl::StrCat(path, ": is a directory"));
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened: ", ErrnoText()));
+  std::string bytes;
+  if (std::filesystem::is_regular_file(status)) {
+    const std::uintmax_t size = std::filesystem::file_size(path, error);
+    if (!error && size > static_cast<std::uintmax_t>(kMaxLoadBytes)) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": ", size, " bytes; the limit is ", kMaxLoadBytes));
+    }
+    if (!error) bytes.reserve(size);
   }
-  in.seekg(0);
-  std::string bytes(static_cast<size_t>(size), '\0');
-  if (!in.read(bytes.data(), size)) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  // In pieces: a pipe does not say how much comes.
+  std::string piece(1 << 20, '\0');
+  while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())), in.gcount() > 0) {
+    bytes.append(piece.data(), static_cast<size_t>(in.gcount()));
+    if (static_cast<int64_t>(bytes.size()) > kMaxLoadBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": more than ", kMaxLoadBytes, " bytes; that is the limit"));
+    }
+  }
+  if (in.bad()) return absl::NotFoundError(absl::StrCat(path, ": cannot be read: ", ErrnoText()));
   if (IsGzip(bytes)) return Gunzip(bytes, path);
   return bytes;
 }
@@ -135,6 +152,9 @@ absl::StatusOr<LoadFile> ParseLoad(std::string_view bytes, std::string_view file
     BALLAST_ASSIGN_OR_RETURN(inflated, Gunzip(bytes, name));
     bytes = inflated;
   }
+  // What some editors and spreadsheets put first.
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  if (bytes.substr(0, kByteOrderMark.size()) == kByteOrderMark) bytes.remove_prefix(kByteOrderMark.size());
   const size_t first = bytes.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos) return Bad(name, "is empty");
   absl::StatusOr<LoadFile> file;

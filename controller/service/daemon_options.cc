@@ -174,22 +174,22 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 50))
       ->capture_default_str();
   app.add_option("--plan-below", o.planning.plan_below, "Plan when some phase's balancedness is below this")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(Between(0.0, 1.0))
       ->capture_default_str();
   app.add_option(
          "--hysteresis", o.planning.hysteresis,
          "... and so much of the busiest workers' tokens is left to gain, beyond chance and what the last rollout "
          "was predicted to leave")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(Between(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--min-gain", o.gate.min_gain,
                  "Least part of the busiest workers' tokens that a plan must save to be proposed")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(Between(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--load-dispersion", o.planning.dispersion,
                  "Variance over mean of counted tokens, for telling drift from chance: 1 where tokens choose for "
                  "themselves, more where neighbours choose alike")
-      ->check(CLI::Range(0.01, 1e6))
+      ->check(Between(0.01, 1e6))
       ->capture_default_str();
   app.add_option(
          "--max-plan-moves", o.planning.max_moves,

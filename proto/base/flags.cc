@@ -3,6 +3,7 @@
 #include <iostream>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "proto/base/version.h"
 #include "yaml-cpp/yaml.h"
@@ -47,6 +48,16 @@ absl::Status ApplyConfig(CLI::App& app, const std::string& path) {
 
 }  // namespace
 
+CLI::Validator Between(double least, double most) {
+  return CLI::Validator(
+      [least, most](const std::string& text) {
+        double value = 0;
+        if (absl::SimpleAtod(text, &value) && value >= least && value <= most) return std::string();
+        return absl::StrCat("Value ", text, " not in range ", least, " to ", most);
+      },
+      absl::StrCat("in [", least, " - ", most, "]"));
+}
+
 const char* Version() { return kVersion; }
 
 std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv) {
@@ -55,6 +66,13 @@ std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv) {
   app.set_version_flag("--version", absl::StrCat(app.get_name(), " ", Version()));
   try {
     app.parse(argc, argv);
+  } catch (const CLI::RequiredError& e) {
+    const std::vector<std::string> rest = app.remaining();
+    if (!app.get_subcommands({}).empty() && app.get_subcommands().empty() && !rest.empty()) {
+      std::cerr << app.get_name() << ": there is no verb '" << rest[0] << "'; --help lists them\n";
+      return e.get_exit_code();
+    }
+    return app.exit(e, std::cout, std::cerr);
   } catch (const CLI::ParseError& e) {
     return app.exit(e, std::cout, std::cerr);
   }

@@ -44,6 +44,26 @@ TEST(ParseFlags, FileGivesWhatTheCommandLineLeavesOut) {
   EXPECT_THAT(r.peers, ElementsAre("x"));
 }
 
+TEST(Between, RefusesWhatIsNoNumberInRange) {
+  const CLI::Validator check = Between(0.5, 2);
+  EXPECT_EQ(check("0.5"), "");
+  EXPECT_EQ(check("2"), "");
+  for (const std::string& text : {"0.4", "3", "nan", "inf", "-inf", "x", ""}) {
+    EXPECT_THAT(check(text), HasSubstr("not in range 0.5 to 2")) << text;
+  }
+}
+
+TEST(ParseFlags, NamesAnUnknownVerb) {
+  CLI::App app("test", "ctl");
+  app.add_subcommand("plan");
+  app.require_subcommand(1);
+  std::vector<std::string> args = {"ctl", "plam"};
+  std::vector<char*> argv = {args[0].data(), args[1].data()};
+  testing::internal::CaptureStderr();
+  EXPECT_NE(ParseFlags(app, 2, argv.data()).value_or(0), 0);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("there is no verb 'plam'"));
+}
+
 TEST(ParseFlags, ListsAndEmptyFiles) {
   EXPECT_THAT(Parse({}, "peer: [a, b]\n").peers, ElementsAre("a", "b"));
   EXPECT_EQ(Parse({}, "").exit, std::nullopt);

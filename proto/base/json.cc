@@ -20,10 +20,84 @@ std::string_view Cut(std::string_view text, size_t limit) {
   return text.substr(0, limit);
 }
 
+// The first `limit` bytes, escaped.
+std::string Escape(std::string_view text, size_t limit) {
+  const std::string_view cut = Cut(text, limit);
+  return absl::Utf8SafeCHexEscape(absl::string_view(cut.data(), cut.size()));
+}
+
+// Where in a document its parser stands: the names and indices on the way there, down to kMaxDepth.
+class JsonPlace {
+ public:
+  void Enter(bool array) { levels_.push_back({array, 0, ""}); }
+  void Leave() {
+    levels_.pop_back();
+    Next();
+  }
+  // A value of the level has ended.
+  void Next() {
+    if (!levels_.empty()) ++levels_.back().index;
+  }
+  void Key(const std::string& key) { levels_.back().key = key; }
+
+  // "a.b[1][2]"; empty at the top.
+  std::string ToString() const {
+    std::string out;
+    for (const Level& level : levels_) {
+      if (level.array) {
+        absl::StrAppend(&out, "[", level.index, "]");
+      } else {
+        absl::StrAppend(&out, out.empty() ? "" : ".", Escape(level.key, 64));
+      }
+    }
+    return out;
+  }
+
+ private:
+  struct Level {
+    bool array;
+    size_t index;
+    std::string key;
+  };
+  std::vector<Level> levels_;
+};
+
+// The word at which the parser stopped after `byte` bytes, if it is what some programs write for floating-point values
+// that JSON does not have.
+std::string_view NotFinite(std::string_view text, size_t byte) {
+  constexpr std::string_view kEnds = ",:[]{} \t\r\n";
+  if (byte == 0 || byte > text.size()) return "";
+  const size_t before = text.find_last_of(kEnds, byte - 1);
+  const size_t first = before == std::string_view::npos ? 0 : before + 1;
+  const std::string_view word = text.substr(first, text.find_first_of(kEnds, first) - first);
+  for (const std::string_view known : {"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"}) {
+    if (word == known) return word;
+  }
+  return "";
+}
+
+absl::Status NotJson(std::string_view text, const nlohmann::json::exception& e, const JsonPlace& place) {
+  const std::string where = place.ToString();
+  if (const auto* parse = dynamic_cast<const nlohmann::json::parse_error*>(&e)) {
+    const std::string word(NotFinite(text, parse->byte));
+    if (!word.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("not JSON: ", where, where.empty() ? "" : ": ", word, "; numbers must be finite"));
+    }
+  }
+  // Without the library's own number of the error, "[json.exception.parse_error.101] ".
+  std::string_view what = e.what();
+  if (const size_t end = what.find("] "); what.substr(0, 1) == "[" && end != std::string_view::npos) {
+    what.remove_prefix(end + 2);
+  }
+  return absl::InvalidArgumentError(absl::StrCat("not JSON: ", where, where.empty() ? "" : ": ", Escape(what, 512)));
+}
+
 }  // namespace
 
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text) {
   using Event = nlohmann::json::parse_event_t;
+  JsonPlace place;
   std::vector<std::unordered_set<std::string>> keys;
   size_t depth = 0;
   absl::Status refused;
@@ -35,21 +109,24 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text) {
           refused = absl::InvalidArgumentError(absl::StrCat("JSON is nested deeper than ", kMaxDepth));
         }
         if (event == Event::object_start) keys.emplace_back();
+        if (depth <= kMaxDepth) place.Enter(event == Event::array_start);
         break;
       case Event::object_end:
         keys.pop_back();
-        --depth;
+        if (depth-- <= kMaxDepth) place.Leave();
         break;
       case Event::array_end:
-        --depth;
+        if (depth-- <= kMaxDepth) place.Leave();
         break;
       case Event::key:
+        place.Key(parsed.get_ref<const std::string&>());
         if (refused.ok() && !keys.back().insert(parsed.get_ref<const std::string&>()).second) {
           refused = absl::InvalidArgumentError(
               absl::StrCat("JSON has the key ", Quote(parsed.get_ref<const std::string&>()), " twice in one object"));
         }
         break;
       case Event::value:
+        place.Next();
         break;
     }
     return refused.ok();
@@ -60,14 +137,12 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text) {
     return value;
   } catch (const nlohmann::json::exception& e) {
     if (!refused.ok()) return refused;
-    return absl::InvalidArgumentError(absl::StrCat("not JSON: ", Quote(e.what(), 512)));
+    return NotJson(text, e, place);
   }
 }
 
 std::string Quote(std::string_view text, size_t limit) {
-  const std::string_view cut = Cut(text, limit);
-  return absl::StrCat("\"", absl::Utf8SafeCHexEscape(absl::string_view(cut.data(), cut.size())),
-                      cut.size() < text.size() ? "...\"" : "\"");
+  return absl::StrCat("\"", Escape(text, limit), Cut(text, limit).size() < text.size() ? "...\"" : "\"");
 }
 
 std::string QuoteJson(const nlohmann::json& value) {
