@@ -46,7 +46,8 @@ enum {
 
 /* ballast_planner_request.policy */
 enum {
-  /* Ballast's own. No GPU holds an expert twice, unless it has more slots than there are experts to put there. */
+  /* Ballast's own. With equal split no layer is less level than EPLB's. A GPU holds an expert twice only where it has
+   * more slots than there are experts to put there, or, with equal split, where that is more level. */
   BALLAST_PLANNER_COST_AWARE = 0,
   /* EPLB as published, to the bit: float arithmetic, the published order among equals. */
   BALLAST_PLANNER_EPLB = 1

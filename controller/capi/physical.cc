@@ -110,14 +110,32 @@ void FillPacks(std::span<const double> tokens, int32_t slots, int32_t block, Pac
   }
 }
 
-void PlaceEplb(const PhysicalRequest& request, PhysicalPlan& plan) {
+// What EPLB makes of one layer.
+std::vector<int32_t> EplbMap(const PhysicalRequest& request, int32_t layer, std::vector<int32_t>* rank) {
   const PhysicalShape& shape = request.shape;
-  for (int32_t l = 0; l < shape.num_layers; ++l) {
-    const auto tokens = request.weight.subspan(static_cast<size_t>(l) * shape.num_experts, shape.num_experts);
-    const std::vector<float> narrow(tokens.begin(), tokens.end());
+  const auto tokens = request.weight.subspan(static_cast<size_t>(layer) * shape.num_experts, shape.num_experts);
+  const std::vector<float> narrow(tokens.begin(), tokens.end());
+  return RebalanceExperts(narrow, shape.num_replicas, request.num_groups, request.num_nodes, shape.num_gpus, rank);
+}
+
+// Tokens on the busiest GPU of one layer, every expert's split equally over its slots.
+template <typename Map>
+double BusiestOf(const PhysicalShape& shape, std::span<const double> tokens, const Map& map) {
+  std::vector<double> count(shape.num_experts);
+  for (const auto e : map) ++count[e];
+  double busiest = 0;
+  for (int32_t g = 0; g < shape.num_gpus; ++g) {
+    double load = 0;
+    for (int32_t s = g * shape.slots(); s < (g + 1) * shape.slots(); ++s) load += tokens[map[s]] / count[map[s]];
+    busiest = std::max(busiest, load);
+  }
+  return busiest;
+}
+
+void PlaceEplb(const PhysicalRequest& request, PhysicalPlan& plan) {
+  for (int32_t l = 0; l < request.shape.num_layers; ++l) {
     std::vector<int32_t> rank;
-    const std::vector<int32_t> physical =
-        RebalanceExperts(narrow, shape.num_replicas, request.num_groups, request.num_nodes, shape.num_gpus, &rank);
+    const std::vector<int32_t> physical = EplbMap(request, l, &rank);
     plan.phy2log.insert(plan.phy2log.end(), physical.begin(), physical.end());
     plan.rank.insert(plan.rank.end(), rank.begin(), rank.end());
   }
@@ -170,7 +188,16 @@ absl::Status PlaceCostAware(const PhysicalRequest& request, bool by_node, Physic
       for (int32_t r = tables[l].begin[e]; r < tables[l].begin[e + 1]; ++r) packs[tables[l].rank[r]].push_back(e);
     }
     FillPacks(made.scenarios[0].load.layer(l), shape.slots(), block, packs);
-    for (const auto& pack : packs) plan.phy2log.insert(plan.phy2log.end(), pack.begin(), pack.end());
+    std::vector<int32_t> map;
+    for (const auto& pack : packs) map.insert(map.end(), pack.begin(), pack.end());
+    if (request.split == PhysicalRequest::Split::kEqual) {
+      // Twice on a GPU is a larger share: where few slots are to spare EPLB's packing can be the better one by it.
+      constexpr double kRounding = 1e-9;
+      const auto tokens = made.scenarios[0].load.layer(l);
+      std::vector<int32_t> eplb = EplbMap(request, l, nullptr);
+      if (BusiestOf(shape, tokens, eplb) < BusiestOf(shape, tokens, map) * (1 - kRounding)) map = std::move(eplb);
+    }
+    plan.phy2log.insert(plan.phy2log.end(), map.begin(), map.end());
   }
   return absl::OkStatus();
 }

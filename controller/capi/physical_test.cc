@@ -134,6 +134,27 @@ TEST(Rebalance, SharesAreExactlyLevelAndSearchBeatsEplb) {
   EXPECT_NEAR(Level(request.shape, weight, *level, level->shares), 1, 1e-7);
 }
 
+TEST(Rebalance, NoLayerIsLessLevelThanEplbsWithEqualSplit) {
+  std::mt19937 random(3);
+  for (int trial = 0; trial < 300; ++trial) {
+    PhysicalRequest request;
+    const auto gpus = static_cast<int32_t>(2 + random() % 6);
+    const auto experts = static_cast<int32_t>(gpus * (1 + random() % 6));
+    request.shape = {1, experts, experts + gpus * static_cast<int32_t>(random() % 3), gpus};
+    const std::vector<double> weight = Lognormal(random, experts, 2);
+    request.weight = weight;
+    request.proposals = 2000;
+    request.policy = Policy::kEplb;
+    const auto eplb = Rebalance(request);
+    request.policy = Policy::kCostAware;
+    const auto ours = Rebalance(request);
+    ASSERT_TRUE(eplb.ok() && ours.ok());
+    ExpectSound(request, *ours);
+    EXPECT_GE(Level(request.shape, weight, *ours, EqualShares(request.shape, *ours)),
+              Level(request.shape, weight, *eplb, EqualShares(request.shape, *eplb)) - 1e-7);
+  }
+}
+
 TEST(Rebalance, MoreSlotsThanExpertsAreSecondCopies) {
   for (const Split split : {Split::kEqual, Split::kShares}) {
     PhysicalRequest request;
