@@ -6,6 +6,7 @@
 #include "absl/strings/string_view.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
+#include "worker/experts/slot_arena.h"
 
 namespace ballast {
 namespace {
@@ -40,6 +41,15 @@ bool SameReplicas(const Placement& a, const Placement& b) {
                                               });
 }
 
+absl::Status CheckOptions(const ExpertStoreOptions& options) {
+  if (options.worker.empty()) return absl::InvalidArgumentError("worker is empty");
+  if (options.capacity.staging_slots < 0 || options.capacity.staging_slots >= options.capacity.slots) {
+    return absl::InvalidArgumentError(absl::StrCat("staging_slots is ", options.capacity.staging_slots,
+                                                   ", not between 0 and slots - 1 = ", options.capacity.slots - 1));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 PinnedExpert::~PinnedExpert() {
@@ -56,17 +66,25 @@ absl::Status StagedWrite::Finish() && { return std::exchange(store_, nullptr)->F
 
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ExpertSource& source,
                                                                  ExpertStoreOptions options) {
-  if (options.worker.empty()) return absl::InvalidArgumentError("worker is empty");
-  if (options.capacity.staging_slots < 0 || options.capacity.staging_slots >= options.capacity.slots) {
-    return absl::InvalidArgumentError(absl::StrCat("staging_slots is ", options.capacity.staging_slots,
-                                                   ", not between 0 and slots - 1 = ", options.capacity.slots - 1));
-  }
+  BALLAST_RETURN_IF_ERROR(CheckOptions(options));
   BALLAST_ASSIGN_OR_RETURN(SlotArena arena, SlotArena::Create(options.capacity.slots, source.expert_bytes()));
-  return std::unique_ptr<ExpertStore>(new ExpertStore(source, std::move(options), std::move(arena)));
+  return Create(source, std::move(options), std::make_unique<const SlotArena>(std::move(arena)));
 }
 
-ExpertStore::ExpertStore(const ExpertSource& source, ExpertStoreOptions options, SlotArena arena)
-    : source_(source), options_(std::move(options)), arena_(std::move(arena)), slots_(arena_.slots()) {}
+absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ExpertSource& source, ExpertStoreOptions options,
+                                                                 std::unique_ptr<const SlotMemory> memory) {
+  BALLAST_RETURN_IF_ERROR(CheckOptions(options));
+  if (memory->slots() != options.capacity.slots || memory->Slot(0).size() != source.expert_bytes()) {
+    return absl::InvalidArgumentError(absl::StrCat("memory has ", memory->slots(), " slots of ", memory->Slot(0).size(),
+                                                   " bytes; ", options.capacity.slots, " of ", source.expert_bytes(),
+                                                   " are wanted"));
+  }
+  return std::unique_ptr<ExpertStore>(new ExpertStore(source, std::move(options), std::move(memory)));
+}
+
+ExpertStore::ExpertStore(const ExpertSource& source, ExpertStoreOptions options,
+                         std::unique_ptr<const SlotMemory> memory)
+    : source_(source), options_(std::move(options)), memory_(std::move(memory)), slots_(memory_->slots()) {}
 
 ExpertStore::~ExpertStore() {
   MutexLock lock(mu_);
@@ -110,7 +128,7 @@ std::shared_ptr<const ReplicaTable> ExpertStore::MakeTable(const Placement& plac
   std::vector<const uint16_t*> weights(static_cast<size_t>(placement.num_layers) * placement.num_experts, nullptr);
   for (const StagedReplica& own : OwnReplicas(placement)) {
     weights[static_cast<size_t>(own.expert.layer) * placement.num_experts + own.expert.expert] =
-        reinterpret_cast<const uint16_t*>(arena_.Slot(own.slot).data());
+        reinterpret_cast<const uint16_t*>(memory_->Slot(own.slot).data());
   }
   return std::make_shared<const ReplicaTable>(placement, std::move(weights));
 }
@@ -123,7 +141,7 @@ bool ExpertStore::HoldsVerified(const Slot& slot, ExpertId expert) const {
 
 absl::Status ExpertStore::VerifySlot(int32_t slot, ExpertId expert) const {
   BALLAST_ASSIGN_OR_RETURN(const Checksum want, source_.ExpectedChecksum(expert));
-  const Checksum got = ComputeExpertChecksum(arena_.Slot(slot));
+  BALLAST_ASSIGN_OR_RETURN(const Checksum got, memory_->Sum(slot));
   if (got == want) return absl::OkStatus();
   return absl::DataLossError(
       absl::StrCat("checksum of ", Name(expert), " in slot ", slot, " is ", got.hex(), ", not ", want.hex()));
@@ -202,7 +220,7 @@ absl::Status ExpertStore::Load(const Placement& placement) {
   }
   absl::Status status;
   for (const StagedReplica& replica : missing) {
-    if (status.ok()) status = source_.Read(replica.expert, arena_.Slot(replica.slot));
+    if (status.ok()) status = memory_->Read(source_, replica.expert, replica.slot);
     if (status.ok()) status = VerifySlot(replica.slot, replica.expert);
     MutexLock lock(mu_);
     slots_[replica.slot].writing = false;
@@ -264,7 +282,7 @@ absl::StatusOr<std::vector<StagedReplica>> ExpertStore::Prepare(const Placement&
 
 absl::StatusOr<StagedWrite> ExpertStore::StartWrite(const StagedReplica& replica) {
   MutexLock lock(mu_);
-  if (replica.slot < 0 || replica.slot >= arena_.slots()) {
+  if (replica.slot < 0 || replica.slot >= memory_->slots()) {
     return absl::FailedPreconditionError(absl::StrCat("there is no slot ", replica.slot));
   }
   Slot& slot = slots_[replica.slot];
@@ -274,12 +292,12 @@ absl::StatusOr<StagedWrite> ExpertStore::StartWrite(const StagedReplica& replica
         absl::StrCat("slot ", replica.slot, " is not staging ", Name(replica.expert), ", or is being written already"));
   }
   slot.writing = true;
-  return StagedWrite(this, replica.slot, replica.expert, arena_.Slot(replica.slot));
+  return StagedWrite(this, replica.slot, replica.expert, memory_->Slot(replica.slot));
 }
 
 absl::Status ExpertStore::StageFromSource(const StagedReplica& replica) {
   BALLAST_ASSIGN_OR_RETURN(StagedWrite write, StartWrite(replica));
-  BALLAST_RETURN_IF_ERROR(source_.Read(replica.expert, write.bytes()));
+  BALLAST_RETURN_IF_ERROR(memory_->Read(source_, replica.expert, replica.slot));
   return std::move(write).Finish();
 }
 
@@ -367,7 +385,7 @@ absl::StatusOr<PinnedExpert> ExpertStore::Pin(ExpertId expert) {
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
     if (!HoldsVerified(slots_[slot], expert) || slots_[slot].condemned) continue;
     ++slots_[slot].pins;
-    return PinnedExpert(this, slot, arena_.Slot(slot));
+    return PinnedExpert(this, slot, memory_->Slot(slot));
   }
   return absl::NotFoundError(absl::StrCat(options_.worker, " has no replica of ", Name(expert)));
 }

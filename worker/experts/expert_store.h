@@ -31,7 +31,7 @@
 #include "proto/placement/placement.h"
 #include "worker/experts/expert_source.h"
 #include "worker/experts/replica_table.h"
-#include "worker/experts/slot_arena.h"
+#include "worker/experts/slot_memory.h"
 
 namespace ballast {
 
@@ -125,6 +125,10 @@ class ExpertStore {
  public:
   // InvalidArgument: a count out of range. ResourceExhausted: no memory for the arena. `source` must outlive the store.
   static absl::StatusOr<std::unique_ptr<ExpertStore>> Create(const ExpertSource& source, ExpertStoreOptions options);
+  // With slots elsewhere than in this process's memory: what is said of bytes and weights here is about addresses
+  // there. InvalidArgument too: `memory` has not capacity.slots slots of expert_bytes().
+  static absl::StatusOr<std::unique_ptr<ExpertStore>> Create(const ExpertSource& source, ExpertStoreOptions options,
+                                                             std::unique_ptr<const SlotMemory> memory);
   ~ExpertStore();
   ExpertStore(const ExpertStore&) = delete;
   ExpertStore& operator=(const ExpertStore&) = delete;
@@ -187,7 +191,7 @@ class ExpertStore {
     bool condemned = false;
   };
 
-  ExpertStore(const ExpertSource& source, ExpertStoreOptions options, SlotArena arena);
+  ExpertStore(const ExpertSource& source, ExpertStoreOptions options, std::unique_ptr<const SlotMemory> memory);
 
   absl::Status CheckPlacement(const Placement& placement) const;
   // This worker's replicas of `placement`, by slot.
@@ -206,7 +210,7 @@ class ExpertStore {
   const ExpertSource& source_;
   const ExpertStoreOptions options_;
   // The memory; who may touch a slot's bytes follows from its state.
-  const SlotArena arena_;
+  const std::unique_ptr<const SlotMemory> memory_;
 
   mutable Mutex mu_;
   CondVar released_;

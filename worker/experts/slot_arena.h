@@ -7,11 +7,12 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "worker/experts/slot_memory.h"
 
 namespace ballast {
 
 // One allocation cut into equal slots, each 64-byte aligned; transparent huge pages where the kernel has them to give.
-class SlotArena {
+class SlotArena final : public SlotMemory {
  public:
   // ResourceExhausted names the bytes that could not be had; InvalidArgument when they overflow or are none.
   static absl::StatusOr<SlotArena> Create(int32_t slots, size_t slot_bytes);
@@ -22,11 +23,14 @@ class SlotArena {
         slot_bytes_(other.slot_bytes_),
         stride_(other.stride_) {}
   SlotArena& operator=(SlotArena&&) = delete;
-  ~SlotArena();
+  ~SlotArena() override;
 
-  int32_t slots() const { return slots_; }
-  // REQUIRES: 0 <= slot < slots().
-  std::span<std::byte> Slot(int32_t slot) const { return {data_ + stride_ * slot, slot_bytes_}; }
+  int32_t slots() const override { return slots_; }
+  std::span<std::byte> Slot(int32_t slot) const override { return {data_ + stride_ * slot, slot_bytes_}; }
+  absl::Status Read(const ExpertSource& source, ExpertId expert, int32_t slot) const override {
+    return source.Read(expert, Slot(slot));
+  }
+  absl::StatusOr<Checksum> Sum(int32_t slot) const override { return ComputeExpertChecksum(Slot(slot)); }
 
  private:
   SlotArena(std::byte* data, size_t mapped_bytes, int32_t slots, size_t slot_bytes, size_t stride)
