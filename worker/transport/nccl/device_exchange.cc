@@ -9,7 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/cuda/status.h"
-#include "proto/base/check.h"
 #include "proto/base/status_macros.h"
 #include "worker/transport/nccl/exchange_kernel.h"
 

@@ -34,7 +34,8 @@ struct DispatchArgs {
   const void* x = nullptr;
   // *num_tokens is at most the capacity.
   const int32_t* num_tokens = nullptr;
-  // [capacity][top_k]: replica numbers (see ExchangeShape), -1 for none; and their weights.
+  // [capacity][top_k], of which the first *num_tokens count: replica numbers (see ExchangeShape), -1 for none, and
+  // their weights.
   const int32_t* replicas = nullptr;
   const float* weights = nullptr;
   // [note_words]; null where that is 0.
@@ -69,8 +70,8 @@ class DeviceExchange {
   // This rank's section of received_rows().
   virtual void* own_rows() const = 0;
 
-  // Enqueue on the stream and do not wait; may be captured. Errors: InvalidArgument; FailedPrecondition when out of
-  // turn; what the launch says.
+  // Enqueue on the stream and do not wait; may be captured. Errors: FailedPrecondition when out of turn; what Finish
+  // has said before; what the launch says.
   virtual absl::Status Dispatch(const DispatchArgs& args, cudaStream_t stream) = 0;
   virtual absl::Status Combine(const CombineSumsArgs& args, cudaStream_t stream) = 0;
 

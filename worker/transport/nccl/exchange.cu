@@ -51,10 +51,8 @@ __device__ void Arrive(int wait, const ExchangeKernelArgs& args) {
   if (args.arrivals[wait] == nullptr) return;
   __syncthreads();
   const int r = threadIdx.x;
-  if (r < args.ranks && r != args.rank) {
-    __threadfence_system();
-    AddReleaseSystem(args.arrivals_to[wait][r], 1);
-  }
+  // A release after the barrier covers what every thread of the block has written.
+  if (r < args.ranks && r != args.rank) AddReleaseSystem(args.arrivals_to[wait][r], 1);
 }
 
 // All threads of a block: waits for the blocks of every other rank, in the layer that `step` counts to.
@@ -83,21 +81,23 @@ __device__ const uint4* RowVectors(const void* rows, size_t row, int hidden) {
 // A block takes every blocks-th token; each of its warps works out for itself where the token goes.
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     DispatchKernel(const __grid_constant__ ExchangeKernelArgs args) {
-  if (LoadVolatile(args.failed) != 0) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int tokens = min(*args.num_tokens, args.capacity);
   const int vectors = args.hidden_size / kColumns;
+  const bool failed = LoadVolatile(args.failed) != 0;
+  const int tokens = min(*args.num_tokens, args.capacity);
   for (int t = blockIdx.x; t < args.capacity; t += gridDim.x) {
-    int to = -1, group = 0;
+    // Loads that wait for no other one: choices of tokens that the step does not have are read for nothing.
+    int to = -1, group = 0, replica = -1;
     float weight = 0;
-    if (t < tokens && lane < args.top_k) {
+    if (lane < args.top_k) {
       const int choice = t * args.top_k + lane;
-      const int replica = args.replicas[choice];
+      replica = args.replicas[choice];
       weight = args.choice_weights[choice];
-      if (replica >= 0) {
-        to = replica / args.groups_per_rank;
-        group = replica - to * args.groups_per_rank;
-      }
+    }
+    if (failed) return;
+    if (t < tokens && replica >= 0) {
+      to = replica / args.groups_per_rank;
+      group = replica - to * args.groups_per_rank;
     }
     const uint32_t mask = __reduce_or_sync(kAll, to >= 0 ? 1u << to : 0u);
     if (mask != 0) {
@@ -124,6 +124,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     }
     if (threadIdx.x == 0) args.destinations[t] = mask;
   }
+  // A rank that has given up tells nobody that its rows are there.
+  if (failed) return;
   if (blockIdx.x == gridDim.x - 1) {
     for (int r = 0; r < args.ranks; ++r) {
       if (threadIdx.x == 0) *args.tokens_to[r] = tokens;
@@ -204,18 +206,17 @@ __device__ uint4 SumTerms(const ExchangeKernelArgs& args, const Terms& terms, in
 
 // This rank's sum for token t of rank r, to where r wants it.
 __device__ void SumToken(const ExchangeKernelArgs& args, int r, int t, Terms& terms) {
-  if (t >= args.tokens[r]) return;
+  // Pairs of tokens that the step does not have, have no row.
   const int count = CollectTerms(args, static_cast<size_t>(r) * args.capacity + t, terms);
   if (count == 0) return;
   uint4* const to = RowVectors(args.partials_to[r], t, args.hidden_size);
   for (int c = threadIdx.x; c < args.hidden_size / kColumns; c += kThreads) to[c] = SumTerms(args, terms, count, c);
 }
 
-// The ranks' sums for this rank's tokens, added up.
-__device__ void AddPartials(const ExchangeKernelArgs& args) {
-  const int tokens = args.tokens[args.rank];
+// The ranks' sums for this rank's tokens, added up. `first`: where the block's first token went.
+__device__ void AddPartials(const ExchangeKernelArgs& args, int tokens, uint32_t first) {
   for (int t = blockIdx.x; t < tokens; t += gridDim.x) {
-    const uint32_t mask = args.destinations[t];
+    const uint32_t mask = t == static_cast<int>(blockIdx.x) ? first : args.destinations[t];
     uint4* const to = RowVectors(args.out, t, args.hidden_size);
     for (int c = threadIdx.x; c < args.hidden_size / kColumns; c += kThreads) {
       float sums[kColumns] = {};
@@ -242,24 +243,31 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   __shared__ Terms all_terms[kWarps];
   Terms& terms = all_terms[threadIdx.x / 32];
   if (LoadVolatile(args.failed) != 0) return;
+  const uint32_t step = *args.step;
+  const int tokens = args.tokens[args.rank];
+  const uint32_t first = static_cast<int>(blockIdx.x) < args.capacity ? args.destinations[blockIdx.x] : 0;
   if (push) {
     int own = blockIdx.x;
     for (int i = blockIdx.x; i < (args.ranks - 1) * args.capacity; i += gridDim.x) {
-      const int next = args.rank + 1 + i / args.capacity;
-      SumToken(args, next < args.ranks ? next : next - args.ranks, i % args.capacity, terms);
-      if (i != static_cast<int>(blockIdx.x) && own < args.capacity) {
-        SumToken(args, args.rank, own, terms);
-        own += gridDim.x;
+      const int next = args.rank + 1 + i / args.capacity, t = i % args.capacity;
+      const int r = next < args.ranks ? next : next - args.ranks;
+      if (i == static_cast<int>(blockIdx.x)) {
+        // Without asking first whether there is such a token: it has no rows then.
+        SumToken(args, r, t, terms);
+        continue;
       }
+      if (t < args.tokens[r]) SumToken(args, r, t, terms);
+      if (own < tokens) SumToken(args, args.rank, own, terms);
+      own += gridDim.x;
     }
     Arrive(kPartialsWait, args);
-    for (; own < args.capacity; own += gridDim.x) SumToken(args, args.rank, own, terms);
+    for (; own < tokens; own += gridDim.x) SumToken(args, args.rank, own, terms);
   }
   if (pull) {
     // A block adds up the sums of its own tokens that it has made itself.
-    if (!AwaitAll(kPartialsWait, *args.step, args)) return;
+    if (!AwaitAll(kPartialsWait, step, args)) return;
     __syncthreads();
-    AddPartials(args);
+    AddPartials(args, tokens, first);
   }
 }
 

@@ -33,8 +33,6 @@ absl::StatusOr<const NcclLibrary*> Open() {
   BALLAST_RETURN_IF_ERROR(Find(library, "ncclGetLastError", nccl.GetLastError));
   BALLAST_RETURN_IF_ERROR(Find(library, "ncclCommInitRankConfig", nccl.CommInitRankConfig));
   BALLAST_RETURN_IF_ERROR(Find(library, "ncclCommGetAsyncError", nccl.CommGetAsyncError));
-  BALLAST_RETURN_IF_ERROR(Find(library, "ncclCommFinalize", nccl.CommFinalize));
-  BALLAST_RETURN_IF_ERROR(Find(library, "ncclCommDestroy", nccl.CommDestroy));
   BALLAST_RETURN_IF_ERROR(Find(library, "ncclCommAbort", nccl.CommAbort));
   BALLAST_RETURN_IF_ERROR(Find(library, "ncclMemAlloc", nccl.MemAlloc));
   BALLAST_RETURN_IF_ERROR(Find(library, "ncclMemFree", nccl.MemFree));

@@ -19,8 +19,6 @@ struct NcclLibrary {
   decltype(&::ncclGetLastError) GetLastError;
   decltype(&::ncclCommInitRankConfig) CommInitRankConfig;
   decltype(&::ncclCommGetAsyncError) CommGetAsyncError;
-  decltype(&::ncclCommFinalize) CommFinalize;
-  decltype(&::ncclCommDestroy) CommDestroy;
   decltype(&::ncclCommAbort) CommAbort;
   decltype(&::ncclMemAlloc) MemAlloc;
   decltype(&::ncclMemFree) MemFree;
