@@ -10,7 +10,6 @@
 #include "controller/planner/score.h"
 #include "controller/planner/search.h"
 #include "proto/base/check.h"
-#include "proto/placement/shares.h"
 
 namespace ballast {
 namespace {
@@ -344,8 +343,7 @@ Packs PlaceUnequal(std::span<const double> tokens, std::span<const int32_t> slot
 
 double SolvedLevel(const Packs& packs, std::span<const double> tokens, std::span<const uint32_t> speed) {
   const DispatchTable table = ToTable(packs, static_cast<int32_t>(tokens.size()));
-  std::vector<int64_t> flow(table.num_replicas());
-  const double balancedness = SolveShares(table, tokens, static_cast<int32_t>(packs.size()), speed, flow);
+  const double balancedness = LayerSolver(static_cast<int32_t>(packs.size()), speed).Solve(table, tokens);
   const double speeds =
       speed.empty() ? static_cast<double>(packs.size()) : std::accumulate(speed.begin(), speed.end(), 0.0);
   return std::accumulate(tokens.begin(), tokens.end(), 0.0) / speeds / balancedness;
@@ -353,9 +351,7 @@ double SolvedLevel(const Packs& packs, std::span<const double> tokens, std::span
 
 void SolveWeights(std::span<const double> tokens, std::span<const uint32_t> speed, int32_t workers,
                   DispatchTable& table) {
-  std::vector<int64_t> flow(table.num_replicas());
-  SolveShares(table, tokens, workers, speed, flow);
-  FlowToWeights(flow, table);
+  LayerSolver(workers, speed).SolveWeights(tokens, table);
 }
 
 namespace {

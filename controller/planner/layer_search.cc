@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "proto/base/check.h"
-#include "proto/placement/shares.h"
 
 namespace ballast {
 namespace {
@@ -90,7 +89,13 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
     if (sum > 0) unit_ = level_[0] * speed / static_cast<double>(sum);
     if (alike) unit_ /= speed_[0];
   }
-  Refresh();
+  if (split_ == Split::kSolved) {
+    SolveShares();
+  } else {
+    order_.resize(workers_);
+    std::iota(order_.begin(), order_.end(), 0);
+    SplitEqually(order_);
+  }
 }
 
 bool LayerSearch::Holds(int32_t w, int32_t e) const {
@@ -106,14 +111,18 @@ void LayerSearch::Decide(const Change& change) {
   decided_.insert(decided_.end(), change.departures.begin(), change.departures.end());
 }
 
-DispatchTable LayerSearch::Table() const {
-  DispatchTable table;
-  table.begin.reserve(experts_ + 1);
-  table.begin.push_back(0);
+void LayerSearch::FillTable(DispatchTable& table) const {
+  table.begin.assign(1, 0);
+  table.rank.clear();
   for (const Holders& at : holders_) {
     table.rank.insert(table.rank.end(), at.begin(), at.end());
     table.begin.push_back(static_cast<int32_t>(table.rank.size()));
   }
+}
+
+DispatchTable LayerSearch::Table() const {
+  DispatchTable table;
+  FillTable(table);
   table.weight.assign(table.rank.size(), 1);
   return table;
 }
@@ -138,7 +147,7 @@ void LayerSearch::Apply(const Edit& edit) {
   if (chosen_.known && chosen_.edit == edit) {
     Use(chosen_);
   } else {
-    Refresh();
+    Refresh(edit);
   }
   chosen_.known = false;
 }
@@ -147,7 +156,15 @@ void LayerSearch::Undo(const Edit& edit) {
   Restructure(std::span(edit.leave.data(), edit.leaves), std::span(edit.arrive.data(), edit.arrivals));
   decided_.resize(decided_.size() - edit.arrivals - edit.leaves);
   chosen_.known = false;
-  Refresh();
+  Refresh(edit);
+}
+
+void LayerSearch::Keep(Solution& solution) const {
+  solution.load = load_;
+  solution.begin = begin_;
+  solution.flow = flow_;
+  solution.busiest = busiest_[0];
+  solution.known = true;
 }
 
 void LayerSearch::Use(const Solution& solution) {
@@ -157,54 +174,66 @@ void LayerSearch::Use(const Solution& solution) {
   busiest_[0] = solution.busiest;
 }
 
-void LayerSearch::Refresh() {
+void LayerSearch::Refresh(const Edit& edit) {
   if (split_ == Split::kSolved) {
     SolveShares();
     return;
   }
-  SplitEqually();
-  std::vector<int32_t> order(workers_);
+  for (int32_t i = 0; i < edit.arrivals + edit.leaves; ++i) {
+    const auto& [e, w] = i < edit.arrivals ? edit.arrive[i] : edit.leave[i - edit.arrivals];
+    Touch(w);
+    for (const int32_t other : holders_[e]) Touch(other);
+  }
+  SplitEqually(touched_);
+  for (const int32_t w : touched_) marked_[w] = false;
+  touched_.clear();
+}
+
+void LayerSearch::SplitEqually(std::span<const int32_t> workers) {
+  for (size_t s = 0; s < scenarios_; ++s) {
+    double* load = &load_[s * workers_];
+    for (const int32_t w : workers) {
+      load[w] = 0;
+      for (const int32_t e : packs_[w]) load[w] += tokens_[s][e] / Count(e) / speed_[w];
+    }
+    busiest_[s] = *std::max_element(load, load + workers_);
+  }
+  ranked_ = false;
+}
+
+void LayerSearch::Rank() {
+  if (ranked_) return;
+  ranked_ = true;
   const size_t most = std::min<size_t>(kHeaviest, workers_);
   for (size_t s = 0; s < scenarios_; ++s) {
     const double* load = &load_[s * workers_];
-    std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(most), order.end(),
+    order_.resize(workers_);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(most), order_.end(),
                       [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] > load[b] : a < b; });
-    heaviest_[s].assign(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(most));
-    busiest_[s] = load[order[0]];
-  }
-}
-
-void LayerSearch::SplitEqually() {
-  std::fill(load_.begin(), load_.end(), 0.0);
-  for (size_t s = 0; s < scenarios_; ++s) {
-    double* load = &load_[s * workers_];
-    for (int32_t e = 0; e < experts_; ++e) {
-      if (holders_[e].empty()) continue;
-      const double part = tokens_[s][e] / Count(e);
-      for (const int32_t w : holders_[e]) load[w] += part / speed_[w];
-    }
+    heaviest_[s].assign(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(most));
   }
 }
 
 void LayerSearch::SolveShares() {
-  const DispatchTable table = Table();
-  begin_ = table.begin;
-  flow_.resize(table.rank.size());
-  ShareSolver solver(table, workers_, speeds_);
-  const int64_t z = solver.Solve(whole_, flow_);
+  FillTable(table_);
+  if (solver_) {
+    solver_->Reset(table_);
+  } else {
+    solver_.emplace(table_, workers_, speeds_);
+  }
+  begin_ = table_.begin;
+  flow_.resize(table_.rank.size());
+  const int64_t z = solver_->Solve(whole_, flow_);
   busiest_[0] = static_cast<double>(z) * unit_;
   for (int32_t w = 0; w < workers_; ++w) {
-    const double load = static_cast<double>(solver.rank_loads()[w]) * unit_;
+    const double load = static_cast<double>(solver_->rank_loads()[w]) * unit_;
     load_[w] = speeds_.empty() ? load : load / speed_[w];
   }
 }
 
 void LayerSearch::AddTo(int32_t w, int32_t e, double part) {
-  if (!marked_[w]) {
-    marked_[w] = true;
-    touched_.push_back(w);
-  }
+  Touch(w);
   for (size_t s = 0; s < scenarios_; ++s) delta_[s * workers_ + w] += tokens_[s][e] * part / speed_[w];
 }
 
@@ -283,17 +312,14 @@ double LayerSearch::Value(const Edit& edit, std::span<const double> slopes) {
 }
 
 double LayerSearch::MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there,
-                              int32_t arrivals) const {
+                              int32_t arrivals, bool next_stays) const {
   double gain = 0;
   for (size_t i = 0; i < scenarios_; ++i) {
     double after = level_[i];
     if (i == s) {
-      after = std::max(here, there);
-      for (size_t k = 1; k < std::min<size_t>(3, heaviest_[s].size()); ++k) {
-        if (heaviest_[s][k] == w) continue;
-        // Other holders may be eased a little: at least half of the way to the level.
-        after = std::max(after, arrivals > 1 ? load_[s * workers_ + heaviest_[s][k]] : level_[s]);
-        break;
+      after = std::max({after, here, there});
+      if (next_stays && heaviest_[s].size() > 1 && heaviest_[s][1] != w) {
+        after = std::max(after, load_[s * workers_ + heaviest_[s][1]]);
       }
     }
     gain += slopes[i] * (busiest_[i] - after + 2 * kCrowd * busiest_[i]);
@@ -309,8 +335,9 @@ void LayerSearch::Consider(const Edit& edit, std::span<const double> slopes, dou
   }
 }
 
-std::vector<int32_t> LayerSearch::Lightest(size_t s, size_t most) const {
-  std::vector<int32_t> order(workers_);
+const std::vector<int32_t>& LayerSearch::Lightest(size_t s, size_t most) {
+  std::vector<int32_t>& order = order_;
+  order.resize(workers_);
   std::iota(order.begin(), order.end(), 0);
   most = std::min<size_t>(most, workers_);
   const double* load = &load_[s * workers_];
@@ -324,38 +351,61 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
                               double& value, Edit& best) {
   const int32_t c = heaviest_[s][0];
   const double* load = &load_[s * workers_];
-  const std::vector<int32_t> lightest = Lightest(s, workers_ <= kFewWorkers ? workers_ : kLightest);
   const auto part = [&](int32_t e, int32_t more) { return tokens_[s][e] / (Count(e) + more); };
+  // What the lightest hold, once for all of the busiest one's experts.
+  packed_.clear();
+  packed_begin_.assign(1, 0);
+  const std::vector<int32_t>& lightest = Lightest(s, workers_ <= kFewWorkers ? workers_ : kLightest);
+  for (const int32_t w : lightest) {
+    for (const int32_t f : packs_[w]) packed_.push_back({f, part(f, 0), Spare(f, w), Decided(f, w)});
+    packed_begin_.push_back(packed_.size());
+  }
+  const auto most = [&](int32_t w, double at_c, double at_w, int32_t arrivals, bool next_stays) {
+    return MostValue(s, slopes, w, at_c, at_w, arrivals, next_stays);
+  };
   for (const int32_t e : packs_[c]) {
     if (tokens_[s][e] == 0) continue;
     const bool stays = Decided(e, c);
-    const double here = load[c] - part(e, 0) / speed_[c];
-    for (const int32_t w : lightest) {
+    const double now = part(e, 0);
+    const double shared = part(e, 1);
+    const double here = load[c] - now / speed_[c];
+    const double eased = load[c] - (now - shared) / speed_[c];
+    // Another replica eases all that hold it.
+    const bool next_stays = heaviest_[s].size() > 1 && !Holds(heaviest_[s][1], e);
+    for (size_t i = 0; i < lightest.size(); ++i) {
+      const int32_t w = lightest[i];
       if (w == c || room.closed[w] || load[w] >= load[c] || !CanTake(w, e)) continue;
       if (HasSlot(w, room, used)) {
-        Consider(MakeEdit({{e, w}}, {}), slopes, value, best);
-        if (!stays && MostValue(s, slopes, w, here, load[w] + part(e, 0) / speed_[w], 1) > value) {
+        if (most(w, eased, load[w] + shared / speed_[w], 1, next_stays) > value) {
+          Consider(MakeEdit({{e, w}}, {}), slopes, value, best);
+        }
+        if (!stays && most(w, here, load[w] + now / speed_[w], 1, true) > value) {
           Consider(MakeEdit({{e, w}}, {{e, c}}), slopes, value, best);
         }
       }
-      // Of the swaps with a worker the most level one.
-      int32_t partner = -1;
-      double lowest = load[c];
-      for (const int32_t f : packs_[w]) {
-        if (Count(f) > 1 && !Decided(f, w)) {
-          const double there = load[w] + (part(e, 1) - part(f, 0)) / speed_[w];
-          if (MostValue(s, slopes, w, load[c] - (part(e, 0) - part(e, 1)) / speed_[c], there, 1) > value) {
-            Consider(MakeEdit({{e, w}}, {{f, w}}), slopes, value, best);
+      if (most(w, eased, 0, 1, next_stays) > value) {
+        for (size_t k = packed_begin_[i]; k < packed_begin_[i + 1]; ++k) {
+          const Held& f = packed_[k];
+          if (f.spare && most(w, eased, load[w] + (shared - f.part) / speed_[w], 1, next_stays) > value) {
+            Consider(MakeEdit({{e, w}}, {{f.expert, w}}), slopes, value, best);
           }
         }
-        const double shift = part(e, 0) - part(f, 0);
-        if (stays || shift <= 0) continue;
-        const double after = std::max(load[c] - shift / speed_[c], load[w] + shift / speed_[w]);
-        if (after >= lowest || room.closed[c] || Decided(f, w) || !CanTake(c, f)) continue;
-        lowest = after;
-        partner = f;
       }
-      if (partner >= 0 && MostValue(s, slopes, w, lowest, lowest, 2) > value) {
+      // Of the swaps with a worker the most level one.
+      const double level = (load[c] * speed_[c] + load[w] * speed_[w]) / (speed_[c] + speed_[w]);
+      if (stays || room.closed[c] || most(w, level, level, 2, true) <= value) continue;
+      int32_t partner = -1;
+      double lowest = load[c];
+      for (size_t k = packed_begin_[i]; k < packed_begin_[i + 1]; ++k) {
+        const Held& f = packed_[k];
+        const double shift = now - f.part;
+        if (shift <= 0) continue;
+        const double after = std::max(load[c] - shift / speed_[c], load[w] + shift / speed_[w]);
+        if (after >= lowest || f.decided || !CanTake(c, f.expert)) continue;
+        lowest = after;
+        partner = f.expert;
+      }
+      if (partner >= 0 && most(w, lowest, lowest, 2, true) > value) {
         Consider(MakeEdit({{e, w}, {partner, c}}, {{e, c}, {partner, w}}), slopes, value, best);
       }
     }
@@ -363,7 +413,9 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
     // Its spare replica makes room for what the next ones have too much of.
     for (size_t i = 1; i < std::min<size_t>(4, heaviest_[s].size()); ++i) {
       for (const int32_t g : packs_[heaviest_[s][i]]) {
-        if (part(g, 1) >= part(e, 0) || !CanTake(c, g)) continue;
+        const double comes = part(g, 1);
+        if (comes >= now || !CanTake(c, g)) continue;
+        if (most(c, here + comes / speed_[c], 0, 1, !Holds(heaviest_[s][1], g)) <= value) continue;
         Consider(MakeEdit({{g, c}}, {{e, c}}), slopes, value, best);
       }
     }
@@ -373,6 +425,7 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
 bool LayerSearch::FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
                            Edit& best) {
   if (split_ == Split::kSolved) return FindEditOfShares(room, used, best);
+  Rank();
   double total = 0;
   for (size_t s = 0; s < scenarios_; ++s) total += slopes[s] * busiest_[s];
   double value = kRounding * total;
@@ -388,73 +441,80 @@ bool LayerSearch::FindEdit(std::span<const double> slopes, const Room& room, std
 bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> used, Edit& best) {
   const double z = busiest_[0];
   if (z <= level_[0] * (1 + kRounding)) return false;
-  const auto flow = [&](int32_t e, int32_t w) {
-    const auto at = std::lower_bound(holders_[e].begin(), holders_[e].end(), w) - holders_[e].begin();
-    return static_cast<double>(flow_[begin_[e] + at]) * unit_ * (speeds_.empty() ? speed_[0] : 1);
-  };
+  const double unit = unit_ * (speeds_.empty() ? speed_[0] : 1);
   // The busiest worker and those that it can pass load on to, all as busy: only what leaves them helps.
-  std::vector<bool> tight(workers_);
-  std::vector<int32_t> reached = {static_cast<int32_t>(std::max_element(load_.begin(), load_.end()) - load_.begin())};
-  tight[reached[0]] = true;
-  std::vector<int32_t> experts;
-  std::vector<double> held(experts_, -1.0);
+  tight_.assign(workers_, false);
+  reached_.assign(1, static_cast<int32_t>(std::max_element(load_.begin(), load_.end()) - load_.begin()));
+  tight_[reached_[0]] = true;
+  std::vector<int32_t>& experts = experts_held_;
+  experts.clear();
+  held_.assign(experts_, -1);
   double tight_load = 0;
   double tight_speed = 0;
-  for (size_t i = 0; i < reached.size(); ++i) {
-    const int32_t w = reached[i];
+  for (size_t i = 0; i < reached_.size(); ++i) {
+    const int32_t w = reached_[i];
     tight_load += load_[w] * speed_[w];
     tight_speed += speed_[w];
     for (const int32_t e : packs_[w]) {
-      const double here = flow(e, w);
+      const double here = static_cast<double>(Flow(e, w)) * unit;
       if (here <= 0) continue;
-      if (held[e] < 0) {
-        held[e] = 0;
+      if (held_[e] < 0) {
+        held_[e] = 0;
         experts.push_back(e);
       }
-      held[e] += here;
+      held_[e] += here;
       for (const int32_t other : holders_[e]) {
-        if (tight[other]) continue;
-        tight[other] = true;
-        reached.push_back(other);
+        if (tight_[other]) continue;
+        tight_[other] = true;
+        reached_.push_back(other);
       }
     }
   }
-  if (static_cast<int32_t>(reached.size()) == workers_) return false;
-  std::vector<int32_t> targets;
-  for (const int32_t w : Lightest(0, workers_ <= kFewWorkers ? workers_ : 4 * kLightest)) {
-    if (!tight[w] && !room.closed[w]) targets.push_back(w);
-    if (workers_ > kFewWorkers && targets.size() == kLightest) break;
-  }
+  if (static_cast<int32_t>(reached_.size()) == workers_) return false;
   // Experts that have most there.
   const size_t hottest = std::min(workers_ <= kFewWorkers ? experts.size() : kHottest, experts.size());
   std::partial_sort(experts.begin(), experts.begin() + static_cast<std::ptrdiff_t>(hottest), experts.end(),
-                    [&](int32_t a, int32_t b) { return held[a] != held[b] ? held[a] > held[b] : a < b; });
+                    [&](int32_t a, int32_t b) { return held_[a] != held_[b] ? held_[a] > held_[b] : a < b; });
   experts.resize(hottest);
+  // The best few, best first; of equal ones the first.
   struct Candidate {
-    double after;  // the busiest, estimated
-    double value;  // a move
+    double value;  // a move, estimated
     Edit edit;
   };
-  std::vector<Candidate> candidates;
-  const auto consider = [&](double left, double there, int32_t w, const Edit& edit) {
+  constexpr size_t kTried = 4;
+  absl::InlinedVector<Candidate, kTried + 1> candidates;
+  const auto consider = [&](double left, double there, int32_t w, int32_t arrivals, const auto& make) {
     const double after = std::max(left / tight_speed, there / speed_[w]);
-    if (after < z) candidates.push_back({after, (z - after) / edit.arrivals, edit});
+    const double value = (z - after) / arrivals;
+    if (value <= 0 || (candidates.size() == kTried && value <= candidates.back().value)) return;
+    const auto at =
+        std::find_if(candidates.begin(), candidates.end(), [&](const Candidate& c) { return c.value < value; });
+    candidates.insert(at, {value, make()});
+    if (candidates.size() > kTried) candidates.pop_back();
   };
-  for (const int32_t w : targets) {
+  size_t targets = 0;
+  for (const int32_t w : Lightest(0, workers_ <= kFewWorkers ? workers_ : 4 * kLightest)) {
+    if (workers_ > kFewWorkers && targets == kLightest) break;
+    if (tight_[w] || room.closed[w]) continue;
+    ++targets;
     const double there = load_[w] * speed_[w];
+    packed_.clear();
+    for (const int32_t f : packs_[w]) {
+      packed_.push_back({f, static_cast<double>(Flow(f, w)) * unit, Spare(f, w), Decided(f, w)});
+    }
     // Whose slot it is: a free one, or the spare replica's without which the two are most level.
     int32_t victim = -1;
     double freed = 0;
     double back = 0;
     const bool slot = HasSlot(w, room, used);
-    for (const int32_t f : packs_[w]) {
-      if (slot || !Spare(f, w)) continue;
-      const double gone = flow(f, w);
-      const bool tied = std::any_of(holders_[f].begin(), holders_[f].end(), [&](int32_t o) { return tight[o]; });
-      const double comes_back = tied ? gone : 0;
-      if (victim < 0 || comes_back < back || (comes_back == back && gone > freed)) {
-        victim = f;
-        freed = gone;
+    for (const Held& f : packed_) {
+      if (slot || !f.spare) continue;
+      const auto& at = holders_[f.expert];
+      const bool tied = std::any_of(at.begin(), at.end(), [&](int32_t o) { return tight_[o]; });
+      const double comes_back = tied ? f.part : 0;
+      if (victim < 0 || comes_back < back || (comes_back == back && f.part > freed)) {
+        victim = f.expert;
+        freed = f.part;
         back = comes_back;
       }
     }
@@ -464,30 +524,28 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
         // As much of it as levels the two.
         const double left = tight_load + back;
         const double at = there - freed;
-        const double x = std::clamp((left * speed_[w] - at * tight_speed) / (tight_speed + speed_[w]), 0.0, held[e]);
-        consider(left - x, at + x, w, slot ? MakeEdit({{e, w}}, {}) : MakeEdit({{e, w}}, {{victim, w}}));
+        const double x = std::clamp((left * speed_[w] - at * tight_speed) / (tight_speed + speed_[w]), 0.0, held_[e]);
+        consider(left - x, at + x, w, 1, [&] {
+          return slot ? MakeEdit({{e, w}}, {}) : MakeEdit({{e, w}}, {{victim, w}});
+        });
       }
       if (Count(e) > 1 || Decided(e, holders_[e][0]) || room.closed[holders_[e][0]]) continue;
       const int32_t c = holders_[e][0];
-      for (const int32_t f : packs_[w]) {
-        if (Count(f) > 1 || Decided(f, w) || !CanTake(c, f)) continue;
-        const double other = flow(f, w);
-        if (other >= held[e]) continue;
-        consider(tight_load - held[e] + other, there + held[e] - other, w,
-                 MakeEdit({{e, w}, {f, c}}, {{e, c}, {f, w}}));
+      for (const Held& f : packed_) {
+        if (Count(f.expert) > 1 || f.decided || f.part >= held_[e] || Holds(c, f.expert) || Decided(f.expert, c))
+          continue;
+        consider(tight_load - held_[e] + f.part, there + held_[e] - f.part, w, 2, [&] {
+          return MakeEdit({{e, w}, {f.expert, c}}, {{e, c}, {f.expert, w}});
+        });
       }
     }
   }
   // The estimates leave out who can pass load to whom: the best few are solved, until one is about as good as that.
-  constexpr size_t kTried = 4;
-  const size_t tried = std::min(kTried, candidates.size());
-  std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(tried), candidates.end(),
-                    [](const Candidate& a, const Candidate& b) { return a.value > b.value; });
-  const Solution before = Solved();
+  Keep(before_);
   double value = 0;
-  for (size_t i = 0; i < tried; ++i) {
-    const Edit& edit = candidates[i].edit;
-    if (candidates[i].value <= value) break;
+  for (const Candidate& candidate : candidates) {
+    const Edit& edit = candidate.edit;
+    if (candidate.value <= value) break;
     const std::span arrive(edit.arrive.data(), edit.arrivals);
     const std::span leave(edit.leave.data(), edit.leaves);
     Restructure(arrive, leave);
@@ -496,13 +554,13 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
     if (gain > std::max(value, kRounding * z)) {
       value = gain;
       best = edit;
-      chosen_ = Solved();
+      Keep(chosen_);
       chosen_.edit = edit;
     }
     Restructure(leave, arrive);
-    if (value > 0.5 * candidates[i].value) break;
+    if (value > 0.5 * candidate.value) break;
   }
-  Use(before);
+  Use(before_);
   return value > 0;
 }
 
@@ -523,20 +581,42 @@ double LayerSearch::Cost(const Edit& edit, std::span<const double> slopes) {
   return change;
 }
 
+double LayerSearch::HomeCost(int32_t expert, int32_t w, int32_t f, std::span<const double> slopes) const {
+  double change = 0;
+  for (size_t s = 0; s < scenarios_; ++s) {
+    if (level_[s] == 0) continue;
+    const double* load = &load_[s * workers_];
+    const auto grows = [&](int32_t worker, double by) {
+      const double before = load[worker] / level_[s];
+      return Power16(before + by / speed_[worker] / level_[s]) - Power16(before);
+    };
+    double comes = tokens_[s][expert];
+    double powers = 0;
+    if (f >= 0) {
+      const double part = tokens_[s][f] / Count(f);
+      const double more = tokens_[s][f] / (Count(f) - 1) - part;
+      comes -= part;
+      for (const int32_t other : holders_[f]) powers += other == w ? 0 : grows(other, more);
+    }
+    change += slopes[s] * level_[s] * (powers + grows(w, comes));
+  }
+  return change;
+}
+
 bool LayerSearch::FindHome(int32_t expert, std::span<const double> slopes, const Room& room, Edit& best, double& cost) {
   bool found = false;
-  const auto consider = [&](const Edit& edit) {
-    const double change = Cost(edit, slopes);
+  const auto consider = [&](int32_t w, int32_t f) {
+    const double change = HomeCost(expert, w, f, slopes);
     if (found && change >= cost) return;
     found = true;
     cost = change;
-    best = edit;
+    best = f < 0 ? MakeEdit({{expert, w}}, {}) : MakeEdit({{expert, w}}, {{f, w}});
   };
   for (int32_t w = 0; w < workers_; ++w) {
     if (room.closed[w] || Holds(w, expert)) continue;
-    if (HasSlot(w, room, {})) consider(MakeEdit({{expert, w}}, {}));
+    if (HasSlot(w, room, {})) consider(w, -1);
     for (const int32_t f : packs_[w]) {
-      if (Spare(f, w)) consider(MakeEdit({{expert, w}}, {{f, w}}));
+      if (Spare(f, w)) consider(w, f);
     }
   }
   return found;

@@ -2,8 +2,10 @@
 #ifndef BALLAST_CONTROLLER_PLANNER_LAYER_SEARCH_H_
 #define BALLAST_CONTROLLER_PLANNER_LAYER_SEARCH_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -11,6 +13,7 @@
 #include "absl/container/inlined_vector.h"
 #include "controller/planner/incremental.h"
 #include "proto/placement/quotas.h"
+#include "proto/placement/shares.h"
 
 namespace ballast {
 
@@ -86,15 +89,27 @@ class LayerSearch {
            (slots_ == 0 || static_cast<int32_t>(packs_[w].size()) < slots_);
   }
   void Restructure(std::span<const Change::Place> arrive, std::span<const Change::Place> leave);
-  void Refresh();
-  void SplitEqually();
+  // The loads after an edit.
+  void Refresh(const Edit& edit);
+  // Those of `workers`, and the busiest.
+  void SplitEqually(std::span<const int32_t> workers);
+  // heaviest_, where loads have changed.
+  void Rank();
   void SolveShares();
   // The value of an edit a move, by equal split; negative where the busiest gets worse.
   double Value(const Edit& edit, std::span<const double> slopes);
-  // What Value can be at most when the busiest worker of scenario `s` is left with `here` and `w` gets `there`.
-  double MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there,
-                   int32_t arrivals) const;
+  // What Value can be at most when the busiest worker of scenario `s` is left with `here` and `w` gets `there`; and
+  // where the next busiest keeps at least what it has.
+  double MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there, int32_t arrivals,
+                   bool next_stays) const;
   void Gather(const Edit& edit);
+  void Touch(int32_t w) {
+    if (marked_[w]) return;
+    marked_[w] = true;
+    touched_.push_back(w);
+  }
+  // Of `expert`, which has no replica, at `w`, where `f` leaves (-1: none): see FindHome.
+  double HomeCost(int32_t expert, int32_t w, int32_t f, std::span<const double> slopes) const;
   // The change of the 16th powers, see FindHome.
   double Cost(const Edit& edit, std::span<const double> slopes);
   void ClearGathered();
@@ -103,9 +118,17 @@ class LayerSearch {
   void FromBusiest(size_t s, std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
                    double& value, Edit& best);
   bool FindEditOfShares(const Room& room, std::span<const int32_t> used, Edit& best);
-  Solution Solved() const { return {{}, load_, begin_, flow_, busiest_[0], true}; }
+  void Keep(Solution& solution) const;
   void Use(const Solution& solution);
-  std::vector<int32_t> Lightest(size_t s, size_t most) const;
+  // Shares: tokens over unit_ that `w`, which holds it, has of `e`.
+  int64_t Flow(int32_t e, int32_t w) const {
+    const auto at =
+        Count(e) == 1 ? 0 : std::lower_bound(holders_[e].begin(), holders_[e].end(), w) - holders_[e].begin();
+    return flow_[begin_[e] + at];
+  }
+  // The least loaded workers.
+  const std::vector<int32_t>& Lightest(size_t s, size_t most);
+  void FillTable(DispatchTable& table) const;
 
   const std::vector<std::span<const double>> tokens_;  // [scenarios][experts]
   const int32_t workers_;
@@ -122,12 +145,30 @@ class LayerSearch {
   std::vector<double> level_;                   // [scenarios] mean load
   std::vector<double> busiest_;                 // [scenarios]
   std::vector<std::vector<int32_t>> heaviest_;  // [scenarios] workers, most loaded first, some of them
+  bool ranked_ = false;                         // whether heaviest_ is up to date
   // Shares: the solution for the one load.
   std::vector<int64_t> whole_;  // tokens as integers
   double unit_ = 1;             // tokens of one of them
   std::vector<int32_t> begin_;  // [experts + 1] into flow_, in the order of holders_
   std::vector<int64_t> flow_;
   Solution chosen_;
+  std::optional<ShareSolver> solver_;
+  // Scratch.
+  Solution before_;
+  DispatchTable table_;
+  std::vector<int32_t> order_;  // of Lightest
+  std::vector<double> held_;    // [experts]
+  std::vector<int32_t> experts_held_;
+  std::vector<int32_t> reached_;
+  std::vector<bool> tight_;  // [workers]
+  struct Held {
+    int32_t expert;
+    double part;  // of its tokens
+    bool spare;
+    bool decided;
+  };
+  std::vector<Held> packed_;  // packs of some workers
+  std::vector<size_t> packed_begin_;
   // Scratch of Value: changes by worker.
   std::vector<double> delta_;  // [scenarios][workers]
   std::vector<int32_t> touched_;

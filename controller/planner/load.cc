@@ -56,12 +56,17 @@ LoadMatrix Blend(std::span<const Scenario> scenarios) {
 }
 
 std::vector<int64_t> ToIntegers(std::span<const double> tokens) {
+  std::vector<int64_t> out;
+  ToIntegers(tokens, out);
+  return out;
+}
+
+void ToIntegers(std::span<const double> tokens, std::vector<int64_t>& out) {
   constexpr double kScale = 1099511627776.0;  // 2^40
   const double total = std::accumulate(tokens.begin(), tokens.end(), 0.0);
-  std::vector<int64_t> out(tokens.size());
-  if (total == 0) return out;
-  for (size_t e = 0; e < tokens.size(); ++e) out[e] = std::llround(tokens[e] / total * kScale);
-  return out;
+  out.assign(tokens.size(), 0);
+  if (total == 0) return;
+  for (size_t e = 0; e < tokens.size(); ++e) out[e] = static_cast<int64_t>(tokens[e] / total * kScale + .5);
 }
 
 }  // namespace ballast

@@ -46,6 +46,7 @@ LoadMatrix Blend(std::span<const Scenario> scenarios);
 
 // A layer's tokens as integers that keep their proportions to 2^-40: what exact solvers work on. Zero stays zero.
 std::vector<int64_t> ToIntegers(std::span<const double> tokens);
+void ToIntegers(std::span<const double> tokens, std::vector<int64_t>& out);
 
 }  // namespace ballast
 

@@ -9,30 +9,9 @@
 #include "controller/planner/objective.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
-#include "proto/placement/shares.h"
 
 namespace ballast {
 namespace {
-
-// Solves the weights of a layer for a load.
-class Weigher {
- public:
-  explicit Weigher(const Topology& topology)
-      : workers_(static_cast<int32_t>(topology.workers.size())), speeds_(Speeds(topology)) {}
-
-  // Returns the balancedness.
-  double Solve(std::span<const double> tokens, DispatchTable& layer) {
-    flow_.resize(layer.num_replicas());
-    const double balancedness = SolveShares(layer, tokens, workers_, speeds_, flow_);
-    FlowToWeights(flow_, layer);
-    return balancedness;
-  }
-
- private:
-  const int32_t workers_;
-  const std::vector<uint32_t> speeds_;
-  std::vector<int64_t> flow_;  // scratch
-};
 
 bool SameReplicas(const DispatchTable& a, const DispatchTable& b) { return a.begin == b.begin && a.rank == b.rank; }
 
@@ -197,9 +176,9 @@ absl::StatusOr<int32_t> SlotsPerLayer(const PlanRequest& request) {
 
 Placement WithSolvedShares(Placement placement, const Topology& topology, std::span<const Scenario> scenarios) {
   const LoadMatrix blend = Blend(scenarios);
-  Weigher weigher(topology);
+  LayerSolver solver(static_cast<int32_t>(topology.workers.size()), Speeds(topology));
   std::vector<DispatchTable> layers = Onto(placement, topology);
-  for (int32_t l = 0; l < placement.num_layers; ++l) weigher.Solve(blend.layer(l), layers[l]);
+  for (int32_t l = 0; l < placement.num_layers; ++l) solver.SolveWeights(blend.layer(l), layers[l]);
   std::vector<bool> known;
   for (const std::string& name : placement.workers) {
     known.push_back(std::any_of(topology.workers.begin(), topology.workers.end(),
@@ -275,13 +254,13 @@ GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
 absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,
                                  std::span<const Change> changes, Split split) {
   const LoadMatrix blend = Blend(request.scenarios);
-  Weigher weigher(request.topology);
+  LayerSolver solver(static_cast<int32_t>(request.topology.workers.size()), Speeds(request.topology));
   const std::vector<DispatchTable> tables = Onto(current, request.topology);
   std::vector<DispatchTable> target = AfterChanges(tables, changes);
   std::vector<double> solved;
   for (int32_t l = 0; l < blend.layers; ++l) {
     if (split == Split::kSolved) {
-      solved.push_back(weigher.Solve(blend.layer(l), target[l]));
+      solved.push_back(solver.SolveWeights(blend.layer(l), target[l]));
     } else {
       target[l].weight.assign(target[l].rank.size(), 1);
     }
@@ -302,10 +281,10 @@ absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& re
   if (request.current && request.move_budget.limited()) return MakeIncrement(policy, request);
   BALLAST_ASSIGN_OR_RETURN(std::vector<DispatchTable> layers, policy.Place(request));
   const LoadMatrix blend = Blend(request.scenarios);
-  Weigher weigher(request.topology);
+  LayerSolver solver(static_cast<int32_t>(request.topology.workers.size()), Speeds(request.topology));
   for (int32_t l = 0; l < blend.layers; ++l) {
     const auto& weight = layers[l].weight;
-    if (std::find(weight.begin(), weight.end(), 0u) != weight.end()) weigher.Solve(blend.layer(l), layers[l]);
+    if (std::find(weight.begin(), weight.end(), 0u) != weight.end()) solver.SolveWeights(blend.layer(l), layers[l]);
   }
   Plan plan;
   plan.policy = policy.name();

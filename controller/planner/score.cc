@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "proto/base/check.h"
-#include "proto/placement/shares.h"
 
 namespace ballast {
 namespace {
@@ -128,13 +127,28 @@ double UpperBound(std::span<const double> tokens, int32_t replicas, int32_t work
   return UpperBound(tokens, slots);
 }
 
-double SolveShares(const DispatchTable& layer, std::span<const double> tokens, int32_t workers,
-                   std::span<const uint32_t> speed, std::span<int64_t> flow) {
-  const std::vector<int64_t> whole = ToIntegers(tokens);
-  const auto busiest = static_cast<double>(ShareSolver(layer, workers, speed).Solve(whole, flow));
-  const auto total = static_cast<double>(std::accumulate(whole.begin(), whole.end(), int64_t{0}));
-  const double speeds = speed.empty() ? workers : std::accumulate(speed.begin(), speed.end(), 0.0);
-  return busiest == 0 ? 1 : total / speeds / busiest;
+LayerSolver::LayerSolver(int32_t workers, std::span<const uint32_t> speed)
+    : workers_(workers),
+      speed_(speed.begin(), speed.end()),
+      sum_of_speeds_(speed.empty() ? workers : std::accumulate(speed.begin(), speed.end(), 0.0)) {}
+
+double LayerSolver::Solve(const DispatchTable& layer, std::span<const double> tokens) {
+  if (solver_) {
+    solver_->Reset(layer);
+  } else {
+    solver_.emplace(layer, workers_, speed_);
+  }
+  ToIntegers(tokens, tokens_);
+  flow_.assign(layer.num_replicas(), 0);
+  const auto busiest = static_cast<double>(solver_->Solve(tokens_, flow_));
+  const auto total = static_cast<double>(std::accumulate(tokens_.begin(), tokens_.end(), int64_t{0}));
+  return busiest == 0 ? 1 : total / sum_of_speeds_ / busiest;
+}
+
+double LayerSolver::SolveWeights(std::span<const double> tokens, DispatchTable& layer) {
+  const double balancedness = Solve(layer, tokens);
+  FlowToWeights(flow_, layer);
+  return balancedness;
 }
 
 LayerScorer::LayerScorer(const Topology& topology)
@@ -142,6 +156,7 @@ LayerScorer::LayerScorer(const Topology& topology)
       speeds_(Speeds(topology)),
       sum_of_speeds_(std::accumulate(speed_.begin(), speed_.end(), 0.0)),
       nodes_(topology),
+      solver_(static_cast<int32_t>(speed_.size()), speeds_),
       slots_(speed_.size()) {}
 
 LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double> tokens, double solved) {
@@ -170,11 +185,7 @@ LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double
   constexpr double kNear = 1e-4;
   score.balancedness_solved = std::max(score.balancedness, score.balancedness_equal_split);
   if (score.balancedness_solved < score.upper_bound * (1 - kNear)) {
-    if (solved == 0) {
-      std::vector<int64_t> flow(layer.num_replicas());
-      solved = SolveShares(layer, tokens, static_cast<int32_t>(loads_.size()), speeds_, flow);
-    }
-    score.balancedness_solved = solved;
+    score.balancedness_solved = solved > 0 ? solved : solver_.Solve(layer, tokens);
   }
   score.busiest_solved = level / score.balancedness_solved;
   score.busiest_bound = level / score.upper_bound;

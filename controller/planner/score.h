@@ -3,6 +3,7 @@
 #define BALLAST_CONTROLLER_PLANNER_SCORE_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,13 +13,29 @@
 #include "controller/planner/topology.h"
 #include "proto/placement/placement.h"
 #include "proto/placement/quotas.h"
+#include "proto/placement/shares.h"
 
 namespace ballast {
 
-// Shares solved for a load: `flow` [replicas] gets each replica's part of the tokens (ToIntegers). Returns the
-// balancedness.
-double SolveShares(const DispatchTable& layer, std::span<const double> tokens, int32_t workers,
-                   std::span<const uint32_t> speed, std::span<int64_t> flow);
+// Shares solved for loads, one layer after the other. Not bound to a thread.
+class LayerSolver {
+ public:
+  // `speed` as in Topology; empty: all alike.
+  LayerSolver(int32_t workers, std::span<const uint32_t> speed);
+  // Returns the balancedness.
+  double Solve(const DispatchTable& layer, std::span<const double> tokens);
+  // The same, and makes the shares the layer's weights.
+  double SolveWeights(std::span<const double> tokens, DispatchTable& layer);
+
+ private:
+  const int32_t workers_;
+  const std::vector<uint32_t> speed_;
+  const double sum_of_speeds_;
+  std::optional<ShareSolver> solver_;
+  // Scratch.
+  std::vector<int64_t> tokens_;  // [experts] as integers
+  std::vector<int64_t> flow_;    // [replicas]
+};
 
 // One layer. Loads are tokens over speed. A layer without load is level: 1 everywhere.
 struct LayerScore {
@@ -94,6 +111,7 @@ class LayerScorer {
   const std::vector<uint32_t> speeds_;  // empty: all alike
   const double sum_of_speeds_;
   CrossNodeCounter nodes_;
+  LayerSolver solver_;
   // Scratch, [workers].
   std::vector<double> loads_;
   std::vector<int32_t> slots_;

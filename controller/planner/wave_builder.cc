@@ -8,7 +8,6 @@
 #include "controller/planner/wave_changes.h"
 #include "controller/planner/waves.h"
 #include "proto/base/check.h"
-#include "proto/placement/shares.h"
 
 namespace ballast {
 namespace {
@@ -27,7 +26,7 @@ class Builder {
         load_(std::move(load)),
         limits_(limits),
         workers_(static_cast<int32_t>(topology.workers.size())),
-        speeds_(Speeds(topology)),
+        solver_(workers_, Speeds(topology)),
         scorer_(topology),
         layers_(Onto(current, topology)),
         changes_(current, topology, limits) {
@@ -232,7 +231,7 @@ class Builder {
   }
 
   // The layer with the wave's changes so far; the target's own weights once it is reached.
-  DispatchTable TableNow(int32_t l) const {
+  DispatchTable TableNow(int32_t l) {
     std::vector<std::pair<int32_t, int32_t>> held;  // (expert, worker)
     held.reserve(replicas_[l].size() + changes_.arrivals_of(l).size());
     for (const Replica& r : replicas_[l]) held.push_back({r.expert.expert, r.worker});
@@ -258,9 +257,7 @@ class Builder {
     if (!changes_.Pending(l)) {
       table.weight = TargetWeights(l, table);
     } else if (!equally_[l]) {
-      std::vector<int64_t> flow(table.num_replicas());
-      SolveShares(table, load_.layer(l), workers_, speeds_, flow);
-      FlowToWeights(flow, table);
+      solver_.SolveWeights(load_.layer(l), table);
     }
     return table;
   }
@@ -441,7 +438,7 @@ class Builder {
   const LoadMatrix load_;
   const WaveLimits limits_;
   const int32_t workers_;
-  const std::vector<uint32_t> speeds_;  // empty: all alike
+  LayerSolver solver_;
   LayerScorer scorer_;
   std::vector<DispatchTable> layers_;
   std::vector<bool> equally_;    // [layers] whether the target splits equally

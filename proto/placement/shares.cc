@@ -12,17 +12,24 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 ShareSolver::ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed, uint32_t unit)
-    : begin_(table.begin),
-      rank_(table.rank),
-      speed_(speed.begin(), speed.end()),
+    : speed_(speed.begin(), speed.end()),
       unit_(speed.empty() ? 1 : unit),
-      rank_begin_(num_ranks + 1),
-      replica_expert_(table.rank.size()),
       load_(num_ranks),
       from_(num_ranks),
-      by_(num_ranks),
-      seen_(table.num_experts()) {
+      by_(num_ranks) {
   BALLAST_CHECK(speed.empty() || static_cast<int32_t>(speed.size()) == num_ranks) << speed.size() << " speeds";
+  reached_.reserve(num_ranks);
+  Reset(table);
+}
+
+void ShareSolver::Reset(const DispatchTable& table) {
+  const auto num_ranks = static_cast<int32_t>(load_.size());
+  begin_ = table.begin;
+  rank_ = table.rank;
+  shared_.clear();
+  rank_begin_.assign(num_ranks + 1, 0);
+  replica_expert_.resize(rank_.size());
+  seen_.resize(table.num_experts());
   size_t most = 0;
   for (int32_t e = 0; e < table.num_experts(); ++e) {
     most = std::max<size_t>(most, begin_[e + 1] - begin_[e]);
@@ -36,11 +43,10 @@ ShareSolver::ShareSolver(const DispatchTable& table, int32_t num_ranks, std::spa
   }
   for (int32_t d = 0; d < num_ranks; ++d) rank_begin_[d + 1] += rank_begin_[d];
   rank_replica_.resize(rank_begin_[num_ranks]);
-  std::vector<int32_t> next(rank_begin_.begin(), rank_begin_.end() - 1);
+  next_.assign(rank_begin_.begin(), rank_begin_.end() - 1);
   for (const int32_t e : shared_) {
-    for (int32_t r = begin_[e]; r < begin_[e + 1]; ++r) rank_replica_[next[rank_[r]]++] = r;
+    for (int32_t r = begin_[e]; r < begin_[e + 1]; ++r) rank_replica_[next_[rank_[r]]++] = r;
   }
-  reached_.reserve(num_ranks);
   order_.reserve(most);
 }
 

@@ -20,6 +20,9 @@ class ShareSolver {
   // largest speed makes the bound as fine as tokens are. Empty: all alike.
   ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed = {}, uint32_t unit = 1);
 
+  // Another table over the same ranks.
+  void Reset(const DispatchTable& table);
+
   // Splits `loads` [experts] (at least 0, summing to at most 2^42) over the replicas: `flow` [replicas] sums to an
   // expert's load where it has a replica. Returns the least integer z for which every rank r can have at most
   // z * speed[r] / unit tokens: with speeds all alike, the least possible load of the busiest rank.
@@ -51,6 +54,7 @@ class ShareSolver {
   std::vector<int32_t> seen_;  // [experts], the search that looked at the expert last
   int32_t search_ = 0;
   std::vector<int32_t> order_;  // scratch of FillLevel
+  std::vector<int32_t> next_;   // scratch of Reset
 };
 
 // The shares of a solution as replica weights, expert by expert: proportional to `flow`, summing to about 2^20, at
