@@ -8,16 +8,10 @@
 namespace ballast {
 namespace {
 
-// Workers that are looked at from each end of a layer; all of them where there are few.
+// Workers that are looked at from the heavy end of a layer; all of them where there are few.
 constexpr size_t kHeaviest = 24;
-constexpr size_t kLightest = 8;
-constexpr int32_t kFewWorkers = 16;
-// Experts with most tokens on busy workers that shares are searched with.
-constexpr size_t kHottest = 8;
 // How much it counts that fewer workers are as busy as the busiest.
 constexpr double kCrowd = 1e-3;
-// What counts for a level layer, and for a change that is no worse.
-constexpr double kRounding = 1e-9;
 
 double Power16(double x) {
   x *= x;
@@ -26,14 +20,14 @@ double Power16(double x) {
   return x * x;
 }
 
+}  // namespace
+
 Edit MakeEdit(std::initializer_list<Change::Place> arrive, std::initializer_list<Change::Place> leave) {
   Edit edit;
   for (const Change::Place& p : arrive) edit.arrive[edit.arrivals++] = p;
   for (const Change::Place& p : leave) edit.leave[edit.leaves++] = p;
   return edit;
 }
-
-}  // namespace
 
 Room::Room(const Placement& placement, const Topology& topology, int32_t slots_per_worker) {
   std::vector<int32_t> used(topology.workers.size());
@@ -111,15 +105,6 @@ void LayerSearch::Decide(const Change& change) {
   decided_.insert(decided_.end(), change.departures.begin(), change.departures.end());
 }
 
-void LayerSearch::FillTable(DispatchTable& table) const {
-  table.begin.assign(1, 0);
-  table.rank.clear();
-  for (const Holders& at : holders_) {
-    table.rank.insert(table.rank.end(), at.begin(), at.end());
-    table.begin.push_back(static_cast<int32_t>(table.rank.size()));
-  }
-}
-
 DispatchTable LayerSearch::Table() const {
   DispatchTable table;
   FillTable(table);
@@ -157,21 +142,6 @@ void LayerSearch::Undo(const Edit& edit) {
   decided_.resize(decided_.size() - edit.arrivals - edit.leaves);
   chosen_.known = false;
   Refresh(edit);
-}
-
-void LayerSearch::Keep(Solution& solution) const {
-  solution.load = load_;
-  solution.begin = begin_;
-  solution.flow = flow_;
-  solution.busiest = busiest_[0];
-  solution.known = true;
-}
-
-void LayerSearch::Use(const Solution& solution) {
-  load_ = solution.load;
-  begin_ = solution.begin;
-  flow_ = solution.flow;
-  busiest_[0] = solution.busiest;
 }
 
 void LayerSearch::Refresh(const Edit& edit) {
@@ -212,23 +182,6 @@ void LayerSearch::Rank() {
     std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(most), order_.end(),
                       [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] > load[b] : a < b; });
     heaviest_[s].assign(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(most));
-  }
-}
-
-void LayerSearch::SolveShares() {
-  FillTable(table_);
-  if (solver_) {
-    solver_->Reset(table_);
-  } else {
-    solver_.emplace(table_, workers_, speeds_);
-  }
-  begin_ = table_.begin;
-  flow_.resize(table_.rank.size());
-  const int64_t z = solver_->Solve(whole_, flow_);
-  busiest_[0] = static_cast<double>(z) * unit_;
-  for (int32_t w = 0; w < workers_; ++w) {
-    const double load = static_cast<double>(solver_->rank_loads()[w]) * unit_;
-    load_[w] = speeds_.empty() ? load : load / speed_[w];
   }
 }
 
@@ -309,6 +262,33 @@ double LayerSearch::Value(const Edit& edit, std::span<const double> slopes) {
   if (gain < -kRounding * total) return -1;
   // Where the busiest stays, it is a gain that fewer are as busy.
   return (gain + kCrowd * crowd) / edit.arrivals;
+}
+
+double LayerSearch::SwapValue(int32_t c, int32_t e, int32_t w, int32_t f, std::span<const double> slopes) const {
+  double gain = 0;
+  double crowd = 0;
+  double total = 0;
+  const double part_e = 1.0 / Count(e);
+  const double part_f = 1.0 / Count(f);
+  for (size_t s = 0; s < scenarios_; ++s) {
+    if (busiest_[s] == 0) continue;
+    const double* load = &load_[s * workers_];
+    const double at_c = load[c] + (tokens_[s][f] * part_f - tokens_[s][e] * part_e) / speed_[c];
+    const double at_w = load[w] + (tokens_[s][e] * part_e - tokens_[s][f] * part_f) / speed_[w];
+    double most = std::max(at_c, at_w);
+    for (const int32_t next : heaviest_[s]) {
+      if (next == c || next == w) continue;
+      most = std::max(most, load[next]);
+      break;
+    }
+    const double scale = 1 / busiest_[s];
+    const double powers =
+        Power16(load[c] * scale) - Power16(at_c * scale) + Power16(load[w] * scale) - Power16(at_w * scale);
+    gain += slopes[s] * (busiest_[s] - most);
+    crowd += slopes[s] * busiest_[s] * powers;
+    total += slopes[s] * busiest_[s];
+  }
+  return gain < -kRounding * total ? -1 : (gain + kCrowd * crowd) / 2;
 }
 
 double LayerSearch::MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there,
@@ -406,7 +386,11 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
         partner = f.expert;
       }
       if (partner >= 0 && most(w, lowest, lowest, 2, true) > value) {
-        Consider(MakeEdit({{e, w}, {partner, c}}, {{e, c}, {partner, w}}), slopes, value, best);
+        const double v = SwapValue(c, e, w, partner, slopes);
+        if (v > value) {
+          value = v;
+          best = MakeEdit({{e, w}, {partner, c}}, {{e, c}, {partner, w}});
+        }
       }
     }
     if (stays || Count(e) < 2 || room.closed[c]) continue;
@@ -438,132 +422,6 @@ bool LayerSearch::FindEdit(std::span<const double> slopes, const Room& room, std
   return value > least;
 }
 
-bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> used, Edit& best) {
-  const double z = busiest_[0];
-  if (z <= level_[0] * (1 + kRounding)) return false;
-  const double unit = unit_ * (speeds_.empty() ? speed_[0] : 1);
-  // The busiest worker and those that it can pass load on to, all as busy: only what leaves them helps.
-  tight_.assign(workers_, false);
-  reached_.assign(1, static_cast<int32_t>(std::max_element(load_.begin(), load_.end()) - load_.begin()));
-  tight_[reached_[0]] = true;
-  std::vector<int32_t>& experts = experts_held_;
-  experts.clear();
-  held_.assign(experts_, -1);
-  double tight_load = 0;
-  double tight_speed = 0;
-  for (size_t i = 0; i < reached_.size(); ++i) {
-    const int32_t w = reached_[i];
-    tight_load += load_[w] * speed_[w];
-    tight_speed += speed_[w];
-    for (const int32_t e : packs_[w]) {
-      const double here = static_cast<double>(Flow(e, w)) * unit;
-      if (here <= 0) continue;
-      if (held_[e] < 0) {
-        held_[e] = 0;
-        experts.push_back(e);
-      }
-      held_[e] += here;
-      for (const int32_t other : holders_[e]) {
-        if (tight_[other]) continue;
-        tight_[other] = true;
-        reached_.push_back(other);
-      }
-    }
-  }
-  if (static_cast<int32_t>(reached_.size()) == workers_) return false;
-  // Experts that have most there.
-  const size_t hottest = std::min(workers_ <= kFewWorkers ? experts.size() : kHottest, experts.size());
-  std::partial_sort(experts.begin(), experts.begin() + static_cast<std::ptrdiff_t>(hottest), experts.end(),
-                    [&](int32_t a, int32_t b) { return held_[a] != held_[b] ? held_[a] > held_[b] : a < b; });
-  experts.resize(hottest);
-  // The best few, best first; of equal ones the first.
-  struct Candidate {
-    double value;  // a move, estimated
-    Edit edit;
-  };
-  constexpr size_t kTried = 4;
-  absl::InlinedVector<Candidate, kTried + 1> candidates;
-  const auto consider = [&](double left, double there, int32_t w, int32_t arrivals, const auto& make) {
-    const double after = std::max(left / tight_speed, there / speed_[w]);
-    const double value = (z - after) / arrivals;
-    if (value <= 0 || (candidates.size() == kTried && value <= candidates.back().value)) return;
-    const auto at =
-        std::find_if(candidates.begin(), candidates.end(), [&](const Candidate& c) { return c.value < value; });
-    candidates.insert(at, {value, make()});
-    if (candidates.size() > kTried) candidates.pop_back();
-  };
-  size_t targets = 0;
-  for (const int32_t w : Lightest(0, workers_ <= kFewWorkers ? workers_ : 4 * kLightest)) {
-    if (workers_ > kFewWorkers && targets == kLightest) break;
-    if (tight_[w] || room.closed[w]) continue;
-    ++targets;
-    const double there = load_[w] * speed_[w];
-    packed_.clear();
-    for (const int32_t f : packs_[w]) {
-      packed_.push_back({f, static_cast<double>(Flow(f, w)) * unit, Spare(f, w), Decided(f, w)});
-    }
-    // Whose slot it is: a free one, or the spare replica's without which the two are most level.
-    int32_t victim = -1;
-    double freed = 0;
-    double back = 0;
-    const bool slot = HasSlot(w, room, used);
-    for (const Held& f : packed_) {
-      if (slot || !f.spare) continue;
-      const auto& at = holders_[f.expert];
-      const bool tied = std::any_of(at.begin(), at.end(), [&](int32_t o) { return tight_[o]; });
-      const double comes_back = tied ? f.part : 0;
-      if (victim < 0 || comes_back < back || (comes_back == back && f.part > freed)) {
-        victim = f.expert;
-        freed = f.part;
-        back = comes_back;
-      }
-    }
-    for (const int32_t e : experts) {
-      if (!CanTake(w, e)) continue;
-      if (slot || (victim >= 0 && victim != e)) {
-        // As much of it as levels the two.
-        const double left = tight_load + back;
-        const double at = there - freed;
-        const double x = std::clamp((left * speed_[w] - at * tight_speed) / (tight_speed + speed_[w]), 0.0, held_[e]);
-        consider(left - x, at + x, w, 1, [&] {
-          return slot ? MakeEdit({{e, w}}, {}) : MakeEdit({{e, w}}, {{victim, w}});
-        });
-      }
-      if (Count(e) > 1 || Decided(e, holders_[e][0]) || room.closed[holders_[e][0]]) continue;
-      const int32_t c = holders_[e][0];
-      for (const Held& f : packed_) {
-        if (Count(f.expert) > 1 || f.decided || f.part >= held_[e] || Holds(c, f.expert) || Decided(f.expert, c))
-          continue;
-        consider(tight_load - held_[e] + f.part, there + held_[e] - f.part, w, 2, [&] {
-          return MakeEdit({{e, w}, {f.expert, c}}, {{e, c}, {f.expert, w}});
-        });
-      }
-    }
-  }
-  // The estimates leave out who can pass load to whom: the best few are solved, until one is about as good as that.
-  Keep(before_);
-  double value = 0;
-  for (const Candidate& candidate : candidates) {
-    const Edit& edit = candidate.edit;
-    if (candidate.value <= value) break;
-    const std::span arrive(edit.arrive.data(), edit.arrivals);
-    const std::span leave(edit.leave.data(), edit.leaves);
-    Restructure(arrive, leave);
-    SolveShares();
-    const double gain = (z - busiest_[0]) / edit.arrivals;
-    if (gain > std::max(value, kRounding * z)) {
-      value = gain;
-      best = edit;
-      Keep(chosen_);
-      chosen_.edit = edit;
-    }
-    Restructure(leave, arrive);
-    if (value > 0.5 * candidate.value) break;
-  }
-  Use(before_);
-  return value > 0;
-}
-
 double LayerSearch::Cost(const Edit& edit, std::span<const double> slopes) {
   Gather(edit);
   double change = 0;
@@ -586,9 +444,10 @@ double LayerSearch::HomeCost(int32_t expert, int32_t w, int32_t f, std::span<con
   for (size_t s = 0; s < scenarios_; ++s) {
     if (level_[s] == 0) continue;
     const double* load = &load_[s * workers_];
+    const double* power = &power_[s * workers_];
+    const double scale = 1 / level_[s];
     const auto grows = [&](int32_t worker, double by) {
-      const double before = load[worker] / level_[s];
-      return Power16(before + by / speed_[worker] / level_[s]) - Power16(before);
+      return Power16((load[worker] + by / speed_[worker]) * scale) - power[worker];
     };
     double comes = tokens_[s][expert];
     double powers = 0;
@@ -604,6 +463,12 @@ double LayerSearch::HomeCost(int32_t expert, int32_t w, int32_t f, std::span<con
 }
 
 bool LayerSearch::FindHome(int32_t expert, std::span<const double> slopes, const Room& room, Edit& best, double& cost) {
+  power_.resize(load_.size());
+  for (size_t s = 0; s < scenarios_; ++s) {
+    for (int32_t w = 0; w < workers_ && level_[s] > 0; ++w) {
+      power_[s * workers_ + w] = Power16(load_[s * workers_ + w] / level_[s]);
+    }
+  }
   bool found = false;
   const auto consider = [&](int32_t w, int32_t f) {
     const double change = HomeCost(expert, w, f, slopes);

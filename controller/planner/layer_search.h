@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <utility>
@@ -35,6 +36,8 @@ struct Edit {
   int32_t leaves = 0;
   friend bool operator==(const Edit&, const Edit&) = default;
 };
+
+Edit MakeEdit(std::initializer_list<Change::Place> arrive, std::initializer_list<Change::Place> leave);
 
 class LayerSearch {
  public:
@@ -68,6 +71,12 @@ class LayerSearch {
   using Holders = absl::InlinedVector<int32_t, 4>;
   using Pack = absl::InlinedVector<int32_t, 12>;
 
+  // Workers that are looked at from the light end of a layer; all of them where there are few.
+  static constexpr size_t kLightest = 8;
+  static constexpr int32_t kFewWorkers = 16;
+  // What counts for a level layer, and for a change that is no worse.
+  static constexpr double kRounding = 1e-9;
+
   // What FindEdit tried and chose: Apply need not solve it again.
   struct Solution {
     Edit edit;
@@ -98,6 +107,8 @@ class LayerSearch {
   void SolveShares();
   // The value of an edit a move, by equal split; negative where the busiest gets worse.
   double Value(const Edit& edit, std::span<const double> slopes);
+  // The same of the swap of `e` at `c` and `f` at `w`.
+  double SwapValue(int32_t c, int32_t e, int32_t w, int32_t f, std::span<const double> slopes) const;
   // What Value can be at most when the busiest worker of scenario `s` is left with `here` and `w` gets `there`; and
   // where the next busiest keeps at least what it has.
   double MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there, int32_t arrivals,
@@ -169,6 +180,7 @@ class LayerSearch {
   };
   std::vector<Held> packed_;  // packs of some workers
   std::vector<size_t> packed_begin_;
+  std::vector<double> power_;  // [scenarios][workers] of FindHome: 16th powers of the loads, the level being 1
   // Scratch of Value: changes by worker.
   std::vector<double> delta_;  // [scenarios][workers]
   std::vector<int32_t> touched_;

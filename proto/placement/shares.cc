@@ -51,6 +51,21 @@ void ShareSolver::Reset(const DispatchTable& table) {
 }
 
 void ShareSolver::FillLevel(int32_t expert, int64_t load, std::span<int64_t> flow) {
+  if (speed_.empty() && begin_[expert + 1] - begin_[expert] == 2) {
+    // What follows, for two ranks alike.
+    const int32_t first = begin_[expert];
+    const bool ordered = load_[rank_[first]] <= load_[rank_[first + 1]];
+    const int32_t low = ordered ? first : first + 1;
+    const int32_t high = ordered ? first + 1 : first;
+    const int64_t at_low = load_[rank_[low]];
+    const int64_t at_high = load_[rank_[high]];
+    const int64_t more = at_high < at_low + load ? (load - (at_high - at_low)) / 2 + (at_high - at_low) : load;
+    flow[low] = more;
+    flow[high] = load - more;
+    load_[rank_[low]] += more;
+    load_[rank_[high]] += load - more;
+    return;
+  }
   // Ranks by load over speed; then the longest prefix that, raised to one level, still lies below the next.
   order_.clear();
   for (int32_t r = begin_[expert]; r < begin_[expert + 1]; ++r) order_.push_back(r);

@@ -1,0 +1,189 @@
+// The part of LayerSearch that judges by solved shares.
+#include <algorithm>
+
+#include "controller/planner/layer_search.h"
+
+namespace ballast {
+namespace {
+
+// Experts with most tokens on busy workers that are looked at.
+constexpr size_t kHottest = 8;
+
+}  // namespace
+
+void LayerSearch::FillTable(DispatchTable& table) const {
+  table.begin.resize(experts_ + 1);
+  table.begin[0] = 0;
+  for (int32_t e = 0; e < experts_; ++e) table.begin[e + 1] = table.begin[e] + Count(e);
+  table.rank.resize(table.begin[experts_]);
+  int32_t* rank = table.rank.data();
+  for (const Holders& at : holders_) {
+    for (const int32_t w : at) *rank++ = w;
+  }
+}
+
+void LayerSearch::Keep(Solution& solution) const {
+  solution.load = load_;
+  solution.begin = begin_;
+  solution.flow = flow_;
+  solution.busiest = busiest_[0];
+  solution.known = true;
+}
+
+void LayerSearch::Use(const Solution& solution) {
+  load_ = solution.load;
+  begin_ = solution.begin;
+  flow_ = solution.flow;
+  busiest_[0] = solution.busiest;
+}
+
+void LayerSearch::SolveShares() {
+  FillTable(table_);
+  if (solver_) {
+    solver_->Reset(table_);
+  } else {
+    solver_.emplace(table_, workers_, speeds_);
+  }
+  begin_ = table_.begin;
+  flow_.resize(table_.rank.size());
+  const int64_t z = solver_->Solve(whole_, flow_);
+  busiest_[0] = static_cast<double>(z) * unit_;
+  for (int32_t w = 0; w < workers_; ++w) {
+    const double load = static_cast<double>(solver_->rank_loads()[w]) * unit_;
+    load_[w] = speeds_.empty() ? load : load / speed_[w];
+  }
+}
+
+bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> used, Edit& best) {
+  const double z = busiest_[0];
+  if (z <= level_[0] * (1 + kRounding)) return false;
+  const double unit = unit_ * (speeds_.empty() ? speed_[0] : 1);
+  // The busiest worker and those that it can pass load on to, all as busy: only what leaves them helps.
+  tight_.assign(workers_, false);
+  reached_.assign(1, static_cast<int32_t>(std::max_element(load_.begin(), load_.end()) - load_.begin()));
+  tight_[reached_[0]] = true;
+  std::vector<int32_t>& experts = experts_held_;
+  experts.clear();
+  held_.assign(experts_, -1);
+  double tight_load = 0;
+  double tight_speed = 0;
+  for (size_t i = 0; i < reached_.size(); ++i) {
+    const int32_t w = reached_[i];
+    tight_load += load_[w] * speed_[w];
+    tight_speed += speed_[w];
+    for (const int32_t e : packs_[w]) {
+      const double here = static_cast<double>(Flow(e, w)) * unit;
+      if (here <= 0) continue;
+      if (held_[e] < 0) {
+        held_[e] = 0;
+        experts.push_back(e);
+      }
+      held_[e] += here;
+      for (const int32_t other : holders_[e]) {
+        if (tight_[other]) continue;
+        tight_[other] = true;
+        reached_.push_back(other);
+      }
+    }
+  }
+  if (static_cast<int32_t>(reached_.size()) == workers_) return false;
+  // Experts that have most there.
+  const size_t hottest = std::min(workers_ <= kFewWorkers ? experts.size() : kHottest, experts.size());
+  std::partial_sort(experts.begin(), experts.begin() + static_cast<std::ptrdiff_t>(hottest), experts.end(),
+                    [&](int32_t a, int32_t b) { return held_[a] != held_[b] ? held_[a] > held_[b] : a < b; });
+  experts.resize(hottest);
+  // The best few, best first; of equal ones the first.
+  struct Candidate {
+    double value;  // a move, estimated
+    Edit edit;
+  };
+  constexpr size_t kTried = 4;
+  absl::InlinedVector<Candidate, kTried + 1> candidates;
+  // Whether a busiest worker of `after` would not be among them.
+  const auto full = [&](double after, int32_t arrivals) {
+    const double value = (z - after) / arrivals;
+    return value <= 0 || (candidates.size() == kTried && value <= candidates.back().value);
+  };
+  const auto consider = [&](double left, double there, int32_t w, int32_t arrivals, const auto& make) {
+    const double after = std::max(left / tight_speed, there / speed_[w]);
+    if (full(after, arrivals)) return;
+    const double value = (z - after) / arrivals;
+    const auto at =
+        std::find_if(candidates.begin(), candidates.end(), [&](const Candidate& c) { return c.value < value; });
+    candidates.insert(at, {value, make()});
+    if (candidates.size() > kTried) candidates.pop_back();
+  };
+  size_t targets = 0;
+  for (const int32_t w : Lightest(0, workers_ <= kFewWorkers ? workers_ : 4 * kLightest)) {
+    if (workers_ > kFewWorkers && targets == kLightest) break;
+    if (tight_[w] || room.closed[w]) continue;
+    ++targets;
+    const double there = load_[w] * speed_[w];
+    packed_.clear();
+    for (const int32_t f : packs_[w]) {
+      packed_.push_back({f, static_cast<double>(Flow(f, w)) * unit, Spare(f, w), Decided(f, w)});
+    }
+    // Whose slot it is: a free one, or the spare replica's without which the two are most level.
+    int32_t victim = -1;
+    double freed = 0;
+    double back = 0;
+    const bool slot = HasSlot(w, room, used);
+    for (const Held& f : packed_) {
+      if (slot || !f.spare) continue;
+      const auto& at = holders_[f.expert];
+      const bool tied = std::any_of(at.begin(), at.end(), [&](int32_t o) { return tight_[o]; });
+      const double comes_back = tied ? f.part : 0;
+      if (victim < 0 || comes_back < back || (comes_back == back && f.part > freed)) {
+        victim = f.expert;
+        freed = f.part;
+        back = comes_back;
+      }
+    }
+    for (const int32_t e : experts) {
+      if (!CanTake(w, e)) continue;
+      if (slot || (victim >= 0 && victim != e)) {
+        // As much of it as levels the two.
+        const double left = tight_load + back;
+        const double at = there - freed;
+        const double x = std::clamp((left * speed_[w] - at * tight_speed) / (tight_speed + speed_[w]), 0.0, held_[e]);
+        consider(left - x, at + x, w, 1, [&] {
+          return slot ? MakeEdit({{e, w}}, {}) : MakeEdit({{e, w}}, {{victim, w}});
+        });
+      }
+      if (Count(e) > 1 || Decided(e, holders_[e][0]) || room.closed[holders_[e][0]]) continue;
+      const int32_t c = holders_[e][0];
+      if (full((tight_load + there) / (tight_speed + speed_[w]), 2)) continue;
+      for (const Held& f : packed_) {
+        if (Count(f.expert) > 1 || f.decided || f.part >= held_[e] || Holds(c, f.expert) || Decided(f.expert, c))
+          continue;
+        consider(tight_load - held_[e] + f.part, there + held_[e] - f.part, w, 2, [&] {
+          return MakeEdit({{e, w}, {f.expert, c}}, {{e, c}, {f.expert, w}});
+        });
+      }
+    }
+  }
+  // The estimates leave out who can pass load to whom: the best few are solved, until one is about as good as that.
+  Keep(before_);
+  double value = 0;
+  for (const Candidate& candidate : candidates) {
+    const Edit& edit = candidate.edit;
+    if (candidate.value <= value) break;
+    const std::span arrive(edit.arrive.data(), edit.arrivals);
+    const std::span leave(edit.leave.data(), edit.leaves);
+    Restructure(arrive, leave);
+    SolveShares();
+    const double gain = (z - busiest_[0]) / edit.arrivals;
+    if (gain > std::max(value, kRounding * z)) {
+      value = gain;
+      best = edit;
+      Keep(chosen_);
+      chosen_.edit = edit;
+    }
+    Restructure(leave, arrive);
+    if (value > 0.5 * candidate.value) break;
+  }
+  Use(before_);
+  return value > 0;
+}
+
+}  // namespace ballast
