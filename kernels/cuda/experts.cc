@@ -14,6 +14,11 @@ constexpr size_t kAlignment = 256;
 // Rows a group from which on most groups have more than one block's tile of tokens, and pairs of blocks are faster.
 constexpr int kPairedRows = 96;
 
+// Rows a group, and bytes of weights that a step can read, up to which the kernels for few are faster: they wait less,
+// but read slower.
+constexpr int kFewRows = 4;
+constexpr size_t kFewBytes = size_t{128} << 20;
+
 size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 // Parts of a workspace, in bytes from its start.
@@ -37,6 +42,12 @@ absl::Status Field(const char* name, int64_t value, const char* limit) {
 
 bool Aligned(const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
 
+size_t MatrixBytes(const ExpertArena& arena) { return size_t{2} * arena.hidden_size * arena.intermediate_size; }
+
+size_t ExpertBytes(const ExpertArena& arena) {
+  return MatrixBytes(arena) * (arena.form == ExpertForm::kSwiGlu ? 3 : 2);
+}
+
 absl::Status Check(const ExpertArena& arena) {
   if (arena.hidden_size < 8 || arena.hidden_size % 8 != 0) {
     return Field("hidden_size", arena.hidden_size, "a positive multiple of 8");
@@ -45,7 +56,7 @@ absl::Status Check(const ExpertArena& arena) {
     return Field("intermediate_size", arena.intermediate_size, "a positive multiple of 8");
   }
   if (arena.num_slots < 1) return Field("num_slots", arena.num_slots, "at least 1");
-  const size_t expert = size_t{6} * arena.hidden_size * arena.intermediate_size;
+  const size_t expert = ExpertBytes(arena);
   if (arena.slot_stride % 16 != 0 || arena.slot_stride < expert) {
     return Field("slot_stride", arena.slot_stride, absl::StrCat("a multiple of 16 and at least ", expert).c_str());
   }
@@ -95,13 +106,17 @@ absl::StatusOr<CudaExperts> CudaExperts::Create(const ExpertArena& arena) {
   if (error == cudaSuccess) error = internal::ExpertsBlocks(/*pairs=*/true, &experts.paired_blocks_);
   if (error != cudaSuccess) return CudaStatus(error, "the expert kernel's blocks");
   const cuuint64_t h = arena.hidden_size, i = arena.intermediate_size, slots = arena.num_slots;
+  const bool gated = arena.form == ExpertForm::kSwiGlu;
   // Columns, 8 rows, gate or up, groups of 8 rows, slots: a box holds groups of gates and ups in turn, so that one
   // thread of the kernel gets both sums of an activation.
-  absl::Status status = Encode(arena.slots, {h, 8, 2, i / 8, slots}, {2 * h, 2 * h * i, 16 * h, arena.slot_stride},
-                               {internal::kTileK, 8, 2, internal::kBoxGroups, 1}, &experts.gate_up_);
+  absl::Status status =
+      gated ? Encode(arena.slots, {h, 8, 2, i / 8, slots}, {2 * h, 2 * h * i, 16 * h, arena.slot_stride},
+                     {internal::kTileK, 8, 2, internal::kBoxGroups, 1}, &experts.gate_up_)
+            : Encode(arena.slots, {h, i, slots}, {2 * h, arena.slot_stride}, {internal::kTileK, internal::kBoxRows, 1},
+                     &experts.gate_up_);
   if (status.ok()) {
-    status = Encode(static_cast<const uint8_t*>(arena.slots) + 4 * h * i, {i, h, slots}, {2 * i, arena.slot_stride},
-                    {internal::kTileK, internal::kBoxRows, 1}, &experts.down_);
+    status = Encode(static_cast<const uint8_t*>(arena.slots) + MatrixBytes(arena) * (gated ? 2 : 1), {i, h, slots},
+                    {2 * i, arena.slot_stride}, {internal::kTileK, internal::kBoxRows, 1}, &experts.down_);
   }
   if (!status.ok()) return status;
   return experts;
@@ -111,8 +126,8 @@ size_t CudaExperts::WorkspaceBytes(int max_rows, int max_groups) const {
   return WorkspaceLayout(max_rows, max_groups, arena_.intermediate_size, std::max(blocks_, paired_blocks_)).bytes;
 }
 
-absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups,
-                              cudaStream_t stream) const {
+absl::Status CudaExperts::CheckStep(const ExpertsStep& step, const void* workspace, int max_rows,
+                                    int max_groups) const {
   if (max_groups < 1 || max_groups > kMaxGroups) return Field("max_groups", max_groups, "1 to 1024");
   if (step.num_groups < 1 || step.num_groups > max_groups) {
     return Field("num_groups", step.num_groups, absl::StrCat("1 to max_groups, ", max_groups).c_str());
@@ -122,6 +137,12 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
   if (!Aligned(step.x, 16)) return Field("x", reinterpret_cast<int64_t>(step.x), "on 16 bytes");
   if (!Aligned(step.out, 16)) return Field("out", reinterpret_cast<int64_t>(step.out), "on 16 bytes");
   if (!Aligned(workspace, kAlignment)) return Field("workspace", reinterpret_cast<int64_t>(workspace), "on 256 bytes");
+  return absl::OkStatus();
+}
+
+absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups,
+                              cudaStream_t stream) const {
+  if (absl::Status status = CheckStep(step, workspace, max_rows, max_groups); !status.ok()) return status;
   const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, std::max(blocks_, paired_blocks_));
   auto* bytes = static_cast<uint8_t*>(workspace);
   internal::ExpertsArgs args = {};
@@ -138,10 +159,44 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
   args.pairs_per_token = step.pairs_per_token;
   args.hidden_size = arena_.hidden_size;
   args.intermediate_size = arena_.intermediate_size;
+  args.gated = arena_.form == ExpertForm::kSwiGlu;
   args.flag_words = layout.flag_words;
   const bool pairs = step.typical_rows >= kPairedRows * static_cast<int64_t>(step.num_groups);
   return CudaStatus(internal::LaunchExperts(gate_up_, down_, args, pairs, pairs ? paired_blocks_ : blocks_, stream),
                     "the expert kernel");
+}
+
+absl::Status CudaExperts::RunAndCombine(const ExpertsStep& step, const CombineArgs& combine, void* workspace,
+                                        int max_rows, int max_groups, cudaStream_t stream) const {
+  if (combine.rows != step.out) return Field("rows", reinterpret_cast<int64_t>(combine.rows), "the step's out");
+  if (combine.top_k != step.pairs_per_token) return Field("top_k", combine.top_k, "the step's pairs_per_token");
+  if (combine.hidden_size != arena_.hidden_size) return Field("hidden_size", combine.hidden_size, "the arena's");
+  if (combine.num_tokens < 1 || !internal::FewExpertsFit(combine.num_tokens, arena_.hidden_size, blocks_) ||
+      step.typical_rows > kFewRows * static_cast<int64_t>(step.num_groups) ||
+      std::min(step.num_groups, combine.num_tokens * combine.top_k) * ExpertBytes(arena_) > kFewBytes) {
+    const absl::Status status = Run(step, workspace, max_rows, max_groups, stream);
+    return status.ok() ? CombineRows(combine, stream) : status;
+  }
+  if (absl::Status status = CheckStep(step, workspace, max_rows, max_groups); !status.ok()) return status;
+  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, std::max(blocks_, paired_blocks_));
+  internal::FewArgs args = {};
+  args.arena = arena_.slots;
+  args.slot_stride = arena_.slot_stride;
+  args.x = step.x;
+  args.order = step.order;
+  args.begin = step.begin;
+  args.slots = step.slots;
+  args.weights = combine.weights;
+  args.activations = static_cast<uint8_t*>(workspace) + layout.activations;
+  args.out = combine.out;
+  args.num_groups = step.num_groups;
+  args.max_active = std::min({step.num_groups, max_rows, combine.num_tokens * combine.top_k});
+  args.num_tokens = combine.num_tokens;
+  args.pairs_per_token = step.pairs_per_token;
+  args.hidden_size = arena_.hidden_size;
+  args.intermediate_size = arena_.intermediate_size;
+  args.gated = arena_.form == ExpertForm::kSwiGlu;
+  return CudaStatus(internal::LaunchFewExperts(args, blocks_, stream), "the expert kernels for few");
 }
 
 }  // namespace ballast

@@ -91,7 +91,7 @@ class Schedule {
   __device__ int k_steps() const { return k_steps_; }
   // Row tiles of phase 0.
   __device__ static int ActivationTiles(const ExpertsArgs& args) {
-    return DivideUp(2 * args.intermediate_size, kTileRows);
+    return DivideUp((args.gated ? 2 : 1) * args.intermediate_size, kTileRows);
   }
 
  private:
@@ -161,10 +161,11 @@ __device__ __forceinline__ void LoadWeights(Shared& shared, const ExpertsArgs& a
         const int box = kBlocks == 1 ? i : blockIdx.x % kBlocks;
         const int tile_box = work.row_tile * 2 + box;
         uint8_t* to = shared.weights[stage] + box * kBoxBytes;
-        if (work.phase == 0) {
+        if (work.phase == 0 && args.gated) {
           TensorLoad<kBlocks>(to, gate_up, &shared.full[stage], k * kTileK, 0, 0, tile_box * kBoxGroups, slot);
         } else {
-          TensorLoad<kBlocks>(to, down, &shared.full[stage], k * kTileK, tile_box * kBoxRows, slot);
+          TensorLoad<kBlocks>(to, work.phase == 0 ? gate_up : down, &shared.full[stage], k * kTileK,
+                              tile_box * kBoxRows, slot);
         }
       }
     }
@@ -225,8 +226,6 @@ __device__ uint32_t PackBf16(float low, float high) {
   const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&v);
 }
-
-__device__ float SiluTimes(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
 
 // One k step of a tile for 128 of its rows: sums[0] for the first 64, sums[1] for the others; N columns.
 template <int N>
@@ -318,11 +317,12 @@ __device__ __forceinline__ void StoreTile(const float (&sums)[2][kTileTokens / 2
                                           const ExpertsArgs& args, const Work& work, int half, uint32_t& turn) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
   const int column = lane / 4, pair = lane % 4 * 2;  // after a transposition
-  const bool activate = work.phase == 0;
-  auto* to = static_cast<__nv_bfloat16*>(activate ? args.activations : args.out);
-  const int width = activate ? args.intermediate_size : args.hidden_size;
-  // Two rows of weights make one activation.
+  const bool hidden = work.phase == 0, activate = hidden && args.gated;
+  auto* to = static_cast<__nv_bfloat16*>(hidden ? args.activations : args.out);
+  const int width = hidden ? args.intermediate_size : args.hidden_size;
+  // Two rows of weights make one gated activation.
   const int own = activate ? kTileRows / 4 : kTileRows / 2;
+  const auto rectified = [&](float v) { return hidden ? Relu(v) : v; };
   const int first_column = (work.row_tile * 2 + half) * own;
   const int chunks = own / 8;  // of 16 bytes
   const int chunk = thread % chunks, chunk_row = thread / chunks;
@@ -340,10 +340,12 @@ __device__ __forceinline__ void StoreTile(const float (&sums)[2][kTileTokens / 2
         if (activate) {
           // Rows l/4 are gates, and those 8 further their ups.
           *reinterpret_cast<uint32_t*>(row + (slab * 8 + pair) * 2) =
-              Transpose8x8(PackBf16(SiluTimes(v[0], v[2]), SiluTimes(v[1], v[3])));
+              Transpose8x8(PackBf16(Silu(v[0]) * v[2], Silu(v[1]) * v[3]));
         } else {
-          *reinterpret_cast<uint32_t*>(row + (slab * 16 + pair) * 2) = Transpose8x8(PackBf16(v[0], v[1]));
-          *reinterpret_cast<uint32_t*>(row + (slab * 16 + 8 + pair) * 2) = Transpose8x8(PackBf16(v[2], v[3]));
+          *reinterpret_cast<uint32_t*>(row + (slab * 16 + pair) * 2) =
+              Transpose8x8(PackBf16(rectified(v[0]), rectified(v[1])));
+          *reinterpret_cast<uint32_t*>(row + (slab * 16 + 8 + pair) * 2) =
+              Transpose8x8(PackBf16(rectified(v[2]), rectified(v[3])));
         }
       }
     }

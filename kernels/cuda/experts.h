@@ -1,4 +1,4 @@
-// Expert feed-forward networks over the tokens that each replica got, on one GPU: both GEMMs and SwiGLU in one kernel.
+// Expert feed-forward networks over the tokens that each replica got, on one GPU.
 #ifndef BALLAST_KERNELS_CUDA_EXPERTS_H_
 #define BALLAST_KERNELS_CUDA_EXPERTS_H_
 
@@ -11,18 +11,19 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/cuda/experts_kernel.h"
+#include "kernels/cuda/tokens.h"
 
 namespace ballast {
 
 // Expert slots in device memory. H = hidden_size, I = intermediate_size, both multiples of 8.
 struct ExpertArena {
-  // 16-byte aligned. Slot s begins at slots + s * slot_stride bytes, a multiple of 16, in the layout that the CPU's
-  // kernels have too: bf16 [gate I x H][up I x H][down H x I].
+  // 16-byte aligned. Slot s begins at slots + s * slot_stride bytes, a multiple of 16, in the layout of `form`.
   const void* slots = nullptr;
   size_t slot_stride = 0;
   int num_slots = 0;
   int hidden_size = 0;
   int intermediate_size = 0;
+  ExpertForm form = ExpertForm::kSwiGlu;
 };
 
 // One layer's step. All pointers are device memory, 16-byte aligned but for those to int32_t. `begin` and `order` are
@@ -40,19 +41,20 @@ struct ExpertsStep {
   int num_groups = 0;
   // About as many rows as the step will have: decides how blocks share the work, not what is right.
   int typical_rows = 0;
-  // [max_rows][H] bf16, written up to begin[num_groups]: down(silu(gate x) * (up x)), not weighted. No overlap with x.
+  // [max_rows][H] bf16, written up to begin[num_groups]: the expert's output, not weighted. No overlap with x.
   void* out = nullptr;
 };
 
 // Runs expert networks for slots of one arena on GPUs of compute capability 9.0. Immutable and thread-safe; the calls
 // that share a workspace have to be of one stream.
 //
-// Products of bf16 are summed in float32; silu(gate) * up is rounded to bf16 between the GEMMs. Sums are in a fixed
-// order for a given `begin` and number of multiprocessors: equal inputs give equal bits, but a row's bits depend on
-// what else is in the step.
+// Products of bf16 are summed in float32; activations are rounded to bf16 between the GEMMs. Sums are in a fixed order
+// for a given `begin` and number of multiprocessors: equal inputs give equal bits, but a row's bits depend on what else
+// is in the step.
 //
-// Roofline: 6 H I bytes for each group with rows, read once for every 128 rows, over read bandwidth; 6 H I flops a row
-// over the tensor cores' rate. With fewer than about 190 rows a group (H200) the first is larger.
+// Roofline: a slot's bytes (6 H I, without gates 4 H I) for each group with rows, read once for every 128 rows, over
+// read bandwidth; as many flops a row over the tensor cores' rate. With fewer than about 190 rows a group (H200) the
+// first is larger.
 class CudaExperts {
  public:
   // Errors:
@@ -71,10 +73,23 @@ class CudaExperts {
   // Errors: InvalidArgument, as Create; what the launch says.
   absl::Status Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups, cudaStream_t stream) const;
 
+  // Run, and CombineRows of its output: combine.rows is step.out, combine.top_k step.pairs_per_token, and `order` holds
+  // the pairs that have a row in combine.row_of. A step of up to 128 tokens, about four rows a group
+  // (step.typical_rows) and 128 MB of weights takes two kernels that share nothing between blocks, leave step.out
+  // alone, weigh activations before they are rounded and need nothing of the device for themselves; equal inputs give
+  // equal bits there, too. These read `begin` and `slots` before the kernel in front of them on the stream has ended,
+  // but not before those in front of that.
+  absl::Status RunAndCombine(const ExpertsStep& step, const CombineArgs& combine, void* workspace, int max_rows,
+                             int max_groups, cudaStream_t stream) const;
+
  private:
   CudaExperts() = default;
 
+  // Of both kinds of Run.
+  absl::Status CheckStep(const ExpertsStep& step, const void* workspace, int max_rows, int max_groups) const;
+
   ExpertArena arena_;
+  // Of the kernel with single blocks (a multiprocessor each), and with pairs.
   int blocks_ = 0, paired_blocks_ = 0;
   CUtensorMap gate_up_ = {}, down_ = {};
 };

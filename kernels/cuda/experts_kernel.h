@@ -12,6 +12,14 @@ namespace ballast {
 // Replicas of one layer on one GPU.
 inline constexpr int kMaxGroups = 1024;
 
+// An expert's weights in its slot and what it computes. H = hidden size, I = intermediate size; bf16.
+enum class ExpertForm {
+  // [gate I x H][up I x H][down H x I], as the CPU's kernels have it: down(silu(gate x) * (up x)).
+  kSwiGlu,
+  // [up I x H][down H x I]: down(relu(up x)) (Switch).
+  kRelu,
+};
+
 namespace internal {
 
 // A tile of work: weight rows x tokens, in steps of k.
@@ -39,6 +47,8 @@ struct ExpertsArgs {
   int pairs_per_token;
   int hidden_size;
   int intermediate_size;
+  // kSwiGlu, or kRelu.
+  bool gated;
   // Words of `flags` for one launch.
   int flag_words;
 };
@@ -48,6 +58,39 @@ inline constexpr int kPair = 2;
 
 // The number of blocks of the kernel with pairs, or without, that the device runs at once.
 cudaError_t ExpertsBlocks(bool pairs, int* blocks);
+// Out: the combined rows, see CombineArgs.
+struct FewArgs {
+  const void* arena;
+  size_t slot_stride;
+  const void* x;
+  const int32_t* order;
+  const int32_t* begin;
+  const int32_t* slots;
+  // [pairs]
+  const float* weights;
+  void* activations;
+  void* out;
+  int num_groups;
+  // Groups that can have rows.
+  int max_active;
+  int num_tokens;
+  int pairs_per_token;
+  int hidden_size;
+  int intermediate_size;
+  bool gated;
+};
+
+// Tokens of one step of the kernels for few: DownKernel has sums of all of them in shared memory.
+inline constexpr int kMaxFewTokens = 128;
+// Whether they are fast for so many tokens of that size.
+bool FewExpertsFit(int num_tokens, int hidden_size, int multiprocessors);
+cudaError_t LaunchFewExperts(const FewArgs& args, int multiprocessors, cudaStream_t stream);
+
+#ifdef __CUDACC__
+__device__ inline float Silu(float v) { return __fdividef(v, 1.0f + __expf(-v)); }
+__device__ inline float Relu(float v) { return v < 0 ? 0 : v; }
+#endif
+
 cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args, bool pairs,
                           int blocks, cudaStream_t stream);
 

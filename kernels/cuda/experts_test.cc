@@ -17,6 +17,7 @@ struct Case {
   int hidden, intermediate, tokens, top_k;
   // Rows of each group; their sum is at most tokens * top_k.
   std::vector<int> rows;
+  ExpertForm form = ExpertForm::kSwiGlu;
 };
 
 // Rows of `groups` groups, drawn by weights that fall as 1 / (1 + g).
@@ -57,7 +58,7 @@ class Fixture {
 
   void Run(int times) {
     absl::StatusOr<CudaExperts> experts =
-        CudaExperts::Create({arena_.data(), stride_, num_slots_, c_.hidden, c_.intermediate});
+        CudaExperts::Create({arena_.data(), stride_, num_slots_, c_.hidden, c_.intermediate, c_.form});
     ASSERT_TRUE(experts.ok()) << experts.status();
     DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(pairs_, groups_));
     workspace.Fill(0);
@@ -103,8 +104,8 @@ class Fixture {
     DeviceArray<const void*> device_weights(weights);
     DeviceArray<double> activations(static_cast<size_t>(n) * c_.intermediate),
         wanted(static_cast<size_t>(n) * c_.hidden);
-    CheckCuda(ReferenceExperts(x_.data(), device_tokens.data(), device_weights.data(), n, c_.hidden, c_.intermediate,
-                               activations.data(), wanted.data(), nullptr));
+    CheckCuda(ReferenceExperts(c_.form, x_.data(), device_tokens.data(), device_weights.data(), n, c_.hidden,
+                               c_.intermediate, activations.data(), wanted.data(), nullptr));
     const std::vector<double> reference = wanted.Read();
     for (int r = 0; r < n; ++r) {
       RelativeError error;
@@ -139,6 +140,15 @@ TEST(CudaExpertsTest, SizesThatTilesDoNotDivide) {
   }
 }
 
+TEST(CudaExpertsTest, ExpertsWithoutGates) {
+  for (const auto& [hidden, intermediate] :
+       std::vector<std::pair<int, int>>{{8, 8}, {72, 40}, {264, 136}, {520, 1000}, {768, 3072}}) {
+    SCOPED_TRACE(testing::Message() << hidden << " x " << intermediate);
+    Fixture({hidden, intermediate, 20, 2, {0, 17, 0, 3, 20, 0}, ExpertForm::kRelu}).Run(2);
+    Fixture({hidden, intermediate, 300, 1, {150, 0, 131, 19}, ExpertForm::kRelu}).Run(2);
+  }
+}
+
 TEST(CudaExpertsTest, NoRows) { Fixture({256, 128, 4, 2, {0, 0, 0}}).Run(3); }
 
 TEST(CudaExpertsTest, FewerRowsThanPairs) { Fixture({256, 128, 100, 8, {1, 200, 0, 77}}).Run(2); }
@@ -159,6 +169,115 @@ TEST(CudaExpertsTest, ModelShapesAtDecodeAndPrefillSizes) {
 TEST(CudaExpertsTest, ManyGroups) {
   std::mt19937 random(5);
   Fixture({128, 64, 500, 4, SkewedRows(kMaxGroups, 2000, random)}).Run(2);
+}
+
+struct CombineCase {
+  int hidden, intermediate, tokens, top_k, experts;
+  ExpertForm form = ExpertForm::kSwiGlu;
+};
+
+// Both ways of RunAndCombine, against the weighted sums of the float64 experts. The first expert is everybody's choice,
+// and a quarter of the others has no group.
+void ExpectCombined(const CombineCase& c) {
+  SCOPED_TRACE(testing::Message() << c.hidden << " x " << c.intermediate << ", " << c.tokens << " tokens, top "
+                                  << c.top_k << " of " << c.experts
+                                  << (c.form == ExpertForm::kRelu ? ", no gates" : ""));
+  std::mt19937 random(6);
+  const int pairs = c.tokens * c.top_k;
+  std::vector<int32_t> group_of(c.experts, -1), ids, slots;
+  int groups = 0;
+  for (int e = 0; e < c.experts; ++e) {
+    if (e == 0 || random() % 4 != 0) group_of[e] = groups++;
+  }
+  for (int t = 0; t < c.tokens; ++t) {
+    std::vector<int32_t> others(c.experts - 1);
+    std::iota(others.begin(), others.end(), 1);
+    std::shuffle(others.begin(), others.end(), random);
+    ids.push_back(0);
+    ids.insert(ids.end(), others.begin(), others.begin() + c.top_k - 1);
+  }
+  slots.resize(groups);
+  std::iota(slots.begin(), slots.end(), 0);
+  std::shuffle(slots.begin(), slots.end(), random);
+  std::vector<float> weights(pairs);
+  for (float& w : weights) w = std::uniform_real_distribution<float>(0, 1)(random);
+  const size_t stride = size_t{6} * c.hidden * c.intermediate;
+  DeviceArray<uint16_t> x(static_cast<size_t>(c.tokens) * c.hidden), arena(stride / 2 * groups),
+      rows(static_cast<size_t>(pairs) * c.hidden), out(x.size());
+  CheckCuda(FillUniformBf16(x.data(), x.size(), 1, 1, nullptr));
+  CheckCuda(FillUniformBf16(arena.data(), arena.size(), 2, 0.1f, nullptr));
+  DeviceArray<int32_t> device_ids(ids), device_group_of(group_of), device_slots(slots), begin(groups + 1), order(pairs),
+      row_of(pairs);
+  DeviceArray<float> device_weights(weights);
+  DeviceArray<uint8_t> group_workspace(GroupPairsWorkspaceBytes(pairs, groups));
+  ASSERT_TRUE(GroupPairs({device_ids.data(), pairs, device_group_of.data(), c.experts, groups, begin.data(),
+                          order.data(), row_of.data()},
+                         group_workspace.data(), nullptr)
+                  .ok());
+  std::vector<int32_t> tokens;
+  std::vector<const void*> matrices;
+  for (int p = 0; p < pairs; ++p) {
+    tokens.push_back(p / c.top_k);
+    const int group = std::max(0, group_of[ids[p]]);
+    matrices.push_back(reinterpret_cast<const uint8_t*>(arena.data()) + stride * slots[group]);
+  }
+  DeviceArray<int32_t> device_tokens(tokens);
+  DeviceArray<const void*> device_matrices(matrices);
+  DeviceArray<double> activations(static_cast<size_t>(pairs) * c.intermediate), reference(rows.size());
+  CheckCuda(ReferenceExperts(c.form, x.data(), device_tokens.data(), device_matrices.data(), pairs, c.hidden,
+                             c.intermediate, activations.data(), reference.data(), nullptr));
+  const std::vector<double> outputs = reference.Read();
+  absl::StatusOr<CudaExperts> experts =
+      CudaExperts::Create({arena.data(), stride, groups, c.hidden, c.intermediate, c.form});
+  ASSERT_TRUE(experts.ok()) << experts.status();
+  DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(pairs, groups));
+  workspace.Fill(0);
+  for (const int typical_rows : {0, std::numeric_limits<int>::max()}) {
+    std::vector<uint16_t> first;
+    for (int run = 0; run < 2; ++run) {
+      out.Fill(0xff);
+      const absl::Status status = experts->RunAndCombine(
+          {x.data(), order.data(), c.top_k, begin.data(), device_slots.data(), groups, typical_rows, rows.data()},
+          {rows.data(), row_of.data(), device_ids.data(), device_weights.data(), c.tokens, c.top_k, c.hidden,
+           out.data()},
+          workspace.data(), pairs, groups, nullptr);
+      ASSERT_TRUE(status.ok()) << status;
+      CheckCuda(cudaDeviceSynchronize());
+      if (run == 0) first = out.Read();
+    }
+    ASSERT_EQ(out.Read(), first);
+    for (int t = 0; t < c.tokens; ++t) {
+      RelativeError error;
+      for (int d = 0; d < c.hidden; ++d) {
+        double sum = 0;
+        for (int p = t * c.top_k; p < (t + 1) * c.top_k; ++p) {
+          if (group_of[ids[p]] >= 0) sum += weights[p] * outputs[static_cast<size_t>(p) * c.hidden + d];
+        }
+        error.Add(FromBf16(first[static_cast<size_t>(t) * c.hidden + d]), sum);
+      }
+      ASSERT_LT(error.value(), 1e-2) << "token " << t << ", typical_rows " << typical_rows;
+    }
+  }
+}
+
+TEST(CudaExpertsTest, CombinedAtSizesThatTilesDoNotDivide) {
+  for (const ExpertForm form : {ExpertForm::kSwiGlu, ExpertForm::kRelu}) {
+    for (const auto& [hidden, intermediate] :
+         std::vector<std::pair<int, int>>{{8, 8}, {72, 40}, {264, 136}, {520, 1000}, {1000, 520}, {2200, 72}}) {
+      for (const int tokens : {1, 3, 17, 64, 128, 129}) {
+        ExpectCombined({hidden, intermediate, tokens, 1, 2, form});
+        ExpectCombined({hidden, intermediate, tokens, 5, 40, form});
+      }
+    }
+  }
+}
+
+TEST(CudaExpertsTest, CombinedInModelShapes) {
+  for (const int tokens : {1, 3, 17, 64}) {
+    ExpectCombined({2048, 768, tokens, 8, 128});
+    ExpectCombined({7168, 2048, tokens, 1, 8});
+    ExpectCombined({768, 3072, tokens, 1, 128, ExpertForm::kRelu});
+  }
 }
 
 TEST(CudaExpertsTest, OneGraphServesEveryRouting) {

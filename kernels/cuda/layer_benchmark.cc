@@ -1,9 +1,10 @@
-// A whole MoE layer (router, grouping, experts, combine) on one GPU: its result against float64, then its time against
-// the floor, the larger of the activated weights' bytes over read bandwidth and flops over the matmul rate.
+// A whole MoE layer (router with grouping, experts with combination) on one GPU: its result against float64, then its
+// time against the floor, the larger of the activated weights' bytes over read bandwidth and flops over the matmul
+// rate.
 //
 //   layer_benchmark [PEER [MODEL [TOKENS]]]
 //
-// MODEL and TOKENS choose one of the layers. The kernels of a layer are also timed alone, each kind in a graph of its
+// MODEL and TOKENS choose one of the layers. The two halves of a layer are also timed alone, each in a graph of its
 // own. Bandwidth is measured here. PEER is what torch_layer.py wrote on the same machine: the matmul rate (else 790
 // TFLOP/s is taken) and PyTorch's times for the same shapes. A step is a layer of a captured graph of 16, each with
 // other tokens and the weights in turn of copies of more than 2 GB together, so that no layer finds its weights in L2.
@@ -20,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/benchmark_support.h"
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/reference.h"
 #include "kernels/cuda/router.h"
@@ -36,6 +38,8 @@ constexpr size_t kWeightBytes = size_t{2} << 30;
 struct Model {
   const char* name;
   int experts, top_k, hidden, intermediate;
+  ExpertForm form = ExpertForm::kSwiGlu;
+  size_t ExpertBytes() const { return size_t{form == ExpertForm::kSwiGlu ? 6u : 4u} * hidden * intermediate; }
 };
 
 constexpr Model kModels[] = {
@@ -43,46 +47,11 @@ constexpr Model kModels[] = {
     {"deepseek-v3-slice", 8, 1, 7168, 2048},
     {"olmoe", 64, 8, 2048, 1024},
     {"mixtral-8x7b", 8, 2, 4096, 14336},
+    {"switch-base-128", 128, 1, 768, 3072, ExpertForm::kRelu},
 };
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-// Seconds of one call of `enqueue`, recorded on `stream`.
-double Time(cudaStream_t stream, const std::function<void()>& enqueue, int times) {
-  cudaEvent_t begin, end;
-  CheckCuda(cudaEventCreate(&begin));
-  CheckCuda(cudaEventCreate(&end));
-  std::vector<double> seconds;
-  for (int i = 0; i < times + 3; ++i) {
-    CheckCuda(cudaEventRecord(begin, stream));
-    enqueue();
-    CheckCuda(cudaEventRecord(end, stream));
-    CheckCuda(cudaEventSynchronize(end));
-    float ms;
-    CheckCuda(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 3) seconds.push_back(ms / 1e3);
-  }
-  CheckCuda(cudaEventDestroy(begin));
-  CheckCuda(cudaEventDestroy(end));
-  return Median(seconds);
-}
-
-void CheckOk(const absl::Status& status) { BALLAST_CHECK(status.ok()) << status.message(); }
-
-double ReadBandwidth(cudaStream_t stream) {
-  const size_t bytes = size_t{4} << 30;
-  DeviceArray<uint16_t> data(bytes / 2);
-  DeviceArray<uint32_t> sink(1);
-  CheckCuda(FillUniformBf16(data.data(), data.size(), 1, 1, stream));
-  return bytes / Time(
-                     stream, [&] { CheckCuda(ReadAll(data.data(), bytes, sink.data(), stream)); }, 10);
-}
-
 struct Result {
-  double error, seconds, route_seconds, group_seconds, experts_seconds, combine_seconds, floor_seconds, bytes;
+  double error, seconds, route_seconds, experts_seconds, floor_seconds, bytes;
 };
 
 // The layers' inputs and outputs, and one step of each.
@@ -93,7 +62,7 @@ class Bench {
         tokens_(tokens),
         pairs_(tokens * model.top_k),
         stream_(stream),
-        stride_(size_t{6} * model.hidden * model.intermediate),
+        stride_(model.ExpertBytes()),
         copies_(static_cast<int>(kWeightBytes / (stride_ * model.experts)) + 1),
         arena_(stride_ / 2 * model.experts * copies_),
         router_(static_cast<size_t>(model.experts) * model.hidden),
@@ -114,15 +83,15 @@ class Bench {
     mass_.Fill(0);
     rule_.num_experts = m_.experts;
     rule_.top_k = m_.top_k;
-    rule_.renormalize = true;
+    rule_.renormalize = m_.form == ExpertForm::kSwiGlu;
     absl::StatusOr<CudaExperts> experts =
-        CudaExperts::Create({arena_.data(), stride_, m_.experts * copies_, m_.hidden, m_.intermediate});
+        CudaExperts::Create({arena_.data(), stride_, m_.experts * copies_, m_.hidden, m_.intermediate, m_.form});
     CheckOk(experts.status());
     experts_ = std::make_unique<CudaExperts>(*experts);
     workspace_ = std::make_unique<DeviceArray<uint8_t>>(experts_->WorkspaceBytes(pairs_, m_.experts));
     workspace_->Fill(0);
-    route_workspace_ = std::make_unique<DeviceArray<uint8_t>>(RouteTokensWorkspaceBytes(rule_, tokens));
-    group_workspace_ = std::make_unique<DeviceArray<uint8_t>>(GroupPairsWorkspaceBytes(pairs_, m_.experts));
+    route_workspace_ = std::make_unique<DeviceArray<uint8_t>>(RouteAndGroupWorkspaceBytes(rule_, tokens, m_.experts));
+    route_workspace_->Fill(0);
     std::vector<int32_t> slots(m_.experts * copies_), group_of(m_.experts);
     for (size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<int32_t>(i);
     for (int i = 0; i < m_.experts; ++i) group_of[i] = i;
@@ -136,12 +105,10 @@ class Bench {
     for (int layer = 0; layer < kLayers; ++layer) EnqueueLayer(layer);
     CheckCuda(cudaStreamSynchronize(stream_));
     result.error = Error();
-    result.seconds = TimeGraph([&](int layer) { EnqueueLayer(layer); });
-    result.route_seconds = TimeGraph([&](int layer) { EnqueueRoute(layer); });
-    result.group_seconds = TimeGraph([&](int layer) { EnqueueGroup(layer); });
+    result.seconds = TimeGraph(stream_, kLayers, kReplays, [&](int layer) { EnqueueLayer(layer); });
+    result.route_seconds = TimeGraph(stream_, kLayers, kReplays, [&](int layer) { EnqueueRoute(layer); });
     // The last layer's routing, with every copy of the weights in turn.
-    result.experts_seconds = TimeGraph([&](int layer) { EnqueueExperts(layer); });
-    result.combine_seconds = TimeGraph([&](int layer) { EnqueueCombine(layer); });
+    result.experts_seconds = TimeGraph(stream_, kLayers, kReplays, [&](int layer) { EnqueueExperts(layer); });
     const std::vector<int32_t> ids = ids_.Read();
     for (int layer = 0; layer < kLayers; ++layer) {
       const std::set<int32_t> active(ids.begin() + layer * pairs_, ids.begin() + (layer + 1) * pairs_);
@@ -155,9 +122,7 @@ class Bench {
  private:
   void EnqueueLayer(int layer) {
     EnqueueRoute(layer);
-    EnqueueGroup(layer);
     EnqueueExperts(layer);
-    EnqueueCombine(layer);
   }
 
   void EnqueueRoute(int layer) {
@@ -171,45 +136,23 @@ class Bench {
     route.weights = Weights(layer);
     route.counts = counts_.data();
     route.gate_mass = mass_.data();
-    CheckOk(RouteTokens(route, route_workspace_->data(), stream_));
-  }
-
-  void EnqueueGroup(int layer) {
-    CheckOk(GroupPairs(
+    CheckOk(RouteAndGroup(
+        route,
         {Ids(layer), pairs_, group_of_->data(), m_.experts, m_.experts, begin_.data(), order_.data(), row_of_.data()},
-        group_workspace_->data(), stream_));
-  }
-
-  void EnqueueCombine(int layer) {
-    CheckOk(CombineRows({rows_.data(), row_of_.data(), Ids(layer), Weights(layer), tokens_, m_.top_k, m_.hidden,
-                         out_.data() + XOffset(layer)},
-                        stream_));
+        route_workspace_->data(), stream_));
   }
 
   void EnqueueExperts(int layer) {
-    CheckOk(experts_->Run({x_.data() + XOffset(layer), order_.data(), m_.top_k, begin_.data(),
-                           slots_->data() + layer % copies_ * m_.experts, m_.experts, pairs_, rows_.data()},
-                          workspace_->data(), pairs_, m_.experts, stream_));
+    CheckOk(experts_->RunAndCombine({x_.data() + XOffset(layer), order_.data(), m_.top_k, begin_.data(),
+                                     slots_->data() + layer % copies_ * m_.experts, m_.experts, pairs_, rows_.data()},
+                                    {rows_.data(), row_of_.data(), Ids(layer), Weights(layer), tokens_, m_.top_k,
+                                     m_.hidden, out_.data() + XOffset(layer)},
+                                    workspace_->data(), pairs_, m_.experts, stream_));
   }
 
   int32_t* Ids(int layer) const { return ids_.data() + static_cast<size_t>(layer) * pairs_; }
   float* Weights(int layer) const { return weights_.data() + static_cast<size_t>(layer) * pairs_; }
   size_t XOffset(int layer) const { return static_cast<size_t>(layer) * tokens_ * m_.hidden; }
-
-  double TimeGraph(const std::function<void(int)>& enqueue) {
-    cudaGraph_t graph;
-    cudaGraphExec_t executable;
-    CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    for (int layer = 0; layer < kLayers; ++layer) enqueue(layer);
-    CheckCuda(cudaStreamEndCapture(stream_, &graph));
-    CheckCuda(cudaGraphInstantiate(&executable, graph, 0));
-    const double seconds = Time(
-                               stream_, [&] { CheckCuda(cudaGraphLaunch(executable, stream_)); }, kReplays) /
-                           kLayers;
-    CheckCuda(cudaGraphExecDestroy(executable));
-    CheckCuda(cudaGraphDestroy(graph));
-    return seconds;
-  }
 
   // Of up to 64 tokens of two layers, against float64 with the experts and weights that the router chose.
   double Error() {
@@ -233,8 +176,8 @@ class Bench {
       DeviceArray<const void*> device_expert(expert);
       DeviceArray<double> activations(static_cast<size_t>(rows) * m_.intermediate);
       DeviceArray<double> wanted(static_cast<size_t>(rows) * m_.hidden);
-      CheckCuda(ReferenceExperts(x_.data() + XOffset(layer), device_token.data(), device_expert.data(), rows, m_.hidden,
-                                 m_.intermediate, activations.data(), wanted.data(), stream_));
+      CheckCuda(ReferenceExperts(m_.form, x_.data() + XOffset(layer), device_token.data(), device_expert.data(), rows,
+                                 m_.hidden, m_.intermediate, activations.data(), wanted.data(), stream_));
       CheckCuda(cudaStreamSynchronize(stream_));
       const std::vector<double> reference = wanted.Read();
       std::vector<uint16_t> got(static_cast<size_t>(tokens_) * m_.hidden);
@@ -264,7 +207,7 @@ class Bench {
   DeviceArray<uint64_t> counts_, mass_;
   CudaRouterRule rule_;
   std::unique_ptr<CudaExperts> experts_;
-  std::unique_ptr<DeviceArray<uint8_t>> workspace_, route_workspace_, group_workspace_;
+  std::unique_ptr<DeviceArray<uint8_t>> workspace_, route_workspace_;
   std::unique_ptr<DeviceArray<int32_t>> slots_, group_of_;
 };
 
@@ -290,7 +233,7 @@ int Main(int argc, char** argv) {
   const double flops = matmul != peer.end() ? matmul->second : 790e12;
   std::printf("read bandwidth %.2f TB/s, bf16 matmul %.0f TFLOP/s\n", bandwidth / 1e12, flops / 1e12);
   std::printf("%-18s %6s %6s %9s %9s %7s %8s %6s  %s\n", "layer", "tokens", "MB", "floor us", "us", "floor", "PyTorch",
-              "ratio", "error     route group experts combine");
+              "ratio", "error     route experts");
   bool right = true;
   for (const Model& model : kModels) {
     if (argc > 2 && std::string(argv[2]) != model.name) continue;
@@ -302,8 +245,8 @@ int Main(int argc, char** argv) {
                   r.seconds * 1e6, 100 * r.floor_seconds / r.seconds);
       const auto other = peer.find({model.name, tokens});
       if (other != peer.end()) std::printf(" %8.1f %6.2f", other->second * 1e6, other->second / r.seconds);
-      std::printf("  %.1e%s %6.1f %6.1f %8.1f %6.1f\n", r.error, r.error < 1e-2 ? "" : " WRONG", r.route_seconds * 1e6,
-                  r.group_seconds * 1e6, r.experts_seconds * 1e6, r.combine_seconds * 1e6);
+      std::printf("  %.1e%s %6.1f %8.1f\n", r.error, r.error < 1e-2 ? "" : " WRONG", r.route_seconds * 1e6,
+                  r.experts_seconds * 1e6);
       std::fflush(stdout);
       right = right && r.error < 1e-2;
     }

@@ -45,21 +45,25 @@ __global__ void ProductKernel(const __nv_bfloat16* a, const int32_t* row, const 
   if (threadIdx.x % 32 == 0) out[static_cast<size_t>(r) * columns + column] = v;
 }
 
-__global__ void ActivationKernel(const __nv_bfloat16* x, const int32_t* token, const void* const* weights, int h, int n,
-                                 double* activations) {
+__global__ void ActivationKernel(bool gated, const __nv_bfloat16* x, const int32_t* token, const void* const* weights,
+                                 int h, int n, double* activations) {
   const int i = (blockIdx.x * blockDim.x + threadIdx.x) / 32, r = blockIdx.y;
   if (i >= n) return;
   const auto* w = static_cast<const __nv_bfloat16*>(weights[r]);
   const __nv_bfloat16* row = x + static_cast<size_t>(token[r]) * h;
-  const double gate = WarpDot(row, w + static_cast<size_t>(i) * h, h);
-  const double up = WarpDot(row, w + static_cast<size_t>(n + i) * h, h);
-  if (threadIdx.x % 32 == 0) activations[static_cast<size_t>(r) * n + i] = gate / (1 + exp(-gate)) * up;
+  // Without gates, up.
+  const double first = WarpDot(row, w + static_cast<size_t>(i) * h, h);
+  const double second = gated ? WarpDot(row, w + static_cast<size_t>(n + i) * h, h) : 0;
+  if (threadIdx.x % 32 == 0) {
+    activations[static_cast<size_t>(r) * n + i] = gated ? first / (1 + exp(-first)) * second : fmax(first, 0.0);
+  }
 }
 
-__global__ void DownKernel(const double* activations, const void* const* weights, int h, int n, double* out) {
+__global__ void DownKernel(bool gated, const double* activations, const void* const* weights, int h, int n,
+                           double* out) {
   const int d = (blockIdx.x * blockDim.x + threadIdx.x) / 32, r = blockIdx.y;
   if (d >= h) return;
-  const auto* w = static_cast<const __nv_bfloat16*>(weights[r]) + static_cast<size_t>(2) * n * h;
+  const auto* w = static_cast<const __nv_bfloat16*>(weights[r]) + static_cast<size_t>(gated ? 2 : 1) * n * h;
   const double v = WarpDot(activations + static_cast<size_t>(r) * n, w + static_cast<size_t>(d) * n, n);
   if (threadIdx.x % 32 == 0) out[static_cast<size_t>(r) * h + d] = v;
 }
@@ -97,13 +101,15 @@ cudaError_t ReferenceProduct(const void* a, const int32_t* row, int rows, const 
   return cudaGetLastError();
 }
 
-cudaError_t ReferenceExperts(const void* x, const int32_t* token, const void* const* weights, int rows, int hidden_size,
-                             int intermediate_size, double* activations, double* out, cudaStream_t stream) {
+cudaError_t ReferenceExperts(ExpertForm form, const void* x, const int32_t* token, const void* const* weights, int rows,
+                             int hidden_size, int intermediate_size, double* activations, double* out,
+                             cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
+  const bool gated = form == ExpertForm::kSwiGlu;
   ActivationKernel<<<WarpGrid(intermediate_size, rows), kThreads, 0, stream>>>(
-      static_cast<const __nv_bfloat16*>(x), token, weights, hidden_size, intermediate_size, activations);
-  DownKernel<<<WarpGrid(hidden_size, rows), kThreads, 0, stream>>>(activations, weights, hidden_size, intermediate_size,
-                                                                   out);
+      gated, static_cast<const __nv_bfloat16*>(x), token, weights, hidden_size, intermediate_size, activations);
+  DownKernel<<<WarpGrid(hidden_size, rows), kThreads, 0, stream>>>(gated, activations, weights, hidden_size,
+                                                                   intermediate_size, out);
   return cudaGetLastError();
 }
 

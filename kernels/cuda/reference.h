@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/experts_kernel.h"
+
 namespace ballast {
 
 // values[i] = bf16, uniform in [-scale, scale), a function of (seed, i).
@@ -17,10 +19,11 @@ cudaError_t FillUniformBf16(void* values, size_t count, uint64_t seed, float sca
 cudaError_t ReferenceProduct(const void* a, const int32_t* row, int rows, const void* b, int columns, int k,
                              double* out, cudaStream_t stream);
 
-// For rows r of [0, rows): out[r] = down(silu(gate x) * (up x)) of x[token[r]] by the expert at weights[r] (slot
-// layout), everything in float64. activations is [rows][I], out [rows][H]; pointers of device memory.
-cudaError_t ReferenceExperts(const void* x, const int32_t* token, const void* const* weights, int rows, int hidden_size,
-                             int intermediate_size, double* activations, double* out, cudaStream_t stream);
+// For rows r of [0, rows): out[r] = the output for x[token[r]] of the expert at weights[r] (slot layout of `form`),
+// everything in float64. activations is [rows][I], out [rows][H]; pointers of device memory.
+cudaError_t ReferenceExperts(ExpertForm form, const void* x, const int32_t* token, const void* const* weights, int rows,
+                             int hidden_size, int intermediate_size, double* activations, double* out,
+                             cudaStream_t stream);
 
 // Reads `bytes` once and does next to nothing with them: the device's read bandwidth. sink is one uint32_t.
 cudaError_t ReadAll(const void* data, size_t bytes, uint32_t* sink, cudaStream_t stream);

@@ -12,6 +12,39 @@ absl::Status Field(const char* name, int64_t value, const std::string& limit) {
   return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, ", has to be ", limit));
 }
 
+// The counter of RouteAndGroup.
+constexpr size_t kHeaderBytes = 256;
+
+size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+absl::Status CheckRoute(const RouteTokensArgs& args) {
+  if (absl::Status status = CheckRouterRule(args.rule); !status.ok()) return status;
+  if (args.num_tokens < 0) return Field("num_tokens", args.num_tokens, "at least 0");
+  if (args.hidden_size < 8 || args.hidden_size % 8 != 0) {
+    return Field("hidden_size", args.hidden_size, "a positive multiple of 8");
+  }
+  if (args.num_tasks < 1 || args.num_tasks > 1 << 20) return Field("num_tasks", args.num_tasks, "1 to 1048576");
+  return absl::OkStatus();
+}
+
+internal::RouterArgs KernelArgs(const RouteTokensArgs& args, void* logits) {
+  internal::RouterArgs kernel_args = {};
+  kernel_args.rule = args.rule;
+  kernel_args.hidden = args.hidden;
+  kernel_args.router_weights = args.router_weights;
+  kernel_args.bias = args.bias;
+  kernel_args.task = args.task;
+  kernel_args.logits = static_cast<float*>(logits);
+  kernel_args.num_tokens = args.num_tokens;
+  kernel_args.hidden_size = args.hidden_size;
+  kernel_args.num_tasks = args.num_tasks;
+  kernel_args.ids = args.ids;
+  kernel_args.weights = args.weights;
+  kernel_args.counts = args.counts;
+  kernel_args.gate_mass = args.gate_mass;
+  return kernel_args;
+}
+
 }  // namespace
 
 absl::Status CheckRouterRule(const CudaRouterRule& rule) {
@@ -40,28 +73,37 @@ size_t RouteTokensWorkspaceBytes(const CudaRouterRule& rule, int max_tokens) {
 }
 
 absl::Status RouteTokens(const RouteTokensArgs& args, void* workspace, cudaStream_t stream) {
-  if (absl::Status status = CheckRouterRule(args.rule); !status.ok()) return status;
-  if (args.num_tokens < 0) return Field("num_tokens", args.num_tokens, "at least 0");
-  if (args.hidden_size < 8 || args.hidden_size % 8 != 0) {
-    return Field("hidden_size", args.hidden_size, "a positive multiple of 8");
-  }
-  if (args.num_tasks < 1 || args.num_tasks > 1 << 20) return Field("num_tasks", args.num_tasks, "1 to 1048576");
+  if (absl::Status status = CheckRoute(args); !status.ok()) return status;
   if (args.num_tokens == 0) return absl::OkStatus();
-  internal::RouterArgs kernel_args = {};
-  kernel_args.rule = args.rule;
-  kernel_args.hidden = args.hidden;
-  kernel_args.router_weights = args.router_weights;
-  kernel_args.bias = args.bias;
-  kernel_args.task = args.task;
-  kernel_args.logits = static_cast<float*>(workspace);
-  kernel_args.num_tokens = args.num_tokens;
-  kernel_args.hidden_size = args.hidden_size;
-  kernel_args.num_tasks = args.num_tasks;
-  kernel_args.ids = args.ids;
-  kernel_args.weights = args.weights;
-  kernel_args.counts = args.counts;
-  kernel_args.gate_mass = args.gate_mass;
-  return CudaStatus(internal::LaunchRouter(kernel_args, stream), "the router kernels");
+  return CudaStatus(internal::LaunchRouter(KernelArgs(args, workspace), stream), "the router kernels");
+}
+
+size_t RouteAndGroupWorkspaceBytes(const CudaRouterRule& rule, int max_tokens, int num_groups) {
+  return kHeaderBytes + Aligned(RouteTokensWorkspaceBytes(rule, max_tokens)) +
+         GroupPairsWorkspaceBytes(max_tokens * rule.top_k, num_groups);
+}
+
+absl::Status RouteAndGroup(const RouteTokensArgs& route, const GroupPairsArgs& group, void* workspace,
+                           cudaStream_t stream) {
+  if (absl::Status status = CheckRoute(route); !status.ok()) return status;
+  if (absl::Status status = CheckGroupPairs(group); !status.ok()) return status;
+  if (group.ids != route.ids) return Field("ids", reinterpret_cast<int64_t>(group.ids), "the router's");
+  if (group.num_pairs != route.num_tokens * route.rule.top_k) {
+    return Field("num_pairs", group.num_pairs, "num_tokens times top_k");
+  }
+  if (group.num_experts != route.rule.num_experts) return Field("num_experts", group.num_experts, "the rule's");
+  auto* bytes = static_cast<uint8_t*>(workspace);
+  void* const logits = bytes + kHeaderBytes;
+  if (route.num_tokens == 0 || route.num_tokens > internal::kFewRoutedTokens) {
+    const absl::Status status = RouteTokens(route, logits, stream);
+    void* const counts = bytes + kHeaderBytes + Aligned(RouteTokensWorkspaceBytes(route.rule, route.num_tokens));
+    return status.ok() ? GroupPairs(group, counts, stream) : status;
+  }
+  const internal::GroupKernelArgs group_args = {group.ids, group.group_of, group.num_pairs, group.num_groups,
+                                                nullptr,   group.begin,    group.order,     group.row_of};
+  return CudaStatus(internal::LaunchRouteAndGroupFew(KernelArgs(route, logits), group_args,
+                                                     static_cast<uint32_t*>(workspace), stream),
+                    "the kernel that routes and groups");
 }
 
 }  // namespace ballast

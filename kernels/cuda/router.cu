@@ -1,5 +1,6 @@
 #include <cuda_bf16.h>
 
+#include "kernels/cuda/columns.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/router_kernel.h"
 
@@ -31,11 +32,7 @@ __device__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
 }
 
 __device__ void Multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  MultiplyTile(d, a[0], a[1], a[2], a[3], b0, b1);
 }
 
 // Address of 16 bytes of a row of 128, swizzled so that 8 rows' are in different banks.
@@ -198,7 +195,8 @@ __device__ __forceinline__ void SelectToken(const RouterArgs& args, int parts, i
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         const bool valid = first + part < parts && lane * kOwn + i < experts;
-        v[part][i] = valid ? logits[static_cast<size_t>(first + part) * args.num_tokens * experts + i] : 0;
+        // Past L1: other blocks of this kernel may have written them.
+        v[part][i] = valid ? __ldcg(logits + static_cast<size_t>(first + part) * args.num_tokens * experts + i) : 0;
       }
     }
 #pragma unroll
@@ -334,6 +332,112 @@ __global__ void __launch_bounds__(kManyWarps * 32) SelectManyKernel(const Router
   }
 }
 
+constexpr int kFusedWarps = 16;
+constexpr int kFusedPairs = kFewRoutedTokens * 32;
+
+struct FusedShared {
+  // Of each warp, each lane's four sums.
+  float sums[kFusedWarps][4][32];
+  alignas(16) int groups[kFusedPairs];
+  bool last;
+};
+
+// Rows of the pairs and beginnings of the groups, by comparing all pairs with each other: their groups are in `groups`.
+template <int kThreadCount>
+__device__ void GroupFew(const GroupKernelArgs& args, int* groups) {
+  constexpr int kNone = 1 << 20;
+  const int thread = threadIdx.x, padded = DivideUp(args.num_pairs, 4) * 4;
+  for (int pair = thread; pair < padded; pair += kThreadCount) {
+    const int group = pair < args.num_pairs ? args.group_of[args.ids[pair]] : -1;
+    groups[pair] = group >= 0 ? group : kNone;
+  }
+  __syncthreads();
+  // Entry i of both: pair i, and the beginning of group i.
+  const int entries = max(args.num_pairs, args.num_groups + 1);
+  for (int i = thread; i < entries; i += kThreadCount) {
+    const int own = i < args.num_pairs ? groups[i] : kNone;
+    int row = 0, begin = 0;
+    for (int base = 0; base < padded; base += 4) {
+      const int4 v = *reinterpret_cast<const int4*>(groups + base);
+      const int others[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        row += others[j] < own || (others[j] == own && base + j < i);
+        begin += others[j] < i;
+      }
+    }
+    if (i < args.num_pairs) {
+      args.row_of[i] = own != kNone ? row : -1;
+      if (own != kNone) args.order[row] = i;
+    }
+    if (i <= args.num_groups) args.begin[i] = begin;
+  }
+}
+
+// Grid (tiles of 16 experts, parts of the hidden size): logits of the tokens. The last block to end routes them and
+// groups their pairs. (RouterArgs' ids are GroupKernelArgs'.)
+template <int kOwn>
+__global__ void __launch_bounds__(kFusedWarps * 32, 1)
+    RouteAndGroupKernel(const __grid_constant__ RouterArgs args, const __grid_constant__ GroupKernelArgs group,
+                        uint32_t* done) {
+  static_assert(kFewRoutedTokens <= kTileColumns);
+  __shared__ FusedShared shared;
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int experts = args.rule.num_experts, first_expert = blockIdx.x * 16;
+  const int lines = DivideUp(args.hidden_size, kLineK), stride = gridDim.y * kFusedWarps;
+  const int own = first_expert + lane / 4;
+  const size_t bytes = size_t{2} * args.hidden_size;
+  const auto* router = static_cast<const uint8_t*>(args.router_weights);
+  const uint8_t* row = own < experts ? router + own * bytes : nullptr;
+  const uint8_t* row_8 = own + 8 < experts ? router + (own + 8) * bytes : nullptr;
+  int line = blockIdx.y * kFusedWarps + warp;
+  WeightLines weights;
+  LoadLines(weights, row, row_8, line, stride, lines, args.hidden_size);
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const uint8_t* const columns[1] = {
+      lane / 4 < args.num_tokens ? static_cast<const uint8_t*>(args.hidden) + lane / 4 * bytes : nullptr};
+  float sums[1][4] = {};
+  for (bool loaded = true; line < lines; loaded = false) {
+    if (!loaded) LoadLines(weights, row, row_8, line, stride, lines, args.hidden_size);
+    MultiplyLines(sums, weights, columns, line, stride, lines, args.hidden_size);
+    line += kLinesAtOnce * stride;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) shared.sums[warp][i][lane] = sums[0][i];
+  __syncthreads();
+  if (thread < 128) {
+    const int i = thread / 32, token = lane % 4 * 2 + i % 2, expert = first_expert + lane / 4 + i / 2 * 8;
+    if (token < args.num_tokens && expert < experts) {
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < kFusedWarps; ++w) sum += shared.sums[w][i][lane];
+      args.logits[(static_cast<size_t>(blockIdx.y) * args.num_tokens + token) * experts + expert] = sum;
+    }
+  }
+  __threadfence();
+  __syncthreads();
+  if (thread == 0) shared.last = atomicAdd(done, 1) + 1 == gridDim.x * gridDim.y;
+  __syncthreads();
+  if (!shared.last) return;
+  __threadfence();
+  if (thread == 0) *done = 0;
+  for (int token = warp; token < args.num_tokens; token += kFusedWarps) {
+    SelectToken<kOwn>(args, gridDim.y, token, reinterpret_cast<unsigned long long*>(args.counts),
+                      reinterpret_cast<unsigned long long*>(args.gate_mass));
+  }
+  __syncthreads();
+  GroupFew<kFusedWarps * 32>(group, shared.groups);
+}
+
+template <int kOwn>
+cudaError_t LaunchFused(const RouterArgs& args, const GroupKernelArgs& group, uint32_t* done, cudaStream_t stream) {
+  // A line a warp.
+  const int parts = min(DivideUp(DivideUp(args.hidden_size, kLineK), kFusedWarps), kMaxRouterParts);
+  const dim3 grid(DivideUp(args.rule.num_experts, 16), parts);
+  return Launch(RouteAndGroupKernel<kOwn>, {grid, kFusedWarps * 32}, stream, args, group, done);
+}
+
 int TileExperts(int num_experts) { return num_experts <= kFewExperts ? kFewExperts : kManyExperts; }
 
 template <int kTokens, int kExperts>
@@ -385,6 +489,14 @@ cudaError_t LaunchRouter(const RouterArgs& args, cudaStream_t stream) {
   if (args.rule.num_experts <= 128) return LaunchSelect<4>(args, parts, stream);
   if (args.rule.num_experts <= 256) return LaunchSelect<8>(args, parts, stream);
   return LaunchSelect<16>(args, parts, stream);
+}
+
+cudaError_t LaunchRouteAndGroupFew(const RouterArgs& args, const GroupKernelArgs& group, uint32_t* done,
+                                   cudaStream_t stream) {
+  if (args.rule.num_experts <= 64) return LaunchFused<2>(args, group, done, stream);
+  if (args.rule.num_experts <= 128) return LaunchFused<4>(args, group, done, stream);
+  if (args.rule.num_experts <= 256) return LaunchFused<8>(args, group, done, stream);
+  return LaunchFused<16>(args, group, done, stream);
 }
 
 }  // namespace ballast::internal

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/cuda/router_kernel.h"
+#include "kernels/cuda/tokens.h"
 
 namespace ballast {
 
@@ -47,6 +48,16 @@ size_t RouteTokensWorkspaceBytes(const CudaRouterRule& rule, int max_tokens);
 //
 // Errors: InvalidArgument, naming field, value and limit; what the launch says.
 absl::Status RouteTokens(const RouteTokensArgs& args, void* workspace, cudaStream_t stream);
+
+// Bytes of workspace of RouteAndGroup for up to `max_tokens` tokens: zeroed once by the owner, then the kernels' own;
+// 256-byte aligned. The calls that share one have to be of one stream.
+size_t RouteAndGroupWorkspaceBytes(const CudaRouterRule& rule, int max_tokens, int num_groups);
+
+// RouteTokens, then GroupPairs of its choices: group.ids is route.ids, all of them. One kernel for up to 8 tokens. It
+// reads route.router_weights before the kernel in front of it on the stream has ended: no kernel writes them. Errors:
+// as both.
+absl::Status RouteAndGroup(const RouteTokensArgs& route, const GroupPairsArgs& group, void* workspace,
+                           cudaStream_t stream);
 
 // InvalidArgument for a rule that the kernels do not serve; names field, value and limit.
 absl::Status CheckRouterRule(const CudaRouterRule& rule);

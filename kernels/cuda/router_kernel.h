@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/tokens_kernel.h"
+
 namespace ballast {
 
 enum class RouterScore {
@@ -59,6 +61,11 @@ inline constexpr int kMaxRouterParts = 16;
 inline constexpr int kMaxPartialRows = 2 * 132 * 128;
 int RouterParts(int num_tokens, int num_experts);
 cudaError_t LaunchRouter(const RouterArgs& args, cudaStream_t stream);
+
+// Up to this many tokens are routed and their pairs grouped by one kernel. `done`, a counter, is 0 before and after.
+inline constexpr int kFewRoutedTokens = 8;
+cudaError_t LaunchRouteAndGroupFew(const RouterArgs& args, const GroupKernelArgs& group, uint32_t* done,
+                                   cudaStream_t stream);
 
 }  // namespace internal
 }  // namespace ballast

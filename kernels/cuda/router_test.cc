@@ -66,6 +66,26 @@ Choices Reference(const CudaRouterRule& rule, const std::vector<double>& logits,
   return choices;
 }
 
+void VerifyGroups(const std::vector<int32_t>& ids, const std::vector<int32_t>& group_of, int groups,
+                  const std::vector<int32_t>& begin, const std::vector<int32_t>& order,
+                  const std::vector<int32_t>& row_of) {
+  int row = 0;
+  for (int g = 0; g < groups; ++g) {
+    ASSERT_EQ(begin[g], row) << "group " << g;
+    for (size_t pair = 0; pair < ids.size(); ++pair) {
+      if (group_of[ids[pair]] != g) continue;
+      ASSERT_EQ(row_of[pair], row);
+      ASSERT_EQ(order[row++], static_cast<int32_t>(pair));
+    }
+  }
+  ASSERT_EQ(begin[groups], row);
+  for (size_t pair = 0; pair < ids.size(); ++pair) {
+    if (group_of[ids[pair]] < 0) {
+      ASSERT_EQ(row_of[pair], -1);
+    }
+  }
+}
+
 // Inputs are small multiples of powers of two, so that logits are exact in any order of summation, and ties are ties.
 void RunCase(const CudaRouterRule& rule, int tokens, int hidden, int tasks) {
   SCOPED_TRACE(testing::Message() << rule.num_experts << " experts, top " << rule.top_k << ", " << tokens
@@ -93,8 +113,21 @@ void RunCase(const CudaRouterRule& rule, int tokens, int hidden, int tasks) {
   DeviceArray<uint64_t> counts(static_cast<size_t>(tasks) * e), mass(static_cast<size_t>(tasks) * e);
   counts.Fill(0);
   mass.Fill(0);
-  DeviceArray<uint8_t> workspace(RouteTokensWorkspaceBytes(rule, tokens));
+  // About a quarter of the experts has no replica here.
+  std::vector<int32_t> group_of(e, -1);
+  int groups = 0;
+  for (int i = 0; i < e; ++i) {
+    if (i == 0 || random() % 4 != 0) group_of[i] = groups++;
+  }
+  std::shuffle(group_of.begin(), group_of.end(), random);
+  DeviceArray<int32_t> device_group_of(group_of), begin(groups + 1), order(ids.size()), row_of(ids.size());
+  const GroupPairsArgs group = {
+      ids.data(),   static_cast<int>(ids.size()), device_group_of.data(), e, groups, begin.data(), order.data(),
+      row_of.data()};
+  DeviceArray<uint8_t> workspace(RouteTokensWorkspaceBytes(rule, tokens)),
+      group_workspace(RouteAndGroupWorkspaceBytes(rule, tokens, groups));
   workspace.Fill(0xff);
+  group_workspace.Fill(0);
   RouteTokensArgs args;
   args.rule = rule;
   args.hidden = device_x.data();
@@ -111,9 +144,12 @@ void RunCase(const CudaRouterRule& rule, int tokens, int hidden, int tasks) {
   for (int run = 0; run < 2; ++run) {
     ids.Fill(0xff);
     weights.Fill(0xff);
-    ASSERT_TRUE(RouteTokens(args, workspace.data(), nullptr).ok());
+    const absl::Status status = run == 0 ? RouteTokens(args, workspace.data(), nullptr)
+                                         : RouteAndGroup(args, group, group_workspace.data(), nullptr);
+    ASSERT_TRUE(status.ok()) << status;
     CheckCuda(cudaDeviceSynchronize());
   }
+  VerifyGroups(ids.Read(), group_of, groups, begin.Read(), order.Read(), row_of.Read());
   const std::vector<int32_t> got_ids = ids.Read();
   const std::vector<float> got_weights = weights.Read();
   std::vector<uint64_t> wanted_counts(counts.size());

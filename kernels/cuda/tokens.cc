@@ -19,10 +19,15 @@ size_t GroupPairsWorkspaceBytes(int num_pairs, int num_groups) {
   return sizeof(int32_t) * tiles * num_groups;
 }
 
-absl::Status GroupPairs(const GroupPairsArgs& args, void* workspace, cudaStream_t stream) {
+absl::Status CheckGroupPairs(const GroupPairsArgs& args) {
   if (args.num_pairs < 0) return Field("num_pairs", args.num_pairs, "at least 0");
   if (args.num_experts < 1) return Field("num_experts", args.num_experts, "at least 1");
   if (args.num_groups < 1 || args.num_groups > kMaxGroups) return Field("num_groups", args.num_groups, "1 to 1024");
+  return absl::OkStatus();
+}
+
+absl::Status GroupPairs(const GroupPairsArgs& args, void* workspace, cudaStream_t stream) {
+  if (absl::Status status = CheckGroupPairs(args); !status.ok()) return status;
   const internal::GroupKernelArgs kernel_args = {
       args.ids,   args.group_of, args.num_pairs, args.num_groups, static_cast<int32_t*>(workspace),
       args.begin, args.order,    args.row_of};

@@ -35,6 +35,9 @@ struct GroupPairsArgs {
 // Bytes of workspace of GroupPairs.
 size_t GroupPairsWorkspaceBytes(int num_pairs, int num_groups);
 
+// InvalidArgument for sizes that GroupPairs does not serve; names field, value and limit.
+absl::Status CheckGroupPairs(const GroupPairsArgs& args);
+
 // Groups pairs by replica: a stable counting sort without a host's help. Enqueued on the stream, may be captured; one
 // or two kernels. Roofline: reads the ids twice and writes 8 bytes a pair; bound by latency, about 3 us a kernel, to
 // 100,000 pairs. Errors: InvalidArgument, naming field, value and limit; what the launch says.
