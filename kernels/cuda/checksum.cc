@@ -1,0 +1,46 @@
+#include "kernels/cuda/checksum.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/checksum_kernel.h"
+#include "kernels/cuda/status.h"
+
+namespace ballast {
+namespace {
+
+constexpr size_t kHeaderBytes = 256;
+
+size_t Chunks(size_t bytes) { return std::max<size_t>(1, bytes / internal::kChecksumChunk); }
+
+absl::Status Field(const char* name, uint64_t value, const char* limit) {
+  return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, ", has to be ", limit));
+}
+
+}  // namespace
+
+size_t ChecksumExpertWorkspaceBytes(size_t bytes) {
+  const size_t digests = 16 * Chunks(bytes);
+  return kHeaderBytes + (digests + internal::kDigestAlign - 1) / internal::kDigestAlign * internal::kDigestAlign;
+}
+
+absl::Status ChecksumExpert(const void* data, size_t bytes, uint64_t* out, void* workspace, cudaStream_t stream) {
+  if (bytes < 256 || bytes % 64 != 0) return Field("bytes", bytes, "a multiple of 64 and at least 256");
+  if (bytes > size_t{1} << 40) return Field("bytes", bytes, "at most 2^40");
+  if (reinterpret_cast<uintptr_t>(data) % 16 != 0) {
+    return Field("data", reinterpret_cast<uintptr_t>(data), "an address on 16 bytes");
+  }
+  int device = 0, multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error != cudaSuccess) return CudaStatus(error, "the device's multiprocessors");
+  auto* words = static_cast<uint8_t*>(workspace);
+  const internal::ChecksumArgs args = {data, bytes, reinterpret_cast<uint32_t*>(words),
+                                       reinterpret_cast<uint64_t*>(words + kHeaderBytes), out};
+  return CudaStatus(internal::LaunchChecksum(args, static_cast<int>(Chunks(bytes)), multiprocessors, stream),
+                    "the checksum kernel");
+}
+
+}  // namespace ballast
