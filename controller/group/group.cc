@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -16,6 +17,8 @@ namespace {
 
 // A view that worked for this long is no part of a row of failures.
 constexpr absl::Duration kViewWorks = absl::Seconds(10);
+// How often the load is looked at while no plan is due.
+constexpr int kLooksAnInterval = 10;
 
 absl::Status Damaged(const std::string& key) {
   return absl::DataLossError(absl::StrCat("store: record '", key, "' is damaged; restore a backup"));
@@ -129,7 +132,34 @@ absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
     MakeLoadWindow();
     BALLAST_ASSIGN_OR_RETURN(const auto cells, store.List(LoadWindow::StorePrefix(config.name)));
     for (const auto& [key, value] : cells) load_->Load(key, value);
+    BALLAST_RETURN_IF_ERROR(LoadBook(store));
   }
+  return absl::OkStatus();
+}
+
+std::string Group::BookKey(const std::string& scenario, int64_t number) const {
+  return absl::StrCat("book/", name(), "/", scenario, "/", number);
+}
+
+absl::Status Group::LoadBook(const Store& store) {
+  const std::string prefix = absl::StrCat("book/", name(), "/");
+  BALLAST_ASSIGN_OR_RETURN(const auto records, store.List(prefix));
+  std::vector<ScenarioBook::Remembered> remembered;
+  for (const auto& [key, value] : records) {
+    store::BookRecord record;
+    LoadMatrix load(placement_.num_layers, placement_.num_experts);
+    const size_t slash = key.rfind('/');
+    int64_t number = 0;
+    if (slash < prefix.size() || !absl::SimpleAtoi(key.substr(slash + 1), &number) || number < 0 ||
+        !record.ParseFromString(value)) {
+      return Damaged(key);
+    }
+    // Of another model, as the window's cells.
+    if (record.tokens_size() != static_cast<int>(load.tokens.size())) continue;
+    std::copy(record.tokens().begin(), record.tokens().end(), load.tokens.begin());
+    remembered.push_back({key.substr(prefix.size(), slash - prefix.size()), number, std::move(load)});
+  }
+  book_->Restore(std::move(remembered));
   return absl::OkStatus();
 }
 
@@ -222,6 +252,15 @@ void Group::Checkpoint(Turn& turn) {
   next_checkpoint_ = turn.now + options_.timing.checkpoint;
   if (load_ == nullptr || (!load_->dirty() && !ledger_.dirty())) return;
   turn.step.writes = load_->TakeWrites();
+  // With the marks: what is in the book is never counted again, and what is not yet will be.
+  if (load_->total_tokens() >= options_.planning.min_tokens) Remember();
+  for (const ScenarioBook::Remembered& changed : book_->TakeChanges()) {
+    StoreWrite& write = turn.step.writes.emplace_back(StoreWrite{BookKey(changed.name, changed.number), std::nullopt});
+    if (!changed.load.has_value()) continue;
+    store::BookRecord record;
+    record.mutable_tokens()->Assign(changed.load->tokens.begin(), changed.load->tokens.end());
+    write.value = record.SerializeAsString();
+  }
   const store::ReportMarks marks = ledger_.Pending();
   turn.step.writes.push_back({absl::StrCat("marks/", name()), marks.SerializeAsString()});
   for (const ReportLedger::Ack& ack : ledger_.Stored(marks)) {
@@ -289,8 +328,8 @@ void Group::MaybePlan(Turn& turn) {
   if (!formed()) return;
   const bool complete = GroupComplete(placement_);
   incomplete_since_ = complete ? absl::InfiniteFuture() : std::min(incomplete_since_, turn.now);
-  // The load's level costs a pass over it: only when nothing else speaks against a plan.
-  if (complete && turn.now < last_planned_ + options_.planning.interval) return;
+  // The load's level costs a pass over it: now and then, when nothing else speaks against a plan.
+  if (complete && (turn.now < last_planned_ + options_.planning.interval || turn.now < next_look_)) return;
   PlanningFacts facts{.group_complete = complete,
                       .incomplete_since = incomplete_since_,
                       .view_works = record_.members_size() > 0 && ViewInstalledEverywhere(),
@@ -298,9 +337,12 @@ void Group::MaybePlan(Turn& turn) {
                       .rollout_active = ActivePlan() != nullptr,
                       .planning = !jobs_.empty(),
                       .last_planned = last_planned_,
+                      .fruitless = fruitless_,
+                      .fruitless_gain = fruitless_gain_,
                       .last_healed = last_healed_,
                       .window_tokens = load_->total_tokens()};
   if (complete && facts.view_works && facts.window_tokens >= options_.planning.min_tokens) {
+    next_look_ = turn.now + options_.planning.interval / kLooksAnInterval;
     Remember();
     facts.drift = Drift(turn.now);
   }
@@ -315,6 +357,7 @@ void Group::MaybePlan(Turn& turn) {
                                                    {.interval = options_.planning.interval,
                                                     .min_tokens = options_.planning.min_tokens,
                                                     .plan_below = options_.planning.plan_below,
+                                                    .hysteresis = options_.planning.hysteresis,
                                                     .heal_after = options_.planning.heal_after},
                                                    turn.now);
   switch (decision.kind) {
@@ -323,7 +366,10 @@ void Group::MaybePlan(Turn& turn) {
     case PlanningDecision::Kind::kPlan:
       last_planned_ = turn.now;
       return StartJob(turn,
-                      Job{.purpose = Job::Purpose::kAuto, .policy = options_.config.policy, .reason = decision.reason},
+                      Job{.purpose = Job::Purpose::kAuto,
+                          .drift_gain = facts.drift.gain,
+                          .policy = options_.config.policy,
+                          .reason = decision.reason},
                       std::nullopt);
     case PlanningDecision::Kind::kHeal:
       last_healed_ = turn.now;

@@ -90,6 +90,8 @@ class Group {
   const std::vector<double>& counted(v1::Phase phase) const {
     return phase == v1::PHASE_PREFILL ? counted_prefill_ : counted_decode_;
   }
+  // What a plan is made for: the window by phase, and loads remembered from before. The group is formed.
+  std::vector<PlanScenario> PlanScenarios(absl::Time now) const;
   // Of the newest load report that was counted; infinite past: none.
   absl::Time newest_report() const { return newest_report_; }
 
@@ -120,6 +122,8 @@ class Group {
     Purpose purpose = Purpose::kAuto;
     uint64_t call = 0;
     bool dry_run = false;
+    // What drift promised it.
+    double drift_gain = 0;
     uint64_t base_epoch = 0;
     std::string policy;
     std::string plan;
@@ -143,7 +147,10 @@ class Group {
   void Send(Turn& turn, const Worker& worker, v1::ConnectResponse message);
   void Checkpoint(Turn& turn);
   void MaybePlan(Turn& turn);
+  // Takes into book_ what was counted since the last call.
   void Remember();
+  std::string BookKey(const std::string& scenario, int64_t number) const;
+  absl::Status LoadBook(const Store& store);
   MembershipFacts Facts(absl::Time now) const;
   void DeclareDead(Turn& turn, const MembershipStep& step);
   void Form(Turn& turn, const MembershipStep& step);
@@ -155,8 +162,6 @@ class Group {
   bool GroupComplete(const Placement& placement) const { return AllServe(Holders(placement)); }
   bool AllServe(const std::vector<std::string>& workers) const;
   bool Serves(const std::string& name) const;
-  // The window by phase, and loads remembered from before.
-  std::vector<PlanScenario> PlanScenarios(absl::Time now) const;
   DriftReport Drift(absl::Time now) const;
   bool ViewInstalledEverywhere() const;
   std::vector<std::string> ViewWorkers() const;
@@ -249,12 +254,17 @@ class Group {
   uint64_t last_ticket_ = 0;
   std::map<uint64_t, Job> jobs_;
   absl::Time last_planned_ = absl::InfinitePast();
+  // A look at the load's drift costs a pass over it.
+  absl::Time next_look_ = absl::InfinitePast();
+  // Plans in a row that were not worth their moves, since the placement came into force.
+  int fruitless_ = 0;
+  double fruitless_gain_ = 0;
   // Since when a worker that holds replicas does not serve; and the last plan around such workers.
   absl::Time incomplete_since_ = absl::InfiniteFuture();
   absl::Time last_healed_ = absl::InfinitePast();
   std::string last_no_plan_reason_;
-  // Loads of phases that are over, from what was counted since this process started; as far as remembered_ says. Beside
-  // load_.
+  // Loads of phases that are over; of what this process has counted as much as remembered_ says. Beside load_, and
+  // stored with it.
   std::optional<ScenarioBook> book_;
   std::map<v1::Phase, std::vector<double>> remembered_;
 };

@@ -190,6 +190,20 @@ void RandomLife(uint32_t seed) {
   for (int i = 0; i < 4; ++i) h.StartProcess(i);
   h.Advance(absl::Seconds(15));
   ExpectAllServe(h, 4);
+  // What is remembered for plans counts each token as often as the window does.
+  double remembered = 0;
+  for (const auto& [key, value] : h.stored()) {
+    if (key != "book/g/decode/0") continue;
+    store::BookRecord record;
+    ASSERT_TRUE(record.ParseFromString(value));
+    for (const float tokens : record.tokens()) remembered += tokens;
+  }
+  double counted = 0;
+  const std::optional<v1::GetLoadResponse> load = h.group().Load({}, h.now());
+  for (const v1::LayerLoad& layer : load->layers()) {
+    for (const double tokens : layer.tokens()) counted += tokens;
+  }
+  EXPECT_EQ(remembered, counted);
   const std::string active = h.group().record().active_plan();
   EXPECT_TRUE(active.empty()) << h.group().Plan(active)->plan().ShortDebugString();
 }

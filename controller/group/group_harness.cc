@@ -368,7 +368,7 @@ void GroupHarness::SendLeaving(int index) {
   workers_[index].to_controller.emplace_back().mutable_leaving()->set_reason("SIGTERM");
 }
 
-void GroupHarness::SendReport(int index, int64_t tokens) {
+void GroupHarness::SendReport(int index, int64_t tokens, int hottest) {
   FakeWorker& worker = workers_[index];
   if (!worker.running) return;
   v1::LoadReport report;
@@ -384,7 +384,7 @@ void GroupHarness::SendReport(int index, int64_t tokens) {
       count.set_layer(l);
       count.set_expert(e);
       count.set_phase(v1::PHASE_DECODE);
-      count.set_tokens(tokens / ((e + l) % options_.experts + 1));
+      count.set_tokens(tokens / ((e + l + options_.experts - hottest) % options_.experts + 1));
     }
   }
   tokens_reported_ += tokens;
@@ -413,6 +413,7 @@ void GroupHarness::Run() {
       const PlanJob job = std::move(jobs_.front());
       jobs_.pop_front();
       Effects effects;
+      ++plan_jobs_;
       group_->Planned(job.ticket, RunPlanJob(job, GateLimits{}), now_, effects);
       Perform(std::move(effects));
     }
@@ -458,6 +459,7 @@ absl::StatusOr<v1::GetPlanResponse> GroupHarness::CreatePlan(bool dry_run) {
     const PlanJob job = std::move(jobs_.front());
     jobs_.pop_front();
     Effects planned;
+    ++plan_jobs_;
     group_->Planned(job.ticket, RunPlanJob(job, GateLimits{}), now_, planned);
     Perform(std::move(planned));
   }

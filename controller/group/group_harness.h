@@ -45,6 +45,9 @@ class GroupHarness {
   void CrashNow();
   int actions() const { return actions_; }
   int restarts() const { return restarts_; }
+  // Plans that were worked out.
+  int plan_jobs() const { return plan_jobs_; }
+  std::map<std::string, std::string, std::less<>> stored() const { return store_.contents(); }
   // Runs an operator's call and performs its effects.
   template <typename F>
   auto Operate(F call) {
@@ -70,8 +73,8 @@ class GroupHarness {
   void StallWaves(int worker, bool stall) { workers_[worker].stall = stall; }
   void SendPeerLost(int worker, const std::set<int>& lost);
   void SendLeaving(int worker);
-  // A load report with `tokens` for each layer, skewed to the low experts.
-  void SendReport(int worker, int64_t tokens);
+  // A load report with `tokens` for each layer, skewed to the low experts, or to those from `hottest` on.
+  void SendReport(int worker, int64_t tokens, int hottest = 0);
   int64_t tokens_reported() const { return tokens_reported_; }
   uint64_t worker_epoch(int worker) const { return workers_[worker].epoch; }
   uint64_t worker_view(int worker) const { return workers_[worker].view; }
@@ -137,6 +140,7 @@ class GroupHarness {
   uint64_t last_stream_ = 0;
   int actions_ = 0;
   int restarts_ = 0;
+  int plan_jobs_ = 0;
   std::optional<int> crash_after_;
   bool crashed_ = false;
   std::deque<PlanJob> jobs_;

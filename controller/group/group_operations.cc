@@ -148,10 +148,15 @@ void Group::Planned(uint64_t ticket, absl::StatusOr<PlanOutcome> outcome, absl::
     // Said once, not at every interval.
     if (why != last_no_plan_reason_) Say(turn, Severity::kInfo, absl::StrCat("no plan: ", why));
     last_no_plan_reason_ = why;
+    if (job.purpose == Job::Purpose::kAuto) {
+      ++fruitless_;
+      fruitless_gain_ = job.drift_gain;
+    }
     EndStep(turn);
     return;
   }
   last_no_plan_reason_.clear();
+  fruitless_ = 0;
   const bool go = record_.mode() == v1::GROUP_MODE_AUTO && !record_.paused();
   AddPlan(turn, *outcome, job, go ? v1::PLAN_STATE_APPROVED : v1::PLAN_STATE_PROPOSED);
   Settle(turn);

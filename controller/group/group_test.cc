@@ -2,6 +2,8 @@
 #include "controller/group/group.h"
 
 #include <algorithm>
+#include <map>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -658,6 +660,75 @@ TEST(Planning, NoiseAloneMovesNothing) {
   const std::string id = h.NewestPlan()->id();
   EXPECT_LT(h.group().placement().epoch.value(), 8u);
   ExpectAllServe(h);
+}
+
+// A budget of a few moves: each plan goes on where the one before stopped, until nothing more is worth it; and then
+// nobody asks again and again.
+TEST(Planning, PlansThatTheirBudgetCutsShortComeToAnEnd) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.group.config.mode = v1::GROUP_MODE_AUTO;
+  options.group.config.policy = "cost-aware";
+  options.group.planning.interval = absl::Seconds(5);
+  options.group.planning.max_moves = 2;
+  options.group.load.window = absl::Hours(24);
+  GroupHarness h(options);
+  h.FormGroup();
+  h.LoadWindowSkewed();
+  h.Advance(absl::Minutes(5));
+  const size_t plans = h.group().Plans().size();
+  EXPECT_GT(plans, 1u);
+  for (const v1::Plan& plan : h.group().Plans()) {
+    EXPECT_EQ(plan.state(), v1::PLAN_STATE_DONE) << plan.ShortDebugString();
+    EXPECT_LE(plan.moves_total(), 2);
+    EXPECT_GT(plan.balancedness_after(), plan.balancedness_before());
+  }
+  const int jobs = h.plan_jobs();
+  h.Advance(absl::Minutes(20));
+  EXPECT_EQ(h.group().Plans().size(), plans);
+  // 32 intervals are 160 s; the first few are closer.
+  EXPECT_LE(h.plan_jobs() - jobs, 12);
+  // Another load is planned for at once.
+  for (int i = 0; i < 4; ++i) h.SendReport(i, 400'000, /*hottest=*/4);
+  h.Advance(absl::Seconds(20));
+  EXPECT_GT(h.group().Plans().size(), plans);
+  ExpectAllServe(h);
+}
+
+// By scenario: its tokens, all layers together.
+std::map<std::string, double> Remembered(GroupHarness& h) {
+  std::map<std::string, double> out;
+  for (const PlanScenario& s : h.group().PlanScenarios(h.now())) {
+    if (s.remembered) out[s.name] = std::accumulate(s.tokens.begin(), s.tokens.end(), 0.0);
+  }
+  return out;
+}
+
+TEST(Planning, LoadsOfEarlierPhasesOutliveTheController) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.LoadWindowSkewed();
+  h.Advance(absl::Seconds(5));
+  for (int i = 0; i < 4; ++i) h.SendReport(i, 100'000, /*hottest=*/4);
+  h.Advance(absl::Seconds(5));
+  // The window itself is no memory.
+  const auto before = Remembered(h);
+  ASSERT_TRUE(before.contains("decode@1")) << before.size();
+  EXPECT_FALSE(before.contains("decode"));
+  h.CrashNow();
+  EXPECT_EQ(Remembered(h), before);
+  h.Advance(absl::Seconds(5));
+  EXPECT_EQ(Remembered(h), before);
+
+  // When the window has passed, what is left is the memory: every token once, those of two controllers together.
+  for (int i = 0; i < 4; ++i) h.SendReport(i, 50'000, /*hottest=*/4);
+  h.Advance(absl::Minutes(6));
+  const auto after = Remembered(h);
+  ASSERT_TRUE(after.contains("decode"));
+  double a_token = 0;
+  for (int e = 0; e < 8; ++e) a_token += 1.0 / (e + 1);
+  EXPECT_NEAR(after.at("decode"), 4 * (10'000 + 100'000 + 50'000) * 4 * a_token, 4 * 3 * 4 * 8);
+  h.CrashNow();
+  EXPECT_EQ(Remembered(h), after);
 }
 
 TEST(Telemetry, CountsOnceAcrossRestartsAndReconnects) {

@@ -37,6 +37,7 @@ double LoadDistance(const LoadMatrix& a, const LoadMatrix& b) {
 }
 
 void ScenarioBook::Add(const std::string& name, const LoadMatrix& tokens) {
+  changed_.emplace(name, 0);
   const auto [at, added] = now_.try_emplace(name, tokens);
   LoadMatrix& now = at->second;
   if (!added) {
@@ -55,7 +56,10 @@ void ScenarioBook::Add(const std::string& name, const LoadMatrix& tokens) {
   for (Kept& k : kept_) {
     if (k.name != name || LoadDistance(k.load, now) >= options_.distinct) continue;
     // A first look is a noisy one.
-    if (tokens_of(k.load) < tokens_of(now)) k.load = now;
+    if (tokens_of(k.load) < tokens_of(now)) {
+      k.load = now;
+      changed_.emplace(name, k.number);
+    }
     return;
   }
   Keep(name, now);
@@ -76,9 +80,42 @@ void ScenarioBook::Keep(const std::string& name, const LoadMatrix& load) {
         }
       }
     }
+    changed_.emplace(kept_[drop].name, kept_[drop].number);
     kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(drop));
   }
   kept_.push_back({name, ++last_number_, load});
+  changed_.emplace(name, last_number_);
+}
+
+std::vector<ScenarioBook::Remembered> ScenarioBook::TakeChanges() {
+  std::vector<Remembered> out;
+  for (const auto& [name, number] : std::exchange(changed_, {})) {
+    Remembered& changed = out.emplace_back(Remembered{name, number, std::nullopt});
+    if (number == 0) {
+      changed.load = now_.at(name);
+      continue;
+    }
+    const auto kept = std::find_if(kept_.begin(), kept_.end(), [n = number](const Kept& k) { return k.number == n; });
+    if (kept != kept_.end()) changed.load = kept->load;
+  }
+  return out;
+}
+
+void ScenarioBook::Restore(std::vector<Remembered> remembered) {
+  BALLAST_CHECK(now_.empty() && kept_.empty()) << now_.size() << " loads";
+  for (Remembered& r : remembered) {
+    BALLAST_CHECK(r.load.has_value()) << r.name << " " << r.number;
+    if (r.number == 0) {
+      now_.emplace(r.name, *std::move(r.load));
+    } else {
+      kept_.push_back({r.name, r.number, *std::move(r.load)});
+      // The newest is never the one that is dropped.
+      last_number_ = std::max(last_number_, r.number);
+    }
+  }
+  std::sort(kept_.begin(), kept_.end(), [](const Kept& a, const Kept& b) { return a.number < b.number; });
+  // A load that was kept has one of now; a store that lost it would be damaged.
+  std::erase_if(kept_, [&](const Kept& k) { return !now_.contains(k.name); });
 }
 
 std::vector<Scenario> ScenarioBook::Scenarios() const {

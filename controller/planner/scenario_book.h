@@ -4,7 +4,10 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "controller/planner/load.h"
@@ -36,6 +39,19 @@ class ScenarioBook {
   // one of now is left out. Names are stable as long as the load is kept.
   std::vector<Scenario> Scenarios() const;
 
+  // For a store: what is remembered, bounded by the names and options.kept.
+  struct Remembered {
+    std::string name;
+    // Of an earlier load; 0: the one of now.
+    int64_t number = 0;
+    // Absent: it is remembered no more.
+    std::optional<LoadMatrix> load;
+  };
+  // What has changed since the last call.
+  std::vector<Remembered> TakeChanges();
+  // Into a book without loads: all that one remembered, in any order.
+  void Restore(std::vector<Remembered> remembered);
+
  private:
   struct Kept {
     std::string name;
@@ -48,6 +64,8 @@ class ScenarioBook {
   std::map<std::string, LoadMatrix> now_;
   std::vector<Kept> kept_;
   int64_t last_number_ = 0;
+  // Since the last TakeChanges, by name and number; of what is gone, too.
+  std::set<std::pair<std::string, int64_t>> changed_;
 };
 
 // The part of the tokens that goes to other experts in `b` than in `a`, mean over the layers that have tokens in both:

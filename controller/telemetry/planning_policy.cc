@@ -6,6 +6,11 @@
 #include "absl/strings/str_format.h"
 
 namespace ballast {
+namespace {
+
+constexpr int kMostFruitless = 5;
+
+}  // namespace
 
 PlanningDecision DecidePlanning(const PlanningFacts& facts, const PlanningLimits& limits, absl::Time now) {
   const auto nothing = [](std::string reason) {
@@ -36,6 +41,10 @@ PlanningDecision DecidePlanning(const PlanningFacts& facts, const PlanningLimits
     return nothing(absl::StrFormat("balancedness %.3f is not below %.3f", balancedness, limits.plan_below));
   }
   if (!facts.drift.drifted) return nothing(facts.drift.reason);
+  if (facts.fruitless > 0 && facts.drift.gain < facts.fruitless_gain + limits.hysteresis &&
+      now < facts.last_planned + limits.interval * (1 << std::min(facts.fruitless, kMostFruitless))) {
+    return nothing(absl::StrCat("the last ", facts.fruitless, " plans were not worth their moves"));
+  }
   return {PlanningDecision::Kind::kPlan,
           absl::StrFormat("balancedness %.3f is below %.3f; %s", balancedness, limits.plan_below, facts.drift.reason)};
 }

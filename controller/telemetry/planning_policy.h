@@ -23,6 +23,10 @@ struct PlanningFacts {
   bool proposal_open = false;
   bool planning = false;
   absl::Time last_planned = absl::InfinitePast();
+  // Plans in a row that were not worth their moves, for the placement in force; and what drift promised the last of
+  // them (DriftReport::gain).
+  int fruitless = 0;
+  double fruitless_gain = 0;
   // The last try to do without workers that are gone.
   absl::Time last_healed = absl::InfinitePast();
   absl::Time hold_off_until = absl::InfinitePast();
@@ -35,6 +39,8 @@ struct PlanningLimits {
   absl::Duration interval;
   int64_t min_tokens = 0;
   double plan_below = 1;
+  // So much more must be left to gain than when a plan was not worth it for another one before its time.
+  double hysteresis = 0.02;
   absl::Duration heal_after = absl::InfiniteDuration();
 };
 
@@ -51,6 +57,10 @@ struct PlanningDecision {
   std::string reason;
 };
 
+// After plans that were not worth their moves the next one is made twice as late each time, up to 32 times
+// limits.interval, unless the load has moved on. A plan that its budget cut short is followed by one from where it
+// stopped, so that a row of such plans ends when nothing more is worth it.
+//
 // A group that is not whole is not planned for its load, but after limits.heal_after planned without the workers that
 // are gone; again after as long where that did not come about. Hold-offs are about load and do not delay it.
 PlanningDecision DecidePlanning(const PlanningFacts& facts, const PlanningLimits& limits, absl::Time now);

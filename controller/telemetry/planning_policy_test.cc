@@ -43,6 +43,32 @@ TEST(DecidePlanning, Table) {
   // Another scenario is far from level, but with nothing to gain beyond chance and what the plan in force leaves.
   EXPECT_EQ(decide([](auto& f) { f.drift.drifted = false; }), Kind::kNothing);
 
+  // A budget cut the plan in force short, or it was worth it: the rest is planned at the next interval. Plans that were
+  // not worth their moves: 2, 4 ... 32 intervals later, or once more is to gain than then.
+  const auto fruitless = [&](int plans, absl::Duration ago, double gained) {
+    return decide([&](PlanningFacts& f) {
+      f.fruitless = plans;
+      f.last_planned = now - ago;
+      f.fruitless_gain = gained;
+    });
+  };
+  const struct {
+    int plans;
+    int seconds;
+    double gain;
+    Kind want;
+  } kFruitless[] = {
+      {0, 10, 0.3, Kind::kPlan},     {1, 10, 0.3, Kind::kNothing},   {1, 19, 0.3, Kind::kNothing},
+      {1, 20, 0.3, Kind::kPlan},     {2, 39, 0.3, Kind::kNothing},   {2, 40, 0.3, Kind::kPlan},
+      {5, 319, 0.3, Kind::kNothing}, {5, 320, 0.3, Kind::kPlan},     {40, 319, 0.3, Kind::kNothing},
+      {40, 320, 0.3, Kind::kPlan},   {40, 10, 0.29, Kind::kNothing}, {40, 10, 0.27, Kind::kPlan},
+      {40, 9, 0.1, Kind::kNothing},
+  };
+  for (const auto& c : kFruitless) {
+    EXPECT_EQ(fruitless(c.plans, absl::Seconds(c.seconds), c.gain), c.want)
+        << c.plans << " plans, " << c.seconds << " s ago, for a gain of " << c.gain;
+  }
+
   const auto gone = [&](absl::Duration ago, auto change) {
     return decide([&](PlanningFacts& f) {
       f.group_complete = false;

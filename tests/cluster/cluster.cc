@@ -53,8 +53,7 @@ Cluster::~Cluster() {
 
 absl::Status Cluster::StartController(const std::string& listen, const std::string& metrics_listen) {
   std::vector<std::string> argv = {options_.controller_binary, "--listen=" + listen,
-                                   "--metrics-listen=" + metrics_listen,
-                                   "--store=" + options_.directory + "/controller.db"};
+                                   "--metrics-listen=" + metrics_listen, "--store=" + store_path()};
   for (const std::string& group : options_.groups) argv.push_back("--group=" + group);
   argv.insert(argv.end(), options_.controller_flags.begin(), options_.controller_flags.end());
   BALLAST_ASSIGN_OR_RETURN(controller_,

@@ -61,6 +61,9 @@ class Cluster {
   void KillWorker(const std::string& name);
   void KillController();
 
+  // The controller's store; to be opened while it is dead.
+  std::string store_path() const { return options_.directory + "/controller.db"; }
+
   const std::string& controller_address() const { return controller_address_; }
   const std::string& controller_metrics_address() const { return controller_metrics_; }
   const std::string& worker_address(const std::string& name) const { return workers_.at(name).address; }

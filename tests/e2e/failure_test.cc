@@ -1,6 +1,10 @@
 // Killed workers and controllers, through real processes: what must fail fails fast and by name, the rest goes on.
 
+#include <numeric>
+
 #include "absl/strings/str_cat.h"
+#include "controller/store/records.pb.h"
+#include "controller/store/sqlite_store.h"
 #include "gmock/gmock.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
@@ -209,6 +213,59 @@ TEST_F(FailureTest, ControllerKilledDuringRolloutsLosesNothing) {
   load.Stop();
   for (const Answer& a : load.answers()) EXPECT_TRUE(a.status.ok()) << a.status;
   EXPECT_EQ(Digests(*cluster, "w0", prompts), expected);
+}
+
+// What plans remember of the load is written with the marks of the reports in it: wherever the controller is killed it
+// holds what the window holds, token for token, those of all controllers so far together.
+TEST_F(FailureTest, ControllerKilledUnderLoadRemembersItForPlans) {
+  const auto cluster =
+      Serving({.workers = 2,
+               .slots_per_layer = kExperts,
+               .controller_flags = {"--min-tokens=0", "--load-window=24h", "--checkpoint-interval=100ms"}});
+  ASSERT_NE(cluster, nullptr);
+  LoadGenerator load(SomePrompts(200), Stubs(*cluster, 2), {.concurrency = 4, .max_tokens = 16});
+  double before = 0;
+  for (int kill = 0; kill < 3; ++kill) {
+    SCOPED_TRACE(absl::StrCat("kill ", kill));
+    int64_t seen = -1;
+    const auto more = cluster->AwaitGroup("g", absl::Seconds(60), [&](const v1::Group& g) {
+      if (seen < 0) seen = g.window_tokens();
+      return g.window_tokens() > seen + 300;
+    });
+    ASSERT_TRUE(more.ok()) << more.status();
+    cluster->KillController();
+    double remembered = 0;
+    double counted = 0;
+    {
+      const auto store = SqliteStore::Open(cluster->store_path());
+      ASSERT_TRUE(store.ok()) << store.status();
+      const auto book = (*store)->List("book/g/");
+      ASSERT_TRUE(book.ok()) << book.status();
+      for (const auto& [key, value] : *book) {
+        store::BookRecord record;
+        ASSERT_TRUE(record.ParseFromString(value)) << key;
+        // Of now; the others are earlier ones.
+        if (key.ends_with("/0"))
+          remembered = std::accumulate(record.tokens().begin(), record.tokens().end(), remembered);
+      }
+      const auto cells = (*store)->List("load/g/");
+      ASSERT_TRUE(cells.ok()) << cells.status();
+      for (const auto& [key, value] : *cells) {
+        store::LoadCellRecord record;
+        ASSERT_TRUE(record.ParseFromString(value)) << key;
+        for (const uint64_t tokens : record.tokens()) counted += static_cast<double>(tokens);
+      }
+    }
+    EXPECT_EQ(remembered, counted);
+    // What this controller had not written yet the workers tell the next one.
+    EXPECT_GE(remembered, before);
+    before = remembered;
+    ASSERT_TRUE(cluster->RestartController().ok());
+    ASSERT_TRUE(cluster->AwaitServing("g", 2, absl::Seconds(60)).ok());
+  }
+  EXPECT_GT(before, 0);
+  load.Stop();
+  for (const Answer& a : load.answers()) EXPECT_TRUE(a.status.ok()) << a.status;
 }
 
 TEST_F(FailureTest, IdleWorkersUseNoProcessor) {
