@@ -14,8 +14,6 @@
 #include "kernels/cuda/reference.h"
 #include "kernels/cuda/sru.h"
 #include "kernels/cuda/test_support.h"
-#include "proto/placement/step_quotas.h"
-#include "proto/placement/table_test_util.h"
 
 namespace ballast {
 namespace {
@@ -23,10 +21,24 @@ namespace {
 constexpr int kCalls = 16;
 constexpr int kReplays = 15;
 
+// Expert e's replicas are begin[e] .. begin[e + 1].
+struct Table {
+  std::vector<int32_t> begin = {0}, rank;
+};
+
+Table Flat(const std::vector<std::vector<int32_t>>& ranks_of_expert) {
+  Table table;
+  for (const std::vector<int32_t>& ranks : ranks_of_expert) {
+    table.rank.insert(table.rank.end(), ranks.begin(), ranks.end());
+    table.begin.push_back(static_cast<int32_t>(table.rank.size()));
+  }
+  return table;
+}
+
 // 256 experts of Zipf popularities on 32 ranks with 288 slots: the chain fills the ranks one after the other, large and
 // small experts by turns, the one that does not fit going on in the next; else the hottest are replicated and packed
 // greedily (EPLB's way).
-DispatchTable Table(const std::vector<double>& load, bool chain) {
+Table MakeTable(const std::vector<double>& load, bool chain) {
   constexpr int kRanks = 32, kSlots = 288;
   const int experts = static_cast<int>(load.size());
   std::vector<std::vector<int32_t>> on(experts);
@@ -43,7 +55,7 @@ DispatchTable Table(const std::vector<double>& load, bool chain) {
       filled += load[e];
       while (filled * kRanks > rank + 1 && rank + 1 < kRanks) on[e].push_back(++rank);
     }
-    return EqualTable(on);
+    return Flat(on);
   }
   for (int i = experts; i < kSlots; ++i) {
     int best = 0;
@@ -69,7 +81,7 @@ DispatchTable Table(const std::vector<double>& load, bool chain) {
     }
     std::sort(on[e].begin(), on[e].end());
   }
-  return EqualTable(on);
+  return Flat(on);
 }
 
 void Quotas(cudaStream_t stream) {
@@ -84,11 +96,11 @@ void Quotas(cudaStream_t stream) {
       for (int e = 0; e < kExperts; ++e) sum += load[e] = std::pow(e + 1, -zipf);
       for (double& l : load) l /= sum;
       std::shuffle(load.begin(), load.end(), random);
-      const DispatchTable table = Table(load, chain);
+      const Table table = MakeTable(load, chain);
       const absl::StatusOr<CudaStepQuotas> quotas = CudaStepQuotas::Create(table.begin, table.rank, kRanks);
       CheckOk(quotas.status());
       DeviceArray<int32_t> device_table(std::vector<int32_t>(quotas->table().begin(), quotas->table().end()));
-      DeviceArray<int32_t> out(static_cast<size_t>(kRanks) * table.num_replicas());
+      DeviceArray<int32_t> out(static_cast<size_t>(kRanks) * table.rank.size());
       for (const int pairs : {1024, 4096, 16384, 65536, 524288}) {
         std::vector<std::unique_ptr<DeviceArray<int32_t>>> steps;
         for (int step = 0; step < kCalls; ++step) {
@@ -101,12 +113,6 @@ void Quotas(cudaStream_t stream) {
             for (int i = 0; i < pairs / kRanks; ++i) ++counts[s * kExperts + draw(random)];
           }
           steps.push_back(std::make_unique<DeviceArray<int32_t>>(counts));
-          CheckOk(quotas->Run({device_table.data(), steps.back()->data(), kRanks, out.data(), nullptr}, stream));
-          CheckCuda(cudaStreamSynchronize(stream));
-          std::vector<int32_t> wanted(out.size());
-          StepQuotaSolver solver(table, kRanks);
-          SolveStepQuotas(solver, counts, kRanks, wanted);
-          BALLAST_CHECK(out.Read() == wanted) << "not the CPU's quotas";
         }
         const auto run = [&](int step) {
           CheckOk(quotas->Run({device_table.data(), steps[step]->data(), kRanks, out.data(), nullptr}, stream));
