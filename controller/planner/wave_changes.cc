@@ -133,7 +133,9 @@ void WaveChanges::UndoTo(size_t mark) {
   }
 }
 
-bool WaveChanges::Bring(int32_t a) {
+bool WaveChanges::Bring(int32_t a) { return Bring(a, /*layer_first=*/true) || Bring(a, /*layer_first=*/false); }
+
+bool WaveChanges::Bring(int32_t a, bool layer_first) {
   const size_t mark = log_.size();
   int32_t next = a;
   while (true) {
@@ -141,14 +143,13 @@ bool WaveChanges::Bring(int32_t a) {
     if (incoming_[w] >= room_[w]) break;
     Take(next);
     if (used_[w] <= Limit(w)) return true;
-    const int32_t spare = ChooseDeparture(w, arrivals_[next].expert.layer, /*spare=*/true);
-    if (spare >= 0) {
-      Leave(spare);
+    const int32_t out = ChooseDeparture(w, arrivals_[next].expert.layer, layer_first);
+    if (out < 0) break;
+    const ExpertId e = departures_[out].expert;
+    if (alive_[Index(e)] > 1) {
+      Leave(out);
       return true;
     }
-    const int32_t last = ChooseDeparture(w, -1, /*spare=*/false);
-    if (last < 0) break;
-    const ExpertId e = departures_[last].expert;
     next = -1;
     for (const int32_t other : arrivals_of_[e.layer]) {
       if (arrivals_[other].expert == e && arrivals_[other].state == ChangeState::kPending) {
@@ -157,25 +158,35 @@ bool WaveChanges::Bring(int32_t a) {
       }
     }
     if (next < 0) break;
-    Leave(last);
+    Leave(out);
   }
   UndoTo(mark);
   return false;
 }
 
-int32_t WaveChanges::ChooseDeparture(int32_t w, int32_t layer, bool spare) const {
+int32_t WaveChanges::DepartureOf(int32_t w, int32_t layer, bool spare) const {
   const std::vector<int32_t>& at = departures_at_[w];
-  const auto fits = [&](int32_t d) {
-    return departures_[d].state == ChangeState::kPending && (alive_[Index(departures_[d].expert)] > 1) == spare;
-  };
   // They stand in the order of layers.
   const auto before = [&](int32_t d, int32_t l) { return departures_[d].expert.layer < l; };
   for (auto d = std::lower_bound(at.begin(), at.end(), layer, before);
        d != at.end() && departures_[*d].expert.layer == layer; ++d) {
-    if (fits(*d)) return *d;
+    if (IsPending(*d, spare)) return *d;
   }
-  const auto first = std::find_if(at.begin(), at.end(), fits);
+  return -1;
+}
+
+int32_t WaveChanges::AnyDeparture(int32_t w, bool spare) const {
+  const std::vector<int32_t>& at = departures_at_[w];
+  const auto first = std::find_if(at.begin(), at.end(), [&](int32_t d) { return IsPending(d, spare); });
   return first == at.end() ? -1 : *first;
+}
+
+int32_t WaveChanges::ChooseDeparture(int32_t w, int32_t layer, bool layer_first) const {
+  int32_t out = DepartureOf(w, layer, /*spare=*/true);
+  if (out < 0 && layer_first) out = DepartureOf(w, layer, /*spare=*/false);
+  if (out < 0) out = AnyDeparture(w, /*spare=*/true);
+  if (out < 0) out = AnyDeparture(w, /*spare=*/false);
+  return out;
 }
 
 }  // namespace ballast

@@ -65,8 +65,9 @@ class WaveChanges {
   // Brings an expert in, with the departures and further arrivals that it takes: a worker at its limit gives a replica
   // up, and if that is the expert's last, the expert must arrive elsewhere in the same wave. Such a chain ends at a
   // worker with room or a replica to spare, or closes into a cycle; a cycle needs one free slot on each of its workers.
-  // Every worker always has the same choice, so that some start on each cycle closes it. False, and nothing done: there
-  // is no way.
+  // Replicas of the arriving expert's own layer go first, so that few layers are under way at a time. Where that leads
+  // nowhere every worker always has the same choice, so that some start on each cycle closes it. False, and nothing
+  // done: there is no way.
   bool Bring(int32_t arrival);
   // The wave's changes: arrivals by index, departures by -1 - index.
   const std::vector<int32_t>& log() const { return log_; }
@@ -83,9 +84,17 @@ class WaveChanges {
   int32_t Limit(int32_t w) const {
     return topology_.workers[w].capacity.slots - topology_.workers[w].capacity.staging_slots;
   }
-  // A pending departure at `w`: one whose expert lives on without it, of `layer` before others; or else one whose
-  // expert does not. -1: none.
-  int32_t ChooseDeparture(int32_t w, int32_t layer, bool spare) const;
+  bool Bring(int32_t arrival, bool layer_first);
+  // Pending departures at `w` whose expert lives on without them, or does not: the first of `layer`, the first of any.
+  // -1: none.
+  bool IsPending(int32_t departure, bool spare) const {
+    return departures_[departure].state == ChangeState::kPending &&
+           (alive_[Index(departures_[departure].expert)] > 1) == spare;
+  }
+  int32_t DepartureOf(int32_t w, int32_t layer, bool spare) const;
+  int32_t AnyDeparture(int32_t w, bool spare) const;
+  // What gives way to an arrival of `layer` at `w`. -1: nothing can.
+  int32_t ChooseDeparture(int32_t w, int32_t layer, bool layer_first) const;
 
   const Topology& topology_;
   const WaveLimits limits_;
