@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "controller/group/group.h"
 #include "controller/planner/drift.h"
+#include "controller/rollout/plan_effect.h"
 #include "controller/telemetry/planning_policy.h"
 #include "proto/base/status_macros.h"
 #include "proto/placement/convert.h"
@@ -262,6 +263,13 @@ bool EngineGroup::Planned(const absl::StatusOr<Plan>& plan, absl::Time now, std:
   double worst = 1;
   for (const LoadScore& score : plan->predicted) worst = std::min(worst, score.balancedness_equal_split);
   record_.set_predicted_balancedness(worst);
+  BusiestTokens busiest;
+  for (const LoadScore& score : plan->current) busiest.before += score.busiest_equal_split;
+  for (const LoadScore& score : plan->predicted) {
+    busiest.after += score.busiest_equal_split;
+    busiest.bound += score.busiest_bound;
+  }
+  *record_.mutable_effect() = MakePlanEffect(*plan, busiest, CostModel());
   record_dirty_ = true;
   why = record_.reason();
   return true;
@@ -274,6 +282,7 @@ v1::EngineStatus EngineGroup::Describe(absl::Time now) const {
   status.set_reason(record_.reason());
   if (record_.has_planned()) *status.mutable_planned() = record_.planned();
   status.set_predicted_balancedness(record_.predicted_balancedness());
+  if (record_.has_effect()) *status.mutable_effect() = record_.effect();
   status.set_balancedness(WindowBalancedness(now));
   status.set_window_tokens(load_.total_tokens());
   if (newest_report_ != absl::InfinitePast()) *status.mutable_last_report() = ToProto(newest_report_);

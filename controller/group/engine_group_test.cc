@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -172,6 +173,11 @@ TEST_F(EngineGroupTest, PlansWhenThereIsEnoughAndItPays) {
   for (const auto& [place, count] : slots) EXPECT_EQ(count, 3);
   EXPECT_EQ(experts.size(), static_cast<size_t>(kLayers * kExperts));
   EXPECT_GT(group_->Describe(now_).predicted_balancedness(), 0.9);
+  const v1::PlanEffect first = group_->Describe(now_).effect();
+  EXPECT_EQ(first.busiest_tokens_before(), 0);
+  EXPECT_GE(first.busiest_tokens_after(), first.busiest_tokens_bound());
+  EXPECT_GT(first.busiest_tokens_bound(), 0);
+  EXPECT_FALSE(first.has_transfer_time()) << "nothing was there to move from";
 
   // The same load again is no reason to plan, nor is a time too short.
   now_ += absl::Seconds(31);
@@ -180,12 +186,33 @@ TEST_F(EngineGroupTest, PlansWhenThereIsEnoughAndItPays) {
   Store();
   Restart();
   EXPECT_EQ(group_->placement().epoch(), 1u);
+  EXPECT_EQ(group_->Describe(now_).effect().SerializeAsString(), first.SerializeAsString());
   group_->BeginStream("r", 7);
   // Another load, once the first has left the window, is.
   now_ += absl::Minutes(10);
   ASSERT_TRUE(Report(MakeReport(4, {1000, 2000, 100'000, 3000})).ok());
   ASSERT_TRUE(PlanNow());
   EXPECT_EQ(group_->placement().epoch(), 2u);
+  const v1::PlanEffect second = group_->Describe(now_).effect();
+  EXPECT_GT(second.gain_ratio(), 0);
+  EXPECT_GT(second.gain_microseconds(), 0);
+  EXPECT_GT(second.busiest_tokens_before(), second.busiest_tokens_after());
+  EXPECT_GT(second.node().moves() + second.cross_node().moves() + second.checkpoint().moves(), 0);
+}
+
+TEST_F(EngineGroupTest, RecordsOfBeforePlansSaidTheirEffectLoad) {
+  ASSERT_TRUE(Report(MakeReport(1, {90'000, 5000, 2000, 1000})).ok());
+  ASSERT_TRUE(PlanNow());
+  Store();
+  const std::string key = absl::StrCat(EngineGroup::kStorePrefix, group_->engine().name());
+  store::EngineRecord record;
+  ASSERT_TRUE(record.ParseFromString(store_.Get(key)->value()));
+  record.clear_effect();
+  const StoreWrite write{key, record.SerializeAsString()};
+  ASSERT_TRUE(store_.Apply(std::span(&write, 1)).ok());
+  Restart();
+  EXPECT_EQ(group_->placement().epoch(), 1u);
+  EXPECT_FALSE(group_->Describe(now_).has_effect());
 }
 
 TEST_F(EngineGroupTest, PhasesAreScenariosOfTheirOwn) {

@@ -197,6 +197,7 @@ void Group::AddWaves(Turn& turn, store::PlanRecord& plan, const PlanOutcome& out
   shown.set_balancedness_after(outcome.balancedness_after);
   shown.set_balancedness_bound(outcome.balancedness_bound);
   shown.set_gain_tokens(outcome.gain_tokens);
+  *shown.mutable_effect() = outcome.effect;
   *shown.mutable_planning_time() = ToProto(outcome.planning_time);
   shown.set_waves_total(static_cast<int32_t>(outcome.waves.size()));
   shown.set_target_epoch(placement_.epoch.value() + outcome.waves.size());

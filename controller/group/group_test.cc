@@ -217,6 +217,17 @@ TEST(Rollout, BringsAPlanIntoForceInWaves) {
   EXPECT_EQ(proposed.state(), v1::PLAN_STATE_PROPOSED);
   EXPECT_GT(proposed.waves_total(), 1);
   EXPECT_GT(proposed.balancedness_after(), proposed.balancedness_before());
+  const v1::PlanEffect effect = proposed.effect();
+  EXPECT_GT(effect.gain_ratio(), 0);
+  EXPECT_GT(effect.gain_microseconds(), 0);
+  EXPECT_DOUBLE_EQ(effect.busiest_tokens_before() - effect.busiest_tokens_after(), proposed.gain_tokens());
+  EXPECT_LE(effect.busiest_tokens_bound(), effect.busiest_tokens_after());
+  EXPECT_EQ(effect.node().moves() + effect.cross_node().moves() + effect.checkpoint().moves(), proposed.moves_total());
+  EXPECT_EQ(effect.node().bytes() + effect.cross_node().bytes() + effect.checkpoint().bytes(), proposed.bytes_total());
+  EXPECT_TRUE(effect.has_transfer_time());
+  h.CrashNow();
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(PlanOf(h, proposed.id()).effect().SerializeAsString(), effect.SerializeAsString());
   ASSERT_TRUE(Approve(h, proposed.id()).ok());
   h.Advance(absl::Seconds(1));
   const v1::Plan done = PlanOf(h, proposed.id());

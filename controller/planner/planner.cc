@@ -15,6 +15,20 @@ namespace {
 
 bool SameReplicas(const DispatchTable& a, const DispatchTable& b) { return a.begin == b.begin && a.rank == b.rank; }
 
+// Hands MakePlan a placement that is known beforehand.
+class StandingPolicy final : public PlannerPolicy {
+ public:
+  StandingPolicy(std::string_view name, const Placement& target) : name_(name), target_(target) {}
+  std::string_view name() const override { return name_; }
+  absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const override {
+    return Onto(target_, request.topology);
+  }
+
+ private:
+  const std::string_view name_;
+  const Placement& target_;
+};
+
 // The tables with the changes made, workers ascending.
 std::vector<DispatchTable> AfterChanges(std::vector<DispatchTable> tables, std::span<const Change> changes) {
   std::vector<std::vector<const Change*>> of(tables.size());
@@ -274,6 +288,11 @@ absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& reque
   FollowWaves(request, current, plan);
   Predict(request, tables, target, solved, plan);
   return plan;
+}
+
+absl::StatusOr<Plan> PlanTo(std::string_view name, PlanRequest request, const Placement& target) {
+  request.move_budget = {};
+  return MakePlan(StandingPolicy(name, target), request);
 }
 
 absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& request) {

@@ -99,6 +99,10 @@ class PlannerPolicy {
 // its arena allows.
 absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& request);
 
+// The plan that leads to `target`, a valid placement of the load's shape (what of it is on workers that the topology
+// has not is left out); the move budget does not count. Weights stay as they are. The errors of MakePlan.
+absl::StatusOr<Plan> PlanTo(std::string_view name, PlanRequest request, const Placement& target);
+
 // The plan that makes `changes`, in their order, to `current`, which is request.current over its topology. Experts may
 // be without a replica before and after. Weights are solved for the blend of the scenarios, or 1.
 absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,

@@ -66,6 +66,7 @@ struct PlanOutcome {
   double balancedness_after = 0;
   double balancedness_bound = 0;
   double gain_tokens = 0;
+  v1::PlanEffect effect;
   // By scenario, what the last wave's placement is predicted to leave; see drift.h. None where the plan's budget cut it
   // short.
   std::vector<SettledScenario> settled;

@@ -10,6 +10,7 @@
 #include "controller/planner/failure.h"
 #include "controller/planner/level.h"
 #include "controller/planner/planner.h"
+#include "controller/rollout/plan_effect.h"
 #include "proto/base/clock.h"
 #include "proto/base/status_macros.h"
 
@@ -17,19 +18,6 @@ namespace ballast {
 namespace {
 
 constexpr char kCostAware[] = "cost-aware";
-
-// Hands MakePlan a placement that is known beforehand.
-class FixedPolicy final : public PlannerPolicy {
- public:
-  explicit FixedPolicy(const Placement& target) : target_(target) {}
-  std::string_view name() const override { return "rollback"; }
-  absl::StatusOr<std::vector<DispatchTable>> Place(const PlanRequest& request) const override {
-    return Onto(target_, request.topology);
-  }
-
- private:
-  const Placement& target_;
-};
 
 PlanRequest MakeRequest(const PlanJob& job, const GateLimits& gate) {
   PlanRequest request;
@@ -124,7 +112,7 @@ absl::StatusOr<Plan> Heal(const PlanRequest& request) {
 absl::StatusOr<Plan> MakePlanFor(const PlanJob& job, const PlanRequest& request) {
   if (job.target.has_value()) {
     BALLAST_RETURN_IF_ERROR(AllServe(*job.target, request.topology));
-    return MakePlan(FixedPolicy(*job.target), request);
+    return PlanTo("rollback", request, *job.target);
   }
   if (job.heal) return Heal(request);
   BALLAST_RETURN_IF_ERROR(CheckPolicy(job.policy));
@@ -190,6 +178,7 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
   outcome.balancedness_after = after.balancedness;
   outcome.balancedness_bound = after.upper_bound;
   outcome.gain_tokens = before.busiest - after.busiest;
+  outcome.effect = MakePlanEffect(plan, {before.busiest, after.busiest, after.busiest_bound}, request.cost_model);
   for (int32_t l = 0; l < job.current.num_layers; ++l) {
     v1::LayerEffect& effect = outcome.layers.emplace_back();
     effect.set_layer(l);
