@@ -14,6 +14,7 @@
 #include "controller/ctl/client.h"
 #include "controller/ctl/context.h"
 #include "controller/ctl/output.h"
+#include "controller/ctl/plan_text.h"
 #include "grpcpp/grpcpp.h"
 #include "proto/base/status_macros.h"
 
@@ -113,11 +114,14 @@ absl::Status GetPlans(CtlContext& context, const ClusterOptions& options) {
   request.set_page_size(options.limit);
   BALLAST_ASSIGN_OR_RETURN(auto list, client.Call(client.plans(), &v1::PlanService::Stub::ListPlans, request));
   return Print(context, list, [&] {
-    Table table({"PLAN", "GROUP", "STATE", "CREATED", "POLICY", "BEFORE", "AFTER", "WAVES", "MOVES", "BYTES"});
+    Table table({"PLAN", "GROUP", "STATE", "CREATED", "POLICY", "BEFORE", "AFTER", "AT MOST", "GAIN", "TIME GAINED",
+                 "WAVES", "MOVES", "BYTES", "TRANSFERS"});
     for (const v1::Plan& p : list.plans()) {
       table.AddRow({p.id(), p.group(), Show(p.state()), Show(p.created()), p.policy(), Ratio(p.balancedness_before()),
-                    Ratio(p.balancedness_after()), absl::StrCat(p.waves_done(), "/", p.waves_total()),
-                    absl::StrCat(p.moves_done(), "/", p.moves_total()), HumanBytes(p.bytes_total())});
+                    Ratio(p.balancedness_after()), Ratio(p.balancedness_bound()), PlanGain(p), PlanGainTime(p),
+                    absl::StrCat(p.waves_done(), "/", p.waves_total()),
+                    absl::StrCat(p.moves_done(), "/", p.moves_total()), HumanBytes(p.bytes_total()),
+                    PlanTransferTime(p)});
     }
     table.Print(context.out);
   });
@@ -235,7 +239,7 @@ void PrintPlan(const v1::Plan& p, std::ostream& out) {
       << "  why           " << p.reason() << "\n"
       << "  balancedness  " << Ratio(p.balancedness_before()) << " -> " << Ratio(p.balancedness_after()) << " (at most "
       << Ratio(p.balancedness_bound()) << " in these slots)\n"
-      << "  epochs        " << p.base_epoch() << " -> " << p.target_epoch() << "\n"
+      << EffectText(p) << "  epochs        " << p.base_epoch() << " -> " << p.target_epoch() << "\n"
       << "  waves         " << p.waves_done() << " of " << p.waves_total() << " done\n"
       << "  moves         " << p.moves_done() << " of " << p.moves_total() << " done, " << HumanBytes(p.bytes_done())
       << " of " << HumanBytes(p.bytes_total()) << "\n"

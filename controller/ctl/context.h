@@ -27,6 +27,9 @@ struct CtlContext {
   std::ostream& err = std::cerr;
 };
 
+// --output, --controller and --timeout, which every verb takes.
+void AddGlobalOptions(CLI::App& app, CtlContext& context);
+
 // One function a file of verbs: adds its subcommands to `app`. `context` outlives the parsing and the run.
 void AddClusterVerbs(CLI::App& app, CtlContext& context);
 void AddOfflineVerbs(CLI::App& app, CtlContext& context);

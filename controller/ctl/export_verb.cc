@@ -143,9 +143,13 @@ void AddExportVerb(CLI::App& app, CtlContext& context) {
       "    ballastctl export --plan plan.json --format trtllm --equalize --out balancer.yaml\n"
       "  vLLM-Ascend: --additional-config '{\"eplb_config\": {\"expert_map_path\": \"map.json\"}}'\n"
       "    ballastctl export --plan plan.json --format vllm-ascend --equalize --out map.json\n"
+      "  A member of a plan set:\n"
+      "    ballastctl export --plan set.json#chat --format sglang --equalize --out chat.json\n"
       "  What DeepSeek's rebalance_experts returns:\n"
       "    ballastctl export --plan plan.json --format eplb --equalize --out arrays.json");
-  verb->add_option("--plan", o->plan, "The plan file")->type_name("FILE")->required();
+  verb->add_option("--plan", o->plan, "The plan file; of a plan set one member")
+      ->type_name("FILE[#MEMBER]")
+      ->required();
   verb->add_option("--format", o->format, "sglang, trtllm, vllm-ascend or eplb")
       ->required()
       ->check(CLI::IsMember(EngineFormatNames()).description(""));

@@ -1,7 +1,5 @@
 // ballastctl: plans offline, and asks and commands a running controller.
 #include <iostream>
-#include <map>
-#include <string>
 
 #include "CLI/CLI.hpp"
 #include "controller/ctl/context.h"
@@ -13,20 +11,7 @@ int main(int argc, char** argv) {
       "Exit status: 0 done, 1 it failed (the reason is on stderr), 2 or more a wrong command line.",
       "ballastctl");
   ballast::CtlContext context;
-  const std::map<std::string, ballast::OutputFormat> formats = {{"table", ballast::OutputFormat::kTable},
-                                                                {"json", ballast::OutputFormat::kJson},
-                                                                {"yaml", ballast::OutputFormat::kYaml}};
-  app.add_option("--output,-o", context.output, "table, json or yaml")
-      ->transform(CLI::CheckedTransformer(formats).description(""))
-      ->default_str("table");
-  app.add_option("--controller", context.controller, "Address of the controller")
-      ->envname("BALLAST_CONTROLLER")
-      ->capture_default_str();
-  app.add_option("--timeout", context.timeout_seconds, "Seconds that a call may take")
-      ->check(ballast::Between(0.001, 86400.0))
-      ->capture_default_str();
-  app.require_subcommand(1);
-  app.fallthrough();
+  ballast::AddGlobalOptions(app, context);
   app.footer(
       "A first plan, from an engine's own load dump to its own placement file:\n"
       "  ballastctl plan --policy eplb --load dump.json --gpus 32 --slots-per-gpu 9 --out plan.json\n"

@@ -1,11 +1,9 @@
-#include <algorithm>
-#include <filesystem>
-#include <fstream>
-#include <map>
-#include <sstream>
+#include "controller/ctl/offline_verbs.h"
 
-#include "CLI/CLI.hpp"
-#include "controller/ctl/context.h"
+#include <string>
+#include <vector>
+
+#include "controller/ctl/verb_test.h"
 #include "controller/formats/plan_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -16,54 +14,12 @@ namespace {
 
 using ::testing::HasSubstr;
 
-class OfflineVerbsTest : public ::testing::Test {
+class OfflineVerbsTest : public VerbTest {
  protected:
-  OfflineVerbsTest() : folder_(::testing::TempDir() + "offline_verbs_test") {
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
+  OfflineVerbsTest() : VerbTest(AddOfflineVerbs) {
     Write("load.json", R"({"logical_count": [[0, 0, 0, 0], [40, 10, 10, 20], [5, 5, 60, 10]]})");
     Write("other.json", R"({"logical_count": [[0, 0, 0, 0], [10, 40, 10, 20], [60, 5, 5, 10]]})");
   }
-
-  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
-  void Write(const std::string& name, const std::string& text) const { std::ofstream(Path(name)) << text; }
-
-  // `line` without the program's name; @NAME is a file of the test's folder.
-  int Run(const std::string& line) {
-    std::vector<std::string> words;
-    std::istringstream in(line);
-    for (std::string word; in >> word;) {
-      const size_t at = word.find('@');
-      words.push_back(at == std::string::npos ? word : word.substr(0, at) + Path(word.substr(at + 1)));
-    }
-    std::reverse(words.begin(), words.end());  // as CLI11 wants them
-    out_.str("");
-    err_.str("");
-    CLI::App app;
-    CtlContext context{.out = out_, .err = err_};
-    const std::map<std::string, OutputFormat> formats = {{"json", OutputFormat::kJson}, {"yaml", OutputFormat::kYaml}};
-    app.add_option("--output", context.output)->transform(CLI::CheckedTransformer(formats));
-    app.require_subcommand(1);
-    app.fallthrough();
-    AddOfflineVerbs(app, context);
-    try {
-      app.parse(words);
-    } catch (const CLI::ParseError& e) {
-      return app.exit(e, out_, err_) == 0 ? 0 : 2;
-    }
-    const absl::Status status = context.run();
-    if (!status.ok()) err_ << status.message();
-    return status.ok() ? 0 : 1;
-  }
-
-  nlohmann::json Json(const std::string& line) {
-    EXPECT_EQ(Run(line + " --output json"), 0) << err_.str();
-    return nlohmann::json::parse(out_.str(), nullptr, false);
-  }
-
-  const std::string folder_;
-  std::ostringstream out_;
-  std::ostringstream err_;
 };
 
 TEST_F(OfflineVerbsTest, PlansScoresAndExports) {
@@ -87,7 +43,7 @@ TEST_F(OfflineVerbsTest, PlansScoresAndExports) {
   EXPECT_EQ(map.size(), 3u);
   EXPECT_EQ(map[0], nlohmann::json({0, 1, 2, 3, 0, 1}));
   ASSERT_EQ(Run("export --plan @plan.json --format sglang --out @sglang.json"), 0) << err_.str();
-  EXPECT_TRUE(std::filesystem::exists(Path("sglang.json")));
+  EXPECT_TRUE(Exists("sglang.json"));
 }
 
 TEST_F(OfflineVerbsTest, SharesAreRefusedOrEqualized) {
@@ -151,9 +107,27 @@ TEST_F(OfflineVerbsTest, ScenariosAndDiff) {
   EXPECT_EQ(diff["waves"], plan["waves"]);
   EXPECT_GT(diff["predicted_gain"], 0.0);
   EXPECT_EQ(diff["by_wave"][0]["list"].size(), diff["by_wave"][0]["moves"]);
+  EXPECT_EQ(diff["bytes"], plan["bytes"]);
+  EXPECT_EQ(diff["transfers"], plan["transfers"]);
+  EXPECT_EQ(diff["gain_tokens"], plan["gain_tokens"]);
+  EXPECT_EQ(diff["gain_microseconds"], plan["gain_microseconds"]);
+  EXPECT_EQ(diff["pays_reason"], plan["pays_reason"]);
+  for (const char* key : {"balancedness_before", "balancedness_after", "upper_bound", "busiest_tokens_before",
+                          "busiest_tokens_after", "busiest_tokens_bound", "predicted_gain"}) {
+    EXPECT_TRUE(diff["scenarios"][0].contains(key)) << key;
+  }
+  Write("cost.json", R"({"format": "ballast.cost_model/v1", "microseconds_per_token": 2})");
+  EXPECT_EQ(Json("diff --from @a.json --to @b.json --cost-model @cost.json")["gain_microseconds"],
+            2 * diff["gain_tokens"].get<double>());
   EXPECT_EQ(Json("diff --from @a.json --to @a.json")["moves"], 0);
   ASSERT_EQ(Run("diff --from @a.json --to @b.json"), 0);
   EXPECT_THAT(out_.str(), HasSubstr("SCENARIO"));
+  EXPECT_THAT(out_.str(), HasSubstr("lower bound"));
+  EXPECT_THAT(out_.str(), HasSubstr("LINK"));
+  // Slots that the other plan's GPUs have not.
+  ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 4 --out @large.json"), 0);
+  EXPECT_EQ(Run("diff --from @large.json --to @a.json"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("large.json in the slots of "));
 }
 
 TEST_F(OfflineVerbsTest, SimulatesSteps) {
@@ -189,11 +163,20 @@ TEST_F(OfflineVerbsTest, IncrementalPlans) {
   EXPECT_GT(one["gain_microseconds"], 0.0);
   EXPECT_EQ(one["transfers"]["node"]["bytes"], 1000);
   EXPECT_TRUE(one.contains("pays") && one.contains("pays_reason"));
+  EXPECT_GT(one["scenarios"][0]["busiest_tokens_bound"], 0.0);
+  // The file says the same.
+  const auto predicted = ReadPlan(Path("b.json"))->predicted;
+  ASSERT_TRUE(predicted.has_value() && predicted->change.has_value());
+  EXPECT_EQ(predicted->change->gain_tokens, one["gain_tokens"]);
+  EXPECT_EQ(predicted->change->transfer.node.bytes, 1000);
+  EXPECT_EQ(predicted->change->pays_reason, one["pays_reason"]);
+  EXPECT_FALSE(ReadPlan(Path("a.json"))->predicted->change.has_value()) << "nothing was in force";
   EXPECT_EQ(Json("diff --from @a.json --to @b.json")["moves"], 1);
   EXPECT_EQ(Json("plan --load @other.json --current @a.json --max-bytes 1999 --out @b.json")["bytes"], 1000);
   ASSERT_EQ(Run("plan --load @other.json --current @a.json --max-moves 2 --out @b.json"), 0);
   EXPECT_THAT(out_.str(), HasSubstr("pay"));
   EXPECT_THAT(out_.str(), HasSubstr("LINK"));
+  EXPECT_THAT(out_.str(), HasSubstr("above the lower bound of"));
 }
 
 TEST_F(OfflineVerbsTest, FailurePlans) {
@@ -203,7 +186,7 @@ TEST_F(OfflineVerbsTest, FailurePlans) {
   EXPECT_EQ(ReadPlan(Path("b.json"))->placement.workers, (std::vector<std::string>{"w0", "w2", "w3"}));
   EXPECT_EQ(Run("plan --load @load.json --current @a.json --dead w1 --dead w2 --dead w3 --out @x.json"), 1);
   EXPECT_THAT(err_.str(), HasSubstr("lost experts find no slot on the other workers: layer 0 expert"));
-  EXPECT_FALSE(std::filesystem::exists(Path("x.json")));
+  EXPECT_FALSE(Exists("x.json"));
 }
 
 TEST_F(OfflineVerbsTest, MemoryForReplicas) {
@@ -302,7 +285,7 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
     EXPECT_EQ(Run(c.line), c.status) << c.line;
     EXPECT_THAT(err_.str(), HasSubstr(c.message)) << c.line;
     EXPECT_EQ(out_.str(), "") << c.line;
-    EXPECT_FALSE(std::filesystem::exists(Path("x.json"))) << c.line;
+    EXPECT_FALSE(Exists("x.json")) << c.line;
   }
   EXPECT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @no/such/folder.json"), 1);
   EXPECT_THAT(err_.str(), HasSubstr("cannot be written"));

@@ -10,6 +10,7 @@
 #include "controller/ctl/files.h"
 #include "controller/ctl/offline_verbs.h"
 #include "controller/ctl/output.h"
+#include "controller/ctl/plan_set_text.h"
 #include "controller/formats/cost_model_file.h"
 #include "controller/formats/plan_file.h"
 #include "controller/planner/budget.h"
@@ -17,6 +18,7 @@
 #include "controller/planner/failure.h"
 #include "controller/planner/level.h"
 #include "controller/planner/memory.h"
+#include "controller/planner/plan_set.h"
 #include "controller/planner/planner.h"
 #include "proto/base/flags.h"
 #include "proto/base/json.h"
@@ -46,6 +48,9 @@ struct Options {
   std::vector<std::string> dead;
   std::string cost_model;
   double horizon_seconds = GateLimits().horizon_seconds;
+  // 0: one plan, not a set.
+  int32_t plans = 0;
+  std::optional<double> enough;
   std::string out;
 };
 
@@ -100,11 +105,7 @@ nlohmann::ordered_json ScoreJson(const LoadScore& score) {
           {"worst_layer", {{"layer", score.worst_layer}, {"balancedness", score.worst}}}};
 }
 
-nlohmann::ordered_json LinkJson(const TransferCost::Link& link) {
-  return {{"moves", link.moves}, {"bytes", link.bytes}, {"seconds", link.seconds}};
-}
-
-void PrintPlan(const Plan& plan, const Options& o, CtlContext& context) {
+void PrintPlan(const Plan& plan, const PlanPrediction& predicted, const Options& o, CtlContext& context) {
   const size_t replicas = plan.placement.replicas.size();
   const int64_t extra =
       static_cast<int64_t>(replicas) - static_cast<int64_t>(plan.placement.num_layers) * plan.placement.num_experts;
@@ -115,21 +116,9 @@ void PrintPlan(const Plan& plan, const Options& o, CtlContext& context) {
                                    {"layers", plan.placement.num_layers},
                                    {"replicas", replicas},
                                    {"extra_replicas", extra},
-                                   {"scenarios", scenarios},
-                                   {"moves", plan.moves},
-                                   {"bytes", plan.bytes},
-                                   {"waves", plan.waves.size()},
-                                   {"predicted_gain", plan.gain},
-                                   {"gain_tokens", plan.gain_tokens},
-                                   {"gain_microseconds", plan.gain_microseconds},
-                                   {"transfer_seconds", plan.transfer.seconds},
-                                   {"transfers",
-                                    {{"node", LinkJson(plan.transfer.node)},
-                                     {"cross_node", LinkJson(plan.transfer.cross_node)},
-                                     {"checkpoint", LinkJson(plan.transfer.checkpoint)}}},
-                                   {"pays", plan.gate.worth},
-                                   {"pays_reason", plan.gate.reason},
-                                   {"out", o.out}};
+                                   {"scenarios", scenarios}};
+    json.update(ToJson(predicted.change.value_or(PlanChange())));
+    json["out"] = o.out;
     PrintDocument(context.output, json, context.out);
     return;
   }
@@ -143,23 +132,28 @@ void PrintPlan(const Plan& plan, const Options& o, CtlContext& context) {
   context.out << absl::StrFormat("\n%s: %d replicas of %d experts in %d layers on %d GPUs, %d more than one each\n",
                                  plan.policy, replicas, plan.placement.num_experts, plan.placement.num_layers,
                                  plan.placement.workers.size(), extra);
-  if (!plan.current.empty()) {
-    context.out << absl::StrFormat("from the current placement: %d moves, %s, %d waves, predicted gain %.1f %%\n",
-                                   plan.moves, HumanBytes(plan.bytes), plan.waves.size(), 100 * plan.gain);
-    context.out << absl::StrFormat("busiest GPUs: %.6g tokens less, %.6g us of them\n", plan.gain_tokens,
-                                   plan.gain_microseconds);
-    Table links({"LINK", "MOVES", "BYTES", "SECONDS"});
-    const auto add = [&](const char* name, const TransferCost::Link& link) {
-      if (link.moves == 0) return;
-      links.AddRow({name, absl::StrCat(link.moves), HumanBytes(link.bytes), absl::StrFormat("%.3f", link.seconds)});
-    };
-    add("node", plan.transfer.node);
-    add("cross-node", plan.transfer.cross_node);
-    add("checkpoint", plan.transfer.checkpoint);
-    if (plan.moves > 0) links.Print(context.out);
-    context.out << (plan.gate.worth ? "pays: " : "does not pay: ") << plan.gate.reason << "\n";
-  }
+  PrintBounds(predicted.scenarios, context.out);
+  if (predicted.change) PrintChange(*predicted.change, context.out);
   context.out << "written to " << o.out << "\n";
+}
+
+absl::Status CheckSetOptions(const Options& o) {
+  if (o.plans == 0) {
+    return o.enough ? absl::InvalidArgumentError("--enough needs --plans") : absl::OkStatus();
+  }
+  if (o.scenario.empty()) {
+    return absl::InvalidArgumentError("--plans needs a --scenario NAME=FILE for each load; --load files are one load");
+  }
+  if (!o.dead.empty()) return absl::InvalidArgumentError("--dead is for one plan, not with --plans");
+  for (const std::string& scenario : o.scenario) {
+    const size_t equals = scenario.find('=');
+    const std::string name = scenario.substr(0, equals);
+    if (equals == std::string::npos || name.find('#') == std::string::npos) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("--scenario ", Quote(name),
+                     ": a set's members are named after scenarios and chosen as FILE#NAME; no '#', please"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckOptions(const Options& o) {
@@ -167,14 +161,15 @@ absl::Status CheckOptions(const Options& o) {
     return absl::InvalidArgumentError("give either --load FILE... or --scenario NAME=FILE...");
   }
   if (o.current.empty()) {
-    if (o.move_budget.max_moves > 0) return absl::InvalidArgumentError("--max-moves needs --current");
-    if (o.move_budget.max_bytes > 0) return absl::InvalidArgumentError("--max-bytes needs --current");
+    if (o.plans == 0 && o.move_budget.max_moves > 0) return absl::InvalidArgumentError("--max-moves needs --current");
+    if (o.plans == 0 && o.move_budget.max_bytes > 0) return absl::InvalidArgumentError("--max-bytes needs --current");
     if (!o.dead.empty()) return absl::InvalidArgumentError("--dead needs --current");
   }
   const int given = (o.slots_per_gpu > 0 ? 1 : 0) + (o.replicas.empty() ? 0 : 1) + (o.hbm_bytes ? 1 : 0);
   if (given > 1 || (given == 0 && o.topology.empty() && o.current.empty())) {
     return absl::InvalidArgumentError("give either --slots-per-gpu or --replicas-per-gpu");
   }
+  BALLAST_RETURN_IF_ERROR(CheckSetOptions(o));
   if (Auto(o) && o.kv_bytes == 0) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --kv-bytes");
   if (!Auto(o) && o.kv_bytes + o.kv_bytes_needed > 0) {
     return absl::InvalidArgumentError("--kv-bytes and --kv-bytes-needed are for --replicas-per-gpu auto");
@@ -241,6 +236,28 @@ absl::StatusOr<Plan> MakePlanOf(const Options& o, const PlanRequest& request) {
                                                     absl::StrJoin(named, ", ", name), missing > kNamed ? ", ..." : ""));
 }
 
+// `common`: what the members' files have alike.
+absl::Status MakeSet(const Options& o, const PlanRequest& request, const PlanFile& common, CtlContext& context) {
+  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(o));
+  PlanSetOptions options{.most_plans = o.plans};
+  options.enough = o.enough.value_or(options.enough);
+  BALLAST_ASSIGN_OR_RETURN(const PlanSet set, MakePlanSet(*policy, request, options));
+  PlanSetFile file;
+  file.split = set.split;
+  file.switches = set.switches;
+  for (const PlanSetMember& member : set.members) {
+    PlanFile plan = common;
+    plan.policy = member.plan.policy;
+    plan.placement = member.plan.placement;
+    for (const int32_t s : member.scenarios) plan.scenarios.push_back(request.scenarios[s]);
+    plan.predicted = PredictionOf(member.plan);
+    file.members.push_back({plan.scenarios[0].name, std::move(plan)});
+  }
+  BALLAST_RETURN_IF_ERROR(WriteFile(o.out, FormatPlanSet(file)));
+  PrintPlanSet(set, file, options, o.out, context);
+  return absl::OkStatus();
+}
+
 absl::Status Run(Options o, CtlContext& context) {
   BALLAST_RETURN_IF_ERROR(CheckOptions(o));
   BALLAST_ASSIGN_OR_RETURN(const std::vector<NamedLoads> loads,
@@ -289,17 +306,19 @@ absl::Status Run(Options o, CtlContext& context) {
   }
   request.replicas_per_worker = o.replicas_per_gpu;
   BALLAST_RETURN_IF_ERROR(Bury(o, request.topology));
-  BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlanOf(o, request));
   PlanFile file;
-  file.policy = plan.policy;
   file.topology = request.topology;
-  file.placement = plan.placement;
   file.expert_bytes = request.expert_bytes;
   file.rows = set.rows;
   file.row_of_layer = set.row_of_layer;
+  if (o.plans > 0) return MakeSet(o, request, file, context);
+  BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlanOf(o, request));
+  file.policy = plan.policy;
+  file.placement = plan.placement;
   file.scenarios = request.scenarios;
+  file.predicted = PredictionOf(plan);
   BALLAST_RETURN_IF_ERROR(WriteFile(o.out, FormatPlan(file)));
-  PrintPlan(plan, o, context);
+  PrintPlan(plan, *file.predicted, o, context);
   return absl::OkStatus();
 }
 
@@ -315,6 +334,9 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
       "  One placement for two loads:\n"
       "    ballastctl plan --scenario prefill=p.json --scenario decode=d.json --gpus 8 --slots-per-gpu 10 --out "
       "plan.json\n"
+      "  Up to three placements for many loads, where one does not serve them all:\n"
+      "    ballastctl plan --scenario chat=c.json --scenario code=d.json --scenario math=m.json --plans 3 --gpus 8 \\\n"
+      "      --slots-per-gpu 10 --out set.json\n"
       "  A quarter of an extra expert a GPU and layer, where it helps most:\n"
       "    ballastctl plan --load dump.json --gpus 32 --replicas-per-gpu 15 --out plan.json\n"
       "  As the engines plan it, to export to one:\n"
@@ -382,8 +404,10 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--current", o->current,
                    "The plan in force: keeps what it can in place, and counts the moves. Its GPUs are planned\n"
                    "for where neither --gpus nor --topology says otherwise")
-      ->type_name("FILE");
-  verb->add_option("--max-moves", o->move_budget.max_moves, "The best gain over --current for so many moves")
+      ->type_name("FILE[#MEMBER]");
+  verb->add_option("--max-moves", o->move_budget.max_moves,
+                   "The best gain over --current for so many moves. With --plans and without --current: members are\n"
+                   "so many moves from one plan for all scenarios, which keeps switching cheap")
       ->type_name("M")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   verb->add_option("--max-bytes", o->move_budget.max_bytes, "The same for so many bytes")
@@ -402,7 +426,18 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--expert-bytes", o->expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
-  verb->add_option("--out", o->out, "The plan file to write")->type_name("FILE")->required();
+  verb->add_option("--plans", o->plans,
+                   "A set of at most so many placements, each for some of the scenarios, where one is not enough")
+      ->type_name("K")
+      ->check(CLI::Range(1, kMaxPlanSetMembers));
+  verb->add_option("--enough", o->enough,
+                   "For --plans: the balancedness that every scenario is to have; no more placements than that takes.\n"
+                   "By default 0.95")
+      ->type_name("B")
+      ->check(Between(0.0, 1.0));
+  verb->add_option("--out", o->out, "The plan file to write; with --plans a plan set file")
+      ->type_name("FILE")
+      ->required();
   verb->callback([o, &context] { context.run = [o, &context] { return Run(*o, context); }; });
 }
 

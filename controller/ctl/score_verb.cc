@@ -1,4 +1,5 @@
 #include <memory>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -43,12 +44,19 @@ std::vector<NamedLoads> ByPart(const NamedLoads& loads) {
 }
 
 absl::Status Run(const Options& o, CtlContext& context) {
-  BALLAST_ASSIGN_OR_RETURN(const PlanFile plan, ReadPlan(o.plan));
+  BALLAST_ASSIGN_OR_RETURN(const PlanSetFile set, ReadPlanSet(o.plan));
   BALLAST_ASSIGN_OR_RETURN(const std::vector<NamedLoads> loads, ReadLoads("load", o.load));
   const auto onto = [&](const NamedLoads& named) {
-    return OntoLayers(named, plan.rows, plan.row_of_layer, plan.placement.num_experts);
+    const PlanFile& any = set.members[0].plan;
+    return OntoLayers(named, any.rows, any.row_of_layer, any.placement.num_experts);
   };
   BALLAST_ASSIGN_OR_RETURN(const Scenario scenario, onto(loads[0]));
+  std::optional<Pick> pick;
+  if (set.members.size() > 1) {
+    BALLAST_ASSIGN_OR_RETURN(pick, PickMember(set, -1, scenario.load, GateLimits()));
+  }
+  const PlanSetFile::Member& member = set.members[pick ? pick->member : 0];
+  const PlanFile& plan = member.plan;
   const LoadScore score = ScoreLoad(plan.placement, scenario, plan.topology);
   CopyCount copies;
   const std::vector<DispatchTable> layers = Onto(plan.placement, plan.topology);
@@ -62,7 +70,15 @@ absl::Status Run(const Options& o, CtlContext& context) {
   }
   const auto replicas = static_cast<int64_t>(plan.placement.replicas.size());
   const int64_t extra = replicas - static_cast<int64_t>(plan.placement.num_layers) * plan.placement.num_experts;
-  nlohmann::ordered_json json = ToJson(score);
+  nlohmann::ordered_json json;
+  if (!member.name.empty()) json["member"] = member.name;
+  if (pick) {
+    json["member_reason"] = pick->reason;
+    for (size_t m = 0; m < set.members.size(); ++m) {
+      json["member_balancedness"][set.members[m].name] = pick->balancedness[m];
+    }
+  }
+  json.update(ToJson(score));
   const nlohmann::ordered_json unknown;
   json["copies_per_token"] = copies.tokens == 0 ? unknown : nlohmann::ordered_json(copies.per_token());
   json["cross_node_copies_per_token"] =
@@ -96,6 +112,16 @@ absl::Status Run(const Options& o, CtlContext& context) {
   if (context.output != OutputFormat::kTable) {
     PrintDocument(context.output, json, context.out);
     return absl::OkStatus();
+  }
+  if (pick) {
+    Table members({"MEMBER", "BALANCEDNESS", "PICKED"});
+    for (size_t m = 0; m < set.members.size(); ++m) {
+      members.AddRow({set.members[m].name, Ratio(pick->balancedness[m]), &set.members[m] == &member ? "*" : ""});
+    }
+    members.Print(context.out);
+    context.out << "\n"
+                << pick->reason << (set.split == Split::kSolved ? " (shares solved for the load)" : " (equal split)")
+                << "\n\n";
   }
   Table table({"LOAD", "BALANCEDNESS", "EQUAL SPLIT", "SOLVED SHARES", "UPPER BOUND", "JAIN", "MAXVIO", "WORST LAYER"});
   const auto add = [&](const std::string& name, const LoadScore& s) {
@@ -146,10 +172,12 @@ void AddScoreVerb(CLI::App& app, CtlContext& context) {
       "Copies a token need a load of routes: GPUs that a token's vector is sent to in a layer, itself left out; "
       "samples\n"
       "are at home on the GPUs in turn.\n"
+      "Of a plan set the member that the load wants is scored, and named; FILE#MEMBER scores that one.\n"
       "Examples:\n"
       "  ballastctl score --plan plan.json --load other.json\n"
+      "  ballastctl score --plan set.json --load today.json\n"
       "  ballastctl score --plan plan.json --load routes.csv.gz --by-layer --output json");
-  verb->add_option("--plan", o->plan, "The plan file")->type_name("FILE")->required();
+  verb->add_option("--plan", o->plan, "The plan file, or a plan set")->type_name("FILE[#MEMBER]")->required();
   verb->add_option("--load", o->load, "Load files; together they are one load")->type_name("FILE")->required();
   verb->add_flag("--by-layer", o->by_layer, "Every layer too");
   verb->callback([o, &context] { context.run = [o, &context] { return Run(*o, context); }; });

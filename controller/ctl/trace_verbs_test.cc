@@ -1,25 +1,18 @@
 #include <grpcpp/grpcpp.h>
 
-#include <algorithm>
 #include <atomic>
-#include <filesystem>
-#include <fstream>
-#include <memory>
-#include <sstream>
 #include <string>
 #include <thread>
-#include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "ballast/v1/telemetry_service.grpc.pb.h"
 #include "controller/ctl/context.h"
+#include "controller/ctl/verb_test.h"
 #include "controller/formats/load_file.h"
 #include "controller/service/daemon.h"
 #include "controller/store/store.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "nlohmann/json.hpp"
 #include "proto/base/clock.h"
 
 namespace ballast {
@@ -27,46 +20,11 @@ namespace {
 
 using ::testing::HasSubstr;
 
-class TraceVerbsTest : public ::testing::Test {
+class TraceVerbsTest : public VerbTest {
  protected:
-  TraceVerbsTest() : folder_(::testing::TempDir() + "trace_verbs_test") {
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
+  TraceVerbsTest() : VerbTest(AddTraceVerbs) {
     Write("routes.csv", "layer,sample,token,e0,e1\n1,0,0,2,0\n1,0,1,0,1\n2,7,0,1,2\n");
   }
-  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
-  void Write(const std::string& name, const std::string& text) const { std::ofstream(Path(name)) << text; }
-
-  // `line` without the program's name; @NAME is a file of the test's folder.
-  int Run(const std::string& line) {
-    std::vector<std::string> words;
-    std::istringstream in(line);
-    for (std::string word; in >> word;) {
-      const size_t at = word.find('@');
-      words.push_back(at == std::string::npos ? word : word.substr(0, at) + Path(word.substr(at + 1)));
-    }
-    std::reverse(words.begin(), words.end());  // as CLI11 wants them
-    out_.str("");
-    err_.str("");
-    CLI::App app;
-    CtlContext context{.controller = controller_, .out = out_, .err = err_};
-    app.add_flag_callback("--json", [&] { context.output = OutputFormat::kJson; });
-    app.fallthrough();
-    AddTraceVerbs(app, context);
-    try {
-      app.parse(words);
-    } catch (const CLI::ParseError& e) {
-      return app.exit(e, out_, err_) == 0 ? 0 : 2;
-    }
-    const absl::Status status = context.run();
-    if (!status.ok()) err_ << status.message();
-    return status.ok() ? 0 : 1;
-  }
-
-  const std::string folder_;
-  std::string controller_ = "127.0.0.1:1";
-  std::ostringstream out_;
-  std::ostringstream err_;
 };
 
 TEST_F(TraceVerbsTest, ConvertsBetweenEveryForm) {
@@ -99,8 +57,7 @@ TEST_F(TraceVerbsTest, ConvertsRecorderDumps) {
 }
 
 TEST_F(TraceVerbsTest, LooksIntoFiles) {
-  ASSERT_EQ(Run("trace info --file @routes.csv --gpus 3 --json"), 0) << err_.str();
-  const auto info = nlohmann::json::parse(out_.str());
+  const auto info = Json("trace info --file @routes.csv --gpus 3");
   EXPECT_EQ(info["format"], "routes");
   EXPECT_EQ(info["rows"], 3);
   EXPECT_EQ(info["moe_rows"], 2);
@@ -148,7 +105,7 @@ TEST_F(TraceVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
     EXPECT_EQ(Run(c.line), c.status) << c.line;
     EXPECT_THAT(err_.str(), HasSubstr(c.message)) << c.line;
     EXPECT_EQ(out_.str(), "") << c.line;
-    EXPECT_FALSE(std::filesystem::exists(Path("x"))) << c.line;
+    EXPECT_FALSE(Exists("x")) << c.line;
   }
   for (const char* verb : {"record", "convert", "info"}) {
     EXPECT_EQ(Run(std::string("trace ") + verb + " --help"), 0);
@@ -200,7 +157,7 @@ TEST_F(TraceVerbsTest, RecordsWhatIsReported) {
     }
   });
   EXPECT_EQ(Run("trace record --group e --seconds 0.2 --interval 0.1 --out @load.json"), 0) << err_.str();
-  EXPECT_EQ(Run("trace record --group e --seconds 0.2 --interval 0.1 --windows --out @windows.json --json"), 0)
+  EXPECT_EQ(Run("trace record --group e --seconds 0.2 --interval 0.1 --windows --out @windows.json --output json"), 0)
       << err_.str();
   stop = true;
   reporter.join();

@@ -267,6 +267,8 @@ absl::StatusOr<Equalized> Equalize(const PlanFile& plan) {
   const int64_t average = replicas / workers / plan.placement.num_layers;
   const int64_t needed = (plan.placement.num_experts + workers - 1) / workers;
   Equalized out{plan, static_cast<int32_t>(std::max(average, needed)), false, {}};
+  // What was predicted is of the plan as it was.
+  out.plan.predicted.reset();
   Placement& placement = out.plan.placement;
   for (Replica& r : placement.replicas) r.weight = 1;
   const auto unequal = UnequalSlots(placement);

@@ -199,6 +199,146 @@ TEST(PlanFile, ReadsWhatItWrites) {
   EXPECT_EQ(FormatPlan(*again), FormatPlan(plan));
 }
 
+// With what was predicted of it, from a placement in force.
+PlanFile PredictedPlan() {
+  PlanFile plan = SmallPlan();
+  PlanRequest request;
+  request.scenarios = plan.scenarios;
+  request.topology = plan.topology;
+  request.expert_bytes = plan.expert_bytes;
+  request.current = plan.placement;
+  for (Replica& r : request.current->replicas) r.expert.expert = (r.expert.expert + 1) % 3;
+  request.current->Sort();
+  const Plan better = *PlanTo("eplb", request, plan.placement);
+  EXPECT_GT(better.moves, 0);
+  plan.placement = better.placement;
+  plan.predicted = PredictionOf(better);
+  return plan;
+}
+
+TEST(PlanFile, KeepsWhatWasPredicted) {
+  const PlanFile plan = PredictedPlan();
+  const auto again = ParsePlan(FormatPlan(plan), "p");
+  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_TRUE(again->predicted.has_value() && again->predicted->change.has_value());
+  EXPECT_EQ(again->predicted->scenarios[0].scenario, "day");
+  EXPECT_EQ(again->predicted->scenarios[0].busiest_tokens_bound, plan.predicted->scenarios[0].busiest_tokens_bound);
+  EXPECT_EQ(again->predicted->change->bytes, plan.predicted->change->bytes);
+  EXPECT_EQ(again->predicted->change->gain_microseconds, plan.predicted->change->gain_microseconds);
+  EXPECT_EQ(again->predicted->change->transfer.node.seconds, plan.predicted->change->transfer.node.seconds);
+  EXPECT_EQ(again->predicted->change->pays_reason, plan.predicted->change->pays_reason);
+  EXPECT_EQ(FormatPlan(*again), FormatPlan(plan));
+  // Files of before it was kept are read, and written as they were.
+  const std::string old = FormatPlan(SmallPlan());
+  EXPECT_EQ(old.find("predicted"), std::string::npos);
+  EXPECT_FALSE(ParsePlan(old, "p")->predicted.has_value());
+}
+
+TEST(PlanFile, NamesWhatIsWrongWithWhatWasPredicted) {
+  using Json = nlohmann::json;
+  const Json good = Json::parse(FormatPlan(PredictedPlan()));
+  const struct {
+    std::function<void(Json&)> spoil;
+    const char* message;
+  } cases[] = {
+      {[](Json& j) { j = 1; }, "p: plan.predicted: must be an object"},
+      {[](Json& j) { j["score"] = 1; }, "plan.predicted: unknown key \"score\""},
+      {[](Json& j) { j.erase("scenarios"); }, "plan.predicted.scenarios: must be a list"},
+      {[](Json& j) { j["scenarios"] = Json::array(); }, "plan.predicted: its scenarios are not the plan's, in order"},
+      {[](Json& j) { j["scenarios"][0]["scenario"] = "night"; }, "its scenarios are not the plan's, in order"},
+      {[](Json& j) { j["scenarios"][0]["balancedness"] = 1.5; },
+       "plan.predicted.scenarios[0].balancedness: 1.5; must be a number, 0 to 1"},
+      {[](Json& j) { j["scenarios"][0].erase("busiest_tokens_bound"); },
+       "plan.predicted.scenarios[0].busiest_tokens_bound: is missing"},
+      {[](Json& j) { j["change"]["moves"] = -1; }, "plan.predicted.change.moves: -1; must be a whole number, 0 to"},
+      {[](Json& j) { j["change"]["predicted_gain"] = 2; }, "plan.predicted.change.predicted_gain: 2; must be a number"},
+      {[](Json& j) { j["change"]["pays"] = "yes"; }, "plan.predicted.change.pays: \"yes\"; must be true or false"},
+      {[](Json& j) { j["change"]["transfers"].erase("node"); }, "plan.predicted.change.transfers.node: is missing"},
+      {[](Json& j) { j["change"]["transfers"]["node"]["seconds"] = -1; },
+       "plan.predicted.change.transfers.node.seconds: -1; must be a number, 0 to"},
+      {[](Json& j) { j["change"]["transfers"]["moon"] = 1; }, "plan.predicted.change.transfers: unknown key \"moon\""},
+  };
+  for (const auto& c : cases) {
+    Json json = good;
+    c.spoil(json["predicted"]);
+    EXPECT_THAT(ParsePlan(json.dump(), "p").status().ToString(), HasSubstr(c.message));
+  }
+}
+
+PlanSetFile SmallSet() {
+  PlanSetFile set;
+  set.split = Split::kEqual;
+  for (const char* name : {"day", "night"}) {
+    PlanFile plan = name == std::string("day") ? PredictedPlan() : SmallPlan();
+    plan.scenarios[0].name = name;
+    set.members.push_back({name, std::move(plan)});
+  }
+  set.switches = {{{}, {.moves = 2, .bytes = 2000, .waves = 1, .transfer_seconds = 0.5}},
+                  {{.moves = 3, .bytes = 3000, .waves = 2, .transfer_seconds = 0.25}, {}}};
+  return set;
+}
+
+TEST(PlanSetFile, ReadsWhatItWrites) {
+  const PlanSetFile set = SmallSet();
+  const auto again = ParsePlanSet(FormatPlanSet(set), "s");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->split, Split::kEqual);
+  EXPECT_EQ(again->switches, set.switches);
+  ASSERT_EQ(again->members.size(), 2u);
+  EXPECT_EQ(again->members[1].name, "night");
+  EXPECT_EQ(again->members[1].plan.placement, set.members[1].plan.placement);
+  EXPECT_EQ(FormatPlanSet(*again), FormatPlanSet(set));
+  // A plan is a set of one.
+  const auto one = ParsePlanSet(FormatPlan(SmallPlan()), "p");
+  ASSERT_TRUE(one.ok()) << one.status();
+  ASSERT_EQ(one->members.size(), 1u);
+  EXPECT_EQ(one->members[0].name, "");
+  EXPECT_EQ(FormatPlan(one->members[0].plan), FormatPlan(SmallPlan()));
+  EXPECT_THAT(ParsePlanSet("[]", "p").status().ToString(), HasSubstr("p: plan: must be an object"));
+}
+
+TEST(PlanSetFile, NamesWhatIsWrong) {
+  using Json = nlohmann::json;
+  const Json good = Json::parse(FormatPlanSet(SmallSet()));
+  const struct {
+    std::function<void(Json&)> spoil;
+    const char* message;
+  } cases[] = {
+      {[](Json& j) { j["format"] = "ballast.plan_set/v2"; },
+       "s: set.format: \"ballast.plan_set/v2\"; must be \"ballast.plan_set/v1\""},
+      {[](Json& j) { j["split"] = "half"; }, "s: set.split: \"half\"; must be \"equal\" or \"solved\""},
+      {[](Json& j) { j["members"] = Json::array(); }, "set.members: 0; must be 1 to 64"},
+      {[](Json& j) { j["members"] = Json(65, 1); }, "set.members: 65; must be 1 to 64"},
+      {[](Json& j) { j["members"][1] = 7; }, "set.members[1]: must be an object"},
+      {[](Json& j) { j["members"][1]["name"] = "day"; }, "set.members[1].name: \"day\" is another member's, too"},
+      {[](Json& j) { j["members"][1]["name"] = ""; }, "set.members[1].name: \"\"; must not be empty"},
+      {[](Json& j) { j["members"][1]["name"] = "a#b"; }, "set.members[1].name: \"a#b\"; must not be empty or have a"},
+      {[](Json& j) { j["members"][1].erase("plan"); }, "set.members[1].plan: is missing"},
+      {[](Json& j) { j["members"][1]["plan"]["format"] = "x"; }, "set.members[1].plan.format: \"x\"; must be"},
+      {[](Json& j) { j["members"][1]["plan"]["expert_bytes"] = 5; },
+       "set.members[1].plan: expert_bytes is not that of set.members[0]"},
+      {[](Json& j) { j["members"][1]["plan"]["topology"]["workers"][0]["slots"] = 9; },
+       "set.members[1].plan: topology is not that of set.members[0]"},
+      {[](Json& j) { j["members"][1]["plan"]["scenarios"][0]["name"] = "day"; },
+       "set.members[1].plan: scenario \"day\" is another member's, too"},
+      {[](Json& j) { j["members"][0]["plan"]["predicted"]["change"]["moves"] = -1; },
+       "set.members[0].plan.predicted.change.moves: -1"},
+      {[](Json& j) { j["switches"].erase(1); }, "set.switches: 1 rows; members are 2"},
+      {[](Json& j) { j["switches"][1].erase(1); }, "set.switches[1]: must be a list of one for each of 2 members"},
+      {[](Json& j) { j["switches"][0][1]["moves"] = -1; },
+       "set.switches[0][1].moves: -1; must be a whole number, 0 to"},
+      {[](Json& j) { j["switches"][1][1]["moves"] = 1; },
+       "set.switches[1][1].moves: 1; must be a whole number, 0 to 0"},
+      {[](Json& j) { j["switches"][0][1]["transfer_seconds"] = "x"; }, "set.switches[0][1].transfer_seconds: \"x\""},
+      {[](Json& j) { j["extra"] = 1; }, "set: unknown key \"extra\""},
+  };
+  for (const auto& c : cases) {
+    Json json = good;
+    c.spoil(json);
+    EXPECT_THAT(ParsePlanSet(json.dump(), "s").status().ToString(), HasSubstr(c.message));
+  }
+}
+
 TEST(PlanFile, NamesWhatIsWrong) {
   using Json = nlohmann::json;
   const Json good = Json::parse(FormatPlan(SmallPlan()));

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "controller/formats/load_file.h"
@@ -29,6 +30,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto again = ParsePlan(FormatPlan(*plan), "again");
     BALLAST_CHECK(again.ok()) << again.status().message();
     BALLAST_CHECK(again->placement == plan->placement) << "another placement";
+  }
+  if (const auto set = ParsePlanSet(bytes, "input"); set.ok() && !set->members[0].name.empty()) {
+    const std::string text = FormatPlanSet(*set);
+    const auto again = ParsePlanSet(text, "again");
+    BALLAST_CHECK(again.ok()) << again.status().message();
+    BALLAST_CHECK(FormatPlanSet(*again) == text) << "another set";
   }
   return 0;
 }

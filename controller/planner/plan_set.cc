@@ -7,14 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "controller/planner/score.h"
+#include "proto/base/check.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
 namespace {
-
-double Value(const LoadScore& score, Split split) {
-  return split == Split::kSolved ? score.balancedness_solved : score.balancedness_equal_split;
-}
 
 class SetPlanner {
  public:
@@ -30,15 +27,16 @@ class SetPlanner {
     std::iota(everything.begin(), everything.end(), 0);
     PlanSet best;
     BALLAST_ASSIGN_OR_RETURN(PlanSetMember all, Member(everything));
+    const std::vector<LoadScore> single = all.plan.predicted;
     best.members.push_back(std::move(all));
     best.worst = Worst(best.members[0]);
-    anchor_ = best.members[0].placement;
+    anchor_ = best.members[0].plan.placement;
     if (scenarios > 1 && options.most_plans > 1 && best.worst < options.enough) {
       std::vector<PlanSetMember> alone;
       for (int32_t s = 0; s < scenarios; ++s) {
         BALLAST_ASSIGN_OR_RETURN(PlanSetMember member, Member({s}));
         std::vector<double>& row = cross_.emplace_back();
-        for (int32_t t = 0; t < scenarios; ++t) row.push_back(On(member.placement, t));
+        for (int32_t t = 0; t < scenarios; ++t) row.push_back(On(member.plan.placement, t));
         alone.push_back(std::move(member));
       }
       for (int32_t k = 2; k <= std::min(options.most_plans, scenarios) && best.worst < options.enough; ++k) {
@@ -46,27 +44,39 @@ class SetPlanner {
         if (set.worst > best.worst) best = std::move(set);
       }
     }
+    if (best.members.size() > 1) {
+      // Made from the anchor, or for one scenario of its part: predicted anew for all of them, from what is in force.
+      for (PlanSetMember& member : best.members) {
+        BALLAST_ASSIGN_OR_RETURN(member.plan, PlanTo(policy_.name(), For(member.scenarios), member.plan.placement));
+      }
+    }
     BALLAST_RETURN_IF_ERROR(AddSwitches(best));
+    best.split = split_;
+    best.single = single;
     return best;
   }
 
  private:
   absl::StatusOr<PlanSetMember> Member(std::vector<int32_t> scenarios) const {
-    PlanRequest request = request_;
-    request.move_budget = {};
-    request.scenarios.clear();
-    for (const int32_t s : scenarios) request.scenarios.push_back(request_.scenarios[s]);
+    PlanRequest request = For(scenarios);
     if (!request.current && !anchor_.workers.empty()) request.current = anchor_;
     BALLAST_ASSIGN_OR_RETURN(Plan plan, MakePlan(policy_, request));
-    return PlanSetMember{std::move(scenarios), std::move(plan.placement)};
+    return PlanSetMember{std::move(scenarios), std::move(plan)};
+  }
+
+  PlanRequest For(const std::vector<int32_t>& scenarios) const {
+    PlanRequest request = request_;
+    request.scenarios.clear();
+    for (const int32_t s : scenarios) request.scenarios.push_back(request_.scenarios[s]);
+    return request;
   }
 
   double On(const Placement& placement, int32_t scenario) const {
-    return Value(ScoreLoad(placement, request_.scenarios[scenario], request_.topology), split_);
+    return BalancednessOf(ScoreLoad(placement, request_.scenarios[scenario], request_.topology), split_);
   }
   double Worst(const PlanSetMember& member) const {
     double worst = 1;
-    for (const int32_t s : member.scenarios) worst = std::min(worst, On(member.placement, s));
+    for (const int32_t s : member.scenarios) worst = std::min(worst, On(member.plan.placement, s));
     return worst;
   }
 
@@ -117,7 +127,7 @@ class SetPlanner {
     PlanSet set;
     for (int32_t medoid = 0; medoid < scenarios; ++medoid) {
       if (parts[medoid].empty()) continue;
-      PlanSetMember member{parts[medoid], alone[medoid].placement};
+      PlanSetMember member{parts[medoid], alone[medoid].plan};
       if (parts[medoid].size() > 1) {
         BALLAST_ASSIGN_OR_RETURN(PlanSetMember joint, Member(parts[medoid]));
         if (Worst(joint) > Worst(member)) member = std::move(joint);
@@ -137,8 +147,8 @@ class SetPlanner {
         Switch& change = row.emplace_back();
         if (&from == &to) continue;
         BALLAST_ASSIGN_OR_RETURN(const std::vector<Wave> waves,
-                                 PlanWaves(from.placement, Onto(to.placement, request_.topology), request_.topology,
-                                           request_.scenarios, request_.waves));
+                                 PlanWaves(from.plan.placement, Onto(to.plan.placement, request_.topology),
+                                           request_.topology, request_.scenarios, request_.waves));
         for (const Wave& wave : waves) change.moves += static_cast<int64_t>(wave.moves.size());
         change.bytes = change.moves * request_.expert_bytes;
         change.waves = static_cast<int64_t>(waves.size());
@@ -158,6 +168,10 @@ class SetPlanner {
 
 }  // namespace
 
+double BalancednessOf(const LoadScore& score, Split split) {
+  return split == Split::kSolved ? score.balancedness_solved : score.balancedness_equal_split;
+}
+
 absl::StatusOr<PlanSet> MakePlanSet(const PlannerPolicy& policy, const PlanRequest& request,
                                     const PlanSetOptions& options) {
   if (options.most_plans < 1) {
@@ -173,6 +187,7 @@ absl::StatusOr<PlanSet> MakePlanSet(const PlannerPolicy& policy, const PlanReque
 absl::StatusOr<Pick> PickMember(const PickInput& input, const LoadMatrix& observed, const GateLimits& gate) {
   const auto members = static_cast<int32_t>(input.members.size());
   if (members == 0) return absl::InvalidArgumentError("plan set: 0 members; at least 1 is needed");
+  BALLAST_CHECK(input.names.size() == input.members.size()) << input.names.size() << " names";
   if (input.in_force < -1 || input.in_force >= members) {
     return absl::InvalidArgumentError(
         absl::StrCat("member in force: ", input.in_force, "; must be -1 (none) to ", members - 1));
@@ -190,20 +205,20 @@ absl::StatusOr<Pick> PickMember(const PickInput& input, const LoadMatrix& observ
                                                      " of ", observed.experts));
     }
     const LoadScore score = ScoreLoad(placement, scenario, input.topology);
-    pick.balancedness.push_back(Value(score, input.split));
+    pick.balancedness.push_back(BalancednessOf(score, input.split));
     busiest.push_back(input.split == Split::kSolved ? score.busiest_solved : score.busiest_equal_split);
   }
   const auto best = static_cast<int32_t>(std::min_element(busiest.begin(), busiest.end()) - busiest.begin());
   if (input.in_force < 0) {
     pick.member = best;
-    pick.reason =
-        absl::StrFormat("member %d has balancedness %.4f, the best of %d", best, pick.balancedness[best], members);
+    pick.reason = absl::StrFormat("%s has balancedness %.4f, the best of %d", input.names[best],
+                                  pick.balancedness[best], members);
     return pick;
   }
   pick.member = input.in_force;
   if (busiest[best] >= busiest[input.in_force]) {
-    pick.reason = absl::StrFormat("member %d, which is in force, has balancedness %.4f, the best of %d", input.in_force,
-                                  pick.balancedness[input.in_force], members);
+    pick.reason = absl::StrFormat("%s, which is in force, has balancedness %.4f, the best of %d",
+                                  input.names[input.in_force], pick.balancedness[input.in_force], members);
     return pick;
   }
   const Switch& change = input.switches[input.in_force][best];
@@ -215,9 +230,9 @@ absl::StatusOr<Pick> PickMember(const PickInput& input, const LoadMatrix& observ
   decision.tokens_per_worker_layer = tokens / observed.layers / static_cast<double>(input.topology.workers.size());
   const GateDecision decided = Decide(decision, gate);
   if (decided.worth) pick.member = best;
-  pick.reason =
-      absl::StrFormat("member %d has balancedness %.4f, member %d, which is in force, %.4f: %s", best,
-                      pick.balancedness[best], input.in_force, pick.balancedness[input.in_force], decided.reason);
+  pick.reason = absl::StrFormat("%s has balancedness %.4f, %s, which is in force, %.4f: %s", input.names[best],
+                                pick.balancedness[best], input.names[input.in_force], pick.balancedness[input.in_force],
+                                decided.reason);
   return pick;
 }
 

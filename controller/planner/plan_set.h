@@ -33,7 +33,8 @@ struct Switch {
 struct PlanSetMember {
   // Indices of the request's scenarios that it is for, ascending.
   std::vector<int32_t> scenarios;
-  Placement placement;
+  // Predicted for those scenarios, in order; gain and cost are from the request's placement in force, if any.
+  Plan plan;
 };
 
 struct PlanSet {
@@ -43,20 +44,31 @@ struct PlanSet {
   std::vector<std::vector<Switch>> switches;
   // The lowest, over the scenarios, balancedness of a scenario on its member.
   double worst = 1;
+  // What balancedness is with, here and for PickMember.
+  Split split = Split::kSolved;
+  // [scenarios] on one plan for all of them, which is what the set is in place of.
+  std::vector<LoadScore> single;
 };
+
+// The score's balancedness with that split.
+double BalancednessOf(const LoadScore& score, Split split);
 
 // One plan where it serves every scenario well enough, or there is one scenario; else the fewest, up to most_plans,
 // that do; else those whose worst scenario is best. Scenarios are divided among plans by exchange on their cross-scores
 // (k-medoids: a plan for each scenario alone, of which k serve all best), then each part gets a plan of its own.
-// Members keep what they can where the first has it, so that switching is cheap. Balancedness is with shares solved for
-// the scenario where the policy's split is solved, with equal split otherwise. Makes up to 1 + scenarios +
-// most_plans^2 plans. The errors of MakePlan, and InvalidArgument for options out of range.
+// Members keep what they can where the plan for all has it; with a move budget each is that many moves from the
+// placement in force, or where there is none from the plan for all, so that two of them are at most twice as many
+// apart. Balancedness is with shares solved for the scenario where the policy's split is solved, with equal split
+// otherwise. Makes up to 1 + scenarios + most_plans^2 plans. The errors of MakePlan, and InvalidArgument for options
+// out of range.
 absl::StatusOr<PlanSet> MakePlanSet(const PlannerPolicy& policy, const PlanRequest& request,
                                     const PlanSetOptions& options);
 
 struct PickInput {
   // Of one shape, over topology's workers.
   std::span<const Placement> members;
+  // [members] what reasons call them.
+  std::span<const std::string> names;
   // [members][members], see PlanSet.
   std::span<const std::vector<Switch>> switches;
   const Topology& topology;

@@ -50,9 +50,39 @@ TEST(MakePlanSet, DividesScenariosOfDifferentKinds) {
   EXPECT_EQ(two->switches[0][0], Switch{});
   EXPECT_GT(two->switches[0][1].moves, 0);
   EXPECT_EQ(two->switches[0][1].bytes, two->switches[0][1].moves * 1'000'000);
-  for (const PlanSetMember& member : two->members) EXPECT_TRUE(Validate(member.placement).ok());
-  EXPECT_EQ(MakePlanSet(policy, request, {.most_plans = 4, .enough = 0.9})->members[1].placement,
-            two->members[1].placement);
+  EXPECT_EQ(two->split, Split::kEqual);
+  ASSERT_EQ(two->single.size(), 4u);
+  for (const PlanSetMember& member : two->members) {
+    EXPECT_TRUE(Validate(member.plan.placement).ok());
+    ASSERT_EQ(member.plan.predicted.size(), 2u);
+    EXPECT_TRUE(member.plan.current.empty()) << "nothing is in force";
+    EXPECT_EQ(member.plan.moves, 0);
+    for (size_t i = 0; i < 2; ++i) {
+      EXPECT_EQ(member.plan.predicted[i].scenario, request.scenarios[member.scenarios[i]].name);
+      EXPECT_GE(BalancednessOf(member.plan.predicted[i], two->split), two->worst);
+    }
+  }
+  double worst_single = 1;
+  for (const LoadScore& score : two->single) worst_single = std::min(worst_single, BalancednessOf(score, two->split));
+  EXPECT_EQ(worst_single, one->worst);
+  EXPECT_EQ(MakePlanSet(policy, request, {.most_plans = 4, .enough = 0.9})->members[1].plan.placement,
+            two->members[1].plan.placement);
+}
+
+TEST(MakePlanSet, CostsAreFromThePlacementInForce) {
+  PlanRequest request = Request();
+  const EplbPolicy policy(1, Split::kEqual);
+  PlanRequest before = request;
+  before.scenarios.resize(1);
+  request.current = MakePlan(policy, before)->placement;
+  const auto set = MakePlanSet(policy, request, {.most_plans = 2, .enough = 0.9});
+  ASSERT_TRUE(set.ok()) << set.status();
+  ASSERT_EQ(set->members.size(), 2u);
+  const Plan& other = set->members[1].plan;
+  EXPECT_GT(other.moves, 0);
+  EXPECT_EQ(other.bytes, other.moves * request.expert_bytes);
+  EXPECT_GT(other.gain, 0);
+  EXPECT_LT(set->members[0].plan.moves, other.moves) << "it was for that load";
 }
 
 TEST(MakePlanSet, OneWhereOneIsEnough) {
@@ -70,8 +100,9 @@ TEST(PickMember, TakesTheBestButStaysForLittle) {
   const auto set = MakePlanSet(EplbPolicy(1, Split::kEqual), request, {.most_plans = 2, .enough = 0.9});
   ASSERT_TRUE(set.ok()) << set.status();
   std::vector<Placement> members;
-  for (const PlanSetMember& member : set->members) members.push_back(member.placement);
-  PickInput input{members, set->switches, request.topology, Split::kEqual};
+  for (const PlanSetMember& member : set->members) members.push_back(member.plan.placement);
+  const std::vector<std::string> names = {"chatty", "coder"};
+  PickInput input{members, names, set->switches, request.topology, Split::kEqual};
   const GateLimits gate;
   for (int32_t s = 0; s < 4; ++s) {
     const LoadMatrix& load = request.scenarios[s].load;
@@ -80,7 +111,7 @@ TEST(PickMember, TakesTheBestButStaysForLittle) {
     input.in_force = s % 2;
     const auto stays = PickMember(input, load, gate);
     EXPECT_EQ(stays->member, s % 2);
-    EXPECT_THAT(stays->reason, HasSubstr("in force"));
+    EXPECT_THAT(stays->reason, HasSubstr(names[s % 2] + ", which is in force, has balancedness"));
     input.in_force = 1 - s % 2;
     const auto changes = PickMember(input, load, gate);
     EXPECT_EQ(changes->member, s % 2) << changes->reason;
@@ -106,10 +137,11 @@ TEST(PickMember, TakesTheBestButStaysForLittle) {
 
 TEST(PickMember, NamesWhatIsWrong) {
   const PlanRequest request = Request();
-  const PickInput none{{}, {}, request.topology};
+  const PickInput none{{}, {}, {}, request.topology};
   EXPECT_THAT(PickMember(none, request.scenarios[0].load, {}).status().message(), HasSubstr("0 members"));
   const auto set = MakePlanSet(EplbPolicy(), request, {.most_plans = 1});
-  PickInput input{std::span(&set->members[0].placement, 1), set->switches, request.topology};
+  const std::string name = "only";
+  PickInput input{std::span(&set->members[0].plan.placement, 1), std::span(&name, 1), set->switches, request.topology};
   EXPECT_THAT(PickMember(input, LoadMatrix(3, 8), {}).status().message(),
               HasSubstr("members have 3 layers of 16 experts; the load has 3 of 8"));
   input.in_force = 1;
