@@ -232,6 +232,45 @@ TEST(ExpertFetchTest, Destruction_EndsEveryPull) {
   EXPECT_EQ(cancelled, 2);
 }
 
+// Both ends close while chunks are under way: the server its endpoint, the fetcher its UCX worker. The server goes on.
+TEST(ExpertFetchTest, PullsCutShortInMidChunk_LeaveTheServerServing) {
+  constexpr size_t kBytes = 8 << 20;
+  Peer peer({{{0, 1}, Weights(1, kBytes)}, {{0, 2}, Weights(2, 5000)}});
+  std::vector<std::byte> buffer(kBytes);
+  for (int round = 0; round < 20; ++round) {
+    Mutex mu;
+    CondVar changed;
+    int chunks = 0;
+    bool ended = false;
+    ExpertFetcher fetcher(Context(), kIdentity, {.chunk_bytes = round % 2 == 0 ? 128 << 10 : 16 << 10});
+    fetcher.Start({.address = peer.address(),
+                   .expert = {0, 1},
+                   .buffer = buffer,
+                   .deadline = absl::InfiniteFuture(),
+                   .on_progress =
+                       [&](size_t) {
+                         MutexLock lock(mu);
+                         ++chunks;
+                         changed.NotifyAll();
+                       },
+                   .done =
+                       [&](const absl::Status&) {
+                         MutexLock lock(mu);
+                         ended = true;
+                         changed.NotifyAll();
+                       }});
+    MutexLock lock(mu);
+    while (chunks < 1 + round % 2 && !ended) changed.Wait(mu);
+  }
+  std::vector<std::byte> small(5000);
+  ExpertFetcher fetcher(Context(), kIdentity);
+  EXPECT_EQ(fetcher.Fetch({.address = peer.address(), .expert = {0, 2}, .buffer = small, .deadline = Soon()}),
+            absl::OkStatus());
+  EXPECT_TRUE(small == Weights(2, 5000));
+  peer.Stop();
+  EXPECT_EQ(peer.pins(), 0);
+}
+
 TEST(ExpertFetchTest, Rate_IsKept) {
   Peer peer({{{0, 1}, Weights(1, 1 << 20)}});
   std::vector<std::byte> buffer(1 << 20);

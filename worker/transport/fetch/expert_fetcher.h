@@ -53,7 +53,8 @@ struct ExpertPull {
 using PullId = StrongInt<struct PullTag, uint64_t>;
 
 struct ExpertFetcherOptions {
-  int64_t chunk_bytes = 256 * 1024;
+  // At most 128 KiB.
+  int64_t chunk_bytes = 128 * 1024;
   // 0: no limit.
   int64_t bytes_per_second = 0;
 };

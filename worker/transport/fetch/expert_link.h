@@ -22,7 +22,9 @@ namespace ballast::internal {
 inline constexpr size_t kMaxPullFrame = 65536;
 // Requests of one link that may be unanswered or whose chunks are under way.
 inline constexpr int kMaxPullsInFlight = 4;
-inline constexpr uint64_t kMaxChunkBytes = uint64_t{16} << 20;
+// Below ucx.cc's rendezvous threshold: a receiver that gives up in the middle of a rendezvous cannot end its UCX
+// worker, for UCX 1.13 insists that the answer it owes is sent first, and aborts.
+inline constexpr uint64_t kMaxChunkBytes = uint64_t{128} << 10;
 
 struct ChunkRequest {
   uint64_t tag = 0;

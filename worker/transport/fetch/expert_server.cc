@@ -15,29 +15,27 @@ namespace ballast {
 namespace {
 
 constexpr uint64_t kWakeKey = 0;
-constexpr uint64_t kUcxKey = 1;
+// Of a link: its socket. One more: its UCX worker.
 constexpr uint64_t kFirstLink = 2;
+constexpr uint64_t kKeysOfLink = 2;
 constexpr size_t kMaxLinks = 256;
 // How often to try again when a peer has no room: the background's work must not take the serving's cores.
 constexpr absl::Duration kRoomInterval = absl::Milliseconds(1);
 // A peer that stops in mid-pull holds its replica's slot no longer than this.
 constexpr absl::Duration kPinLimit = absl::Seconds(60);
-// How long the library may take to let go of what is under way; local work. What was cut off in the middle is freed
-// with the worker.
-constexpr absl::Duration kDrainLimit = absl::Milliseconds(50);
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(std::shared_ptr<UcxContext> context,
                                                                   MeshListener& listener, PinReplica pin_replica) {
-  BALLAST_ASSIGN_OR_RETURN(std::unique_ptr<UcxWorker> worker, UcxWorker::Create(std::move(context)));
-  return std::unique_ptr<ExpertServer>(new ExpertServer(std::move(worker), listener, std::move(pin_replica)));
+  // Whether it can be done at all is found here and not with the first pull.
+  BALLAST_RETURN_IF_ERROR(UcxWorker::Create(context).status());
+  return std::unique_ptr<ExpertServer>(new ExpertServer(std::move(context), listener, std::move(pin_replica)));
 }
 
-ExpertServer::ExpertServer(std::unique_ptr<UcxWorker> worker, MeshListener& listener, PinReplica pin_replica)
-    : listener_(listener), pin_replica_(std::move(pin_replica)), next_id_(kFirstLink), worker_(std::move(worker)) {
+ExpertServer::ExpertServer(std::shared_ptr<UcxContext> context, MeshListener& listener, PinReplica pin_replica)
+    : context_(std::move(context)), listener_(listener), pin_replica_(std::move(pin_replica)), next_id_(kFirstLink) {
   poller_.Add(wake_.fd(), kWakeKey, /*readable=*/true, /*writable=*/false);
-  poller_.Add(worker_->event_fd(), kUcxKey, /*readable=*/true, /*writable=*/false);
   thread_ = std::thread([this] { Loop(); });
   listener_.SetPullHandler([this](FrameSocket link) {
     MutexLock lock(mu_);
@@ -65,13 +63,10 @@ void ExpertServer::Loop() {
       incoming = std::exchange(incoming_, {});
     }
     for (FrameSocket& socket : incoming) AddLink(std::move(socket));
-    const bool busy = worker_->Progress();
-    absl::Duration timeout = ReleaseIdlePins() - Clock::Real().Now();
-    DropBroken();
-    if (!worker_->Arm()) timeout = busy ? absl::ZeroDuration() : kRoomInterval;
+    const absl::Duration timeout = Advance();
     for (const Poller::Event& event : poller_.Wait(timeout)) {
       if (event.key == kWakeKey) wake_.Clear();
-      if (event.key < kFirstLink) continue;
+      if (event.key < kFirstLink || event.key % kKeysOfLink != 0) continue;
       Link& link = links_.at(event.key);
       if (event.writable && !link.socket.Flush().ok()) link.broken = true;
       if (event.readable || event.hung_up) ReadFrames(event.key, link);
@@ -79,10 +74,18 @@ void ExpertServer::Loop() {
   }
   for (auto& [id, link] : links_) link.broken = true;
   DropBroken();
-  const absl::Time limit = Clock::Real().Now() + kDrainLimit;
-  while (!sends_.empty() && Clock::Real().Now() < limit) worker_->Progress();
-  worker_.reset();
-  sends_.clear();
+}
+
+absl::Duration ExpertServer::Advance() {
+  for (auto& [id, link] : links_) link.busy = link.worker != nullptr && link.worker->Progress();
+  const absl::Time idle = ReleaseIdlePins();
+  DropBroken();
+  absl::Duration timeout = idle - Clock::Real().Now();
+  for (auto& [id, link] : links_) {
+    if (link.worker == nullptr || link.worker->Arm()) continue;
+    timeout = std::min(timeout, link.busy ? absl::ZeroDuration() : kRoomInterval);
+  }
+  return timeout;
 }
 
 void ExpertServer::AddLink(FrameSocket socket) {
@@ -90,7 +93,8 @@ void ExpertServer::AddLink(FrameSocket socket) {
     static_cast<void>(socket.Send(EncodeRefusal(Refusal::kBusy, absl::StrCat(kMaxLinks, " pulls are open"))));
     return;
   }
-  const uint64_t id = next_id_++;
+  const uint64_t id = next_id_;
+  next_id_ += kKeysOfLink;
   socket.set_max_payload(internal::kMaxPullFrame);
   poller_.Add(socket.fd(), id, /*readable=*/true, /*writable=*/false);
   links_.emplace(id, Link(std::move(socket)));
@@ -106,19 +110,20 @@ void ExpertServer::ReadFrames(uint64_t id, Link& link) {
 }
 
 absl::Status ExpertServer::OnFrame(uint64_t id, Link& link, const Frame& frame) {
-  if (link.endpoint != nullptr) return Serve(id, link, frame);
+  if (link.endpoint != nullptr) return Serve(link, frame);
   if (frame.type != static_cast<uint8_t>(LinkFrame::kPullAddress)) {
     return absl::InvalidArgumentError("a request before the address");
   }
-  // Nodes of an unordered_map stay where they are.
-  BALLAST_ASSIGN_OR_RETURN(link.endpoint,
-                           UcxEndpoint::Create(*worker_, frame.payload, [&link](ucs_status_t) { link.broken = true; }));
+  BALLAST_ASSIGN_OR_RETURN(link.worker, UcxWorker::Create(context_));
+  poller_.Add(link.worker->event_fd(), id + 1, /*readable=*/true, /*writable=*/false);
+  BALLAST_ASSIGN_OR_RETURN(
+      link.endpoint, UcxEndpoint::Create(*link.worker, frame.payload, [&link](ucs_status_t) { link.broken = true; }));
   return absl::OkStatus();
 }
 
-absl::Status ExpertServer::Serve(uint64_t id, Link& link, const Frame& frame) {
+absl::Status ExpertServer::Serve(Link& link, const Frame& frame) {
   BALLAST_ASSIGN_OR_RETURN(const internal::ChunkRequest request, internal::DecodeChunkRequest(frame));
-  if (link.in_flight >= internal::kMaxPullsInFlight || request.length > internal::kMaxChunkBytes) {
+  if (link.sends.size() >= internal::kMaxPullsInFlight || request.length > internal::kMaxChunkBytes) {
     return absl::ResourceExhaustedError("too much at once");
   }
   link.last_request = Clock::Real().Now();
@@ -136,18 +141,16 @@ absl::Status ExpertServer::Serve(uint64_t id, Link& link, const Frame& frame) {
   }
   BALLAST_RETURN_IF_ERROR(
       link.socket.Send(internal::EncodeChunkReply({request.tag, absl::OkStatus(), weights.size()})));
-  sends_.push_front({.server = this, .link = id, .pin = link.replica->pin});
-  const auto send = sends_.begin();
+  link.sends.push_front({.link = &link, .pin = link.replica->pin});
+  const auto send = link.sends.begin();
   send->self = send;
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.user_data = &*send;
   param.cb.send = [](void* ucx, ucs_status_t status, void* user) {
-    ChunkSend& done = *static_cast<ChunkSend*>(user);
-    done.server->OnSent(done, status);
+    OnSent(*static_cast<ChunkSend*>(user), status);
     ucp_request_free(ucx);
   };
-  ++link.in_flight;
   const std::span<const std::byte> chunk = weights.subspan(request.offset, request.length);
   // The last chunk's own pin is enough.
   if (request.offset + request.length == weights.size()) link.replica.reset();
@@ -158,26 +161,24 @@ absl::Status ExpertServer::Serve(uint64_t id, Link& link, const Frame& frame) {
 }
 
 void ExpertServer::OnSent(ChunkSend& send, ucs_status_t status) {
-  if (const auto link = links_.find(send.link); link != links_.end()) {
-    --link->second.in_flight;
-    if (status != UCS_OK) link->second.broken = true;
-  }
-  sends_.erase(send.self);
+  Link& link = *send.link;
+  if (status != UCS_OK) link.broken = true;
+  link.sends.erase(send.self);
 }
 
 void ExpertServer::DropBroken() {
-  // Closing one link makes progress, which may break another.
-  while (true) {
-    const auto it = std::find_if(links_.begin(), links_.end(), [](const auto& entry) { return entry.second.broken; });
-    if (it == links_.end()) return;
-    const uint64_t id = it->first;
-    poller_.Remove(it->second.socket.fd());
-    // Out of the map first: the callbacks of what is under way look for it there.
-    links_.extract(it);
-    // A send that was cut off may stay with the library, but nobody wants what it reads.
-    for (ChunkSend& send : sends_) {
-      if (send.link == id) send.pin.reset();
+  for (auto it = links_.begin(); it != links_.end();) {
+    Link& link = it->second;
+    if (!link.broken) {
+      ++it;
+      continue;
     }
+    poller_.Remove(link.socket.fd());
+    if (link.worker != nullptr) poller_.Remove(link.worker->event_fd());
+    // Before the sends, which the library's callbacks write to, and with them the pins of what it reads.
+    link.endpoint.reset();
+    link.worker.reset();
+    it = links_.erase(it);
   }
 }
 

@@ -1,5 +1,5 @@
-// Serves this worker's replicas to peers that bring experts in. In the background: a thread and a UCX worker of its
-// own, asleep while nobody pulls.
+// Serves this worker's replicas to peers that bring experts in. In the background: a thread of its own, asleep while
+// nobody pulls, and a UCX worker for each peer that does.
 #ifndef BALLAST_WORKER_TRANSPORT_FETCH_EXPERT_SERVER_H_
 #define BALLAST_WORKER_TRANSPORT_FETCH_EXPERT_SERVER_H_
 
@@ -48,36 +48,45 @@ class ExpertServer {
   ExpertServer& operator=(const ExpertServer&) = delete;
 
  private:
+  struct Link;
+  // A chunk under way: keeps its replica pinned.
+  struct ChunkSend {
+    Link* link = nullptr;
+    std::shared_ptr<const void> pin;
+    std::list<ChunkSend>::iterator self;
+  };
   struct Link {
     explicit Link(FrameSocket socket_in) : socket(std::move(socket_in)) {}
     FrameSocket socket;
-    std::unique_ptr<UcxEndpoint> endpoint;
     bool broken = false;
-    int in_flight = 0;
+    // The last progress found something to do.
+    bool busy = false;
     // The replica last asked for.
     ExpertId expert;
     std::optional<PinnedReplica> replica;
     absl::Time last_request;
-  };
-  // A chunk under way: keeps its replica pinned while its link lives.
-  struct ChunkSend {
-    ExpertServer* server = nullptr;
-    uint64_t link = 0;
-    std::shared_ptr<const void> pin;
-    std::list<ChunkSend>::iterator self;
+    std::list<ChunkSend> sends;
+    // From the peer's address on. Of this link alone: when it ends so does the worker, without any more progress. Over
+    // TCP a closed endpoint that has still to send lives on to receive, and UCX 1.13 touches it after it was freed when
+    // the peer closes its end, too.
+    std::unique_ptr<UcxWorker> worker;
+    std::unique_ptr<UcxEndpoint> endpoint;
   };
 
-  ExpertServer(std::unique_ptr<UcxWorker> worker, MeshListener& listener, PinReplica pin_replica);
+  ExpertServer(std::shared_ptr<UcxContext> context, MeshListener& listener, PinReplica pin_replica);
   void Loop();
+  // Progress on every link; how long the thread may sleep.
+  absl::Duration Advance();
   void AddLink(FrameSocket socket);
   void ReadFrames(uint64_t id, Link& link);
   absl::Status OnFrame(uint64_t id, Link& link, const Frame& frame);
-  absl::Status Serve(uint64_t id, Link& link, const Frame& frame);
-  void OnSent(ChunkSend& send, ucs_status_t status);
+  absl::Status Serve(Link& link, const Frame& frame);
+  static void OnSent(ChunkSend& send, ucs_status_t status);
   void DropBroken();
   // Breaks links that hold a pin without asking for more; returns when to look again.
   absl::Time ReleaseIdlePins();
 
+  const std::shared_ptr<UcxContext> context_;
   MeshListener& listener_;
   const PinReplica pin_replica_;
   WakeFd wake_;
@@ -89,8 +98,7 @@ class ExpertServer {
   // The thread's own.
   Poller poller_;
   uint64_t next_id_;
-  std::list<ChunkSend> sends_;
-  std::unique_ptr<UcxWorker> worker_;
+  // Nodes of an unordered_map stay where they are.
   std::unordered_map<uint64_t, Link> links_;
 
   // Last: it uses everything above.
