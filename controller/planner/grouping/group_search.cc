@@ -331,11 +331,12 @@ void GroupSearch::Reject() {
 void GroupSearch::Run() {
   if (slot_.size() < 2 || workers_ < 2 || pairs_per_token_ == 0) return;
   constexpr int64_t kPerSlot = 4000;
-  constexpr int64_t kMostBlocks = 20'000'000;
+  constexpr int64_t kMostBlocks = 10'000'000;
+  constexpr int32_t kBlockExperts = 64;
   int64_t blocks = 0;
   for (int32_t e = 0; e < cover_.experts(); ++e) blocks += cover_.Blocks(e);
-  // Both experts of a change, before and after.
-  const int64_t each = std::max<int64_t>(1, 4 * blocks / cover_.experts());
+  // Both experts of a change, before and after; a block takes the longer the more experts there are.
+  const int64_t each = std::max<int64_t>(1, 4 * blocks / std::min(kBlockExperts, cover_.experts()));
   const int64_t proposals = problem_.proposals > 0
                                 ? problem_.proposals
                                 : std::min(kPerSlot * static_cast<int64_t>(slot_.size()), kMostBlocks / each);

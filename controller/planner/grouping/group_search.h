@@ -40,7 +40,8 @@ struct GroupProblem {
   // With `current`: hops a token that a replica in a new place must save, and how many there may be at most.
   double move_price = 0;
   int32_t max_moves = std::numeric_limits<int32_t>::max();
-  // Changes that are tried. 0: 4,000 a slot, at most 20 million blocks of tokens (cover.h) in all: about a second.
+  // Changes that are tried. 0: 4,000 a slot, at most 10 million blocks of tokens of 64 experts (cover.h) in all: a
+  // second or so.
   int64_t proposals = 0;
 };
 
