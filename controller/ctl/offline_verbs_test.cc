@@ -94,6 +94,42 @@ TEST_F(OfflineVerbsTest, ScoresTasksAndRoutes) {
   EXPECT_LT(score["tasks"]["wmt"]["balancedness"], score["balancedness"]);
 }
 
+TEST_F(OfflineVerbsTest, GroupsByRoutes) {
+  // One task's tokens choose 0 and 2 or 2 and 0, the other's 1 and 3.
+  Write("a.csv", "layer,sample,token,e0,e1\n0,0,0,0,2\n0,1,0,2,0\n");
+  Write("b.csv", "layer,sample,token,e0,e1\n0,0,0,1,3\n0,1,0,3,1\n");
+  Write("counts.csv", "dataset,iteration,layer,e0,e1,e2,e3\nwiki,0,0,1,2,3,4\n");
+  for (const std::string policy : {"task-aware", "tacg"}) {
+    ASSERT_EQ(
+        Run("plan --policy " + policy + " --load @a.csv --load @b.csv --gpus 2 --slots-per-gpu 2 --out @plan.json"), 0)
+        << err_.str();
+    EXPECT_THAT(out_.str(), HasSubstr(policy + ": 4 replicas"));
+    const auto score = Json("score --plan @plan.json --load @a.csv --load @b.csv");
+    EXPECT_EQ(score["hops_per_token"], 0.0);
+    EXPECT_EQ(score["maxvio_summed"], 0.0);
+    EXPECT_EQ(score["jain_summed"], 1.0);
+    ASSERT_EQ(score["tasks"].size(), 2u);
+    for (const auto& task : score["tasks"]) {
+      EXPECT_EQ(task["hops_per_token"], 0.0);
+      EXPECT_EQ(task["maxvio_summed"], 1.0);
+    }
+    EXPECT_FALSE(Json("score --plan @plan.json --load @counts.csv").contains("hops_per_token"));
+    EXPECT_EQ(Run("plan --policy " + policy + " --load @load.json --gpus 2 --slots-per-gpu 3 --out @plan.json"), 1);
+    EXPECT_THAT(err_.str(), HasSubstr("counts alone"));
+    EXPECT_EQ(Run("plan --policy " + policy + " --load @a.csv --gpus 2 --replicas-per-gpu 1 --out @plan.json"), 1);
+    EXPECT_THAT(err_.str(), HasSubstr("use --slots-per-gpu"));
+    EXPECT_EQ(Run("plan --policy " + policy +
+                  " --scenario x=@a.csv --scenario y=@b.csv --plans 2 --gpus 2 "
+                  "--slots-per-gpu 2 --out @plan.json"),
+              1);
+    EXPECT_THAT(err_.str(), HasSubstr("makes one plan for all tasks"));
+  }
+  ASSERT_EQ(Run("plan --policy task-aware --scenario x=@a.csv --scenario y=@b.csv --gpus 2 --slots-per-gpu 3 "
+                "--max-vio 0.2 --task-max-vio 0.1 --out @plan.json"),
+            0)
+      << err_.str();
+}
+
 TEST_F(OfflineVerbsTest, ScenariosAndDiff) {
   ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @a.json --expert-bytes 1000"), 0);
   const auto plan = Json(
@@ -239,7 +275,7 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
       {"plan --gpus 2 --slots-per-gpu 2 --out @x.json", 1, "give either --load FILE... or --scenario NAME=FILE..."},
       {"plan --scenario @load.json --gpus 2 --slots-per-gpu 2 --out @x.json", 1, "must be NAME=FILE"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2 --policy best --out @x.json", 1,
-       "\"best\": there are cost-aware, craft and eplb"},
+       "\"best\": there are cost-aware, craft, eplb, tacg and task-aware"},
       {"plan --load @load.json --gpus 2 --replicas-per-gpu 2 --policy eplb --out @x.json", 1, "use --slots-per-gpu"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2 --policy craft --out @x.json", 1, "needs --replicas-per-gpu"},
       {"plan --load @load.json --gpus 0 --slots-per-gpu 2 --out @x.json", 2, "--gpus"},

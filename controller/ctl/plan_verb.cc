@@ -13,9 +13,11 @@
 #include "controller/ctl/plan_set_text.h"
 #include "controller/formats/cost_model_file.h"
 #include "controller/formats/plan_file.h"
+#include "controller/formats/task_routes.h"
 #include "controller/planner/budget.h"
 #include "controller/planner/eplb.h"
 #include "controller/planner/failure.h"
+#include "controller/planner/grouping/policies.h"
 #include "controller/planner/level.h"
 #include "controller/planner/memory.h"
 #include "controller/planner/plan_set.h"
@@ -41,6 +43,7 @@ struct Options {
   int64_t kv_bytes = 0;
   int64_t kv_bytes_needed = 0;
   std::string policy = "cost-aware";
+  TaskAwareOptions task_aware;
   int32_t groups = 1;
   std::string current;
   int64_t expert_bytes = 0;
@@ -79,7 +82,19 @@ absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers, int32_t 
   return UniformTopology(o.gpus, o.nodes, o.slots_per_gpu * layers);
 }
 
-absl::StatusOr<std::unique_ptr<PlannerPolicy>> MakePolicy(const Options& o) {
+bool ByRoutes(const Options& o) { return o.policy == "tacg" || o.policy == "task-aware"; }
+
+// `routes` are there for the policies that go by them, and outlive the policy.
+absl::StatusOr<std::unique_ptr<PlannerPolicy>> MakePolicy(const Options& o, const std::optional<Routes>& routes) {
+  if (ByRoutes(o)) {
+    if (o.replicas_per_gpu) {
+      return absl::InvalidArgumentError(absl::StrCat("--policy ", o.policy,
+                                                     " gives every layer as many replicas: use --slots-per-gpu in "
+                                                     "place of --replicas-per-gpu"));
+    }
+    if (o.policy == "tacg") return std::make_unique<TacgPolicy>(*routes);
+    return std::make_unique<TaskAwarePolicy>(*routes, o.task_aware);
+  }
   if (o.policy == "cost-aware") return std::make_unique<CostAwarePolicy>();
   if (o.policy == "craft") {
     if (o.replicas_per_gpu) return std::make_unique<CraftPolicy>();
@@ -91,7 +106,7 @@ absl::StatusOr<std::unique_ptr<PlannerPolicy>> MakePolicy(const Options& o) {
         "--policy eplb gives every layer as many replicas: use --slots-per-gpu in place of --replicas-per-gpu");
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("--policy ", Quote(o.policy), ": there are cost-aware, craft and eplb"));
+      absl::StrCat("--policy ", Quote(o.policy), ": there are cost-aware, craft, eplb, tacg and task-aware"));
 }
 
 nlohmann::ordered_json ScoreJson(const LoadScore& score) {
@@ -169,6 +184,10 @@ absl::Status CheckOptions(const Options& o) {
   if (given > 1 || (given == 0 && o.topology.empty() && o.current.empty())) {
     return absl::InvalidArgumentError("give either --slots-per-gpu or --replicas-per-gpu");
   }
+  if (o.plans > 0 && ByRoutes(o)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--plans: --policy ", o.policy, " makes one plan for all tasks, not a set"));
+  }
   BALLAST_RETURN_IF_ERROR(CheckSetOptions(o));
   if (Auto(o) && o.kv_bytes == 0) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --kv-bytes");
   if (!Auto(o) && o.kv_bytes + o.kv_bytes_needed > 0) {
@@ -192,7 +211,8 @@ absl::Status Bury(const Options& o, Topology& topology) {
 }
 
 // --replicas-per-gpu auto, by the memory-aware rule.
-absl::Status ChooseByMemory(Options& o, const PlanRequest& request, CtlContext& context) {
+absl::Status ChooseByMemory(Options& o, const PlanRequest& request, const std::optional<Routes>& routes,
+                            CtlContext& context) {
   const LoadMatrix& load = request.scenarios[0].load;
   const int64_t all = static_cast<int64_t>(load.layers) * load.experts;
   const int64_t workers = o.gpus;
@@ -208,7 +228,7 @@ absl::Status ChooseByMemory(Options& o, const PlanRequest& request, CtlContext& 
     PlanRequest one = request;
     one.replicas_per_worker = replicas;
     BALLAST_ASSIGN_OR_RETURN(one.topology, MakeTopology(with, load.layers, load.experts));
-    BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(with));
+    BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(with, routes));
     BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlan(*policy, one));
     double worst = 1;
     for (const LoadScore& score : plan.predicted) worst = std::min(worst, score.balancedness);
@@ -222,8 +242,8 @@ absl::Status ChooseByMemory(Options& o, const PlanRequest& request, CtlContext& 
   return absl::OkStatus();
 }
 
-absl::StatusOr<Plan> MakePlanOf(const Options& o, const PlanRequest& request) {
-  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(o));
+absl::StatusOr<Plan> MakePlanOf(const Options& o, const PlanRequest& request, const std::optional<Routes>& routes) {
+  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(o, routes));
   if (o.dead.empty()) return MakePlan(*policy, request);
   BALLAST_ASSIGN_OR_RETURN(FailurePlan failure, PlanFailure(request, policy->split(request)));
   if (failure.without_replica.empty()) return std::move(failure.plan);
@@ -236,9 +256,9 @@ absl::StatusOr<Plan> MakePlanOf(const Options& o, const PlanRequest& request) {
                                                     absl::StrJoin(named, ", ", name), missing > kNamed ? ", ..." : ""));
 }
 
-// `common`: what the members' files have alike.
+// `common`: what the members' files have alike. Not by routes.
 absl::Status MakeSet(const Options& o, const PlanRequest& request, const PlanFile& common, CtlContext& context) {
-  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(o));
+  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(o, std::nullopt));
   PlanSetOptions options{.most_plans = o.plans};
   options.enough = o.enough.value_or(options.enough);
   BALLAST_ASSIGN_OR_RETURN(const PlanSet set, MakePlanSet(*policy, request, options));
@@ -263,6 +283,10 @@ absl::Status Run(Options o, CtlContext& context) {
   BALLAST_ASSIGN_OR_RETURN(const std::vector<NamedLoads> loads,
                            o.load.empty() ? ReadScenarios(o.scenario) : ReadLoads("load", o.load));
   BALLAST_ASSIGN_OR_RETURN(LoadSet set, MakeLoadSet(loads));
+  std::optional<Routes> routes;
+  if (ByRoutes(o)) {
+    BALLAST_ASSIGN_OR_RETURN(routes, MakeTaskRoutes(loads, set.row_of_layer, set.scenarios[0].load.experts));
+  }
   PlanRequest request;
   request.scenarios = std::move(set.scenarios);
   request.expert_bytes = o.expert_bytes;
@@ -299,7 +323,7 @@ absl::Status Run(Options o, CtlContext& context) {
   } else {
     if (Auto(o)) {
       if (o.gpus < 1) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --gpus");
-      BALLAST_RETURN_IF_ERROR(ChooseByMemory(o, request, context));
+      BALLAST_RETURN_IF_ERROR(ChooseByMemory(o, request, routes, context));
     }
     BALLAST_ASSIGN_OR_RETURN(request.topology, MakeTopology(o, static_cast<int32_t>(set.row_of_layer.size()),
                                                             request.scenarios[0].load.experts));
@@ -312,7 +336,7 @@ absl::Status Run(Options o, CtlContext& context) {
   file.rows = set.rows;
   file.row_of_layer = set.row_of_layer;
   if (o.plans > 0) return MakeSet(o, request, file, context);
-  BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlanOf(o, request));
+  BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlanOf(o, request, routes));
   file.policy = plan.policy;
   file.placement = plan.placement;
   file.scenarios = request.scenarios;
@@ -341,6 +365,9 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
       "    ballastctl plan --load dump.json --gpus 32 --replicas-per-gpu 15 --out plan.json\n"
       "  As the engines plan it, to export to one:\n"
       "    ballastctl plan --policy eplb --load dump.json --gpus 32 --slots-per-gpu 9 --out plan.json\n"
+      "  Experts that tasks use together live together, from routes:\n"
+      "    ballastctl plan --policy task-aware --scenario code=code.csv.gz --scenario law=law.csv.gz --gpus 16 \\\n"
+      "      --slots-per-gpu 5 --out plan.json\n"
       "  What would change, from the plan in force:\n"
       "    ballastctl plan --load today.json --current plan.json --gpus 32 --slots-per-gpu 9 --out next.json\n"
       "  The best 64 moves from it:\n"
@@ -396,8 +423,16 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--topology", o->topology, "A topology file in place of --gpus and --nodes")->type_name("FILE");
   verb->add_option("--policy", o->policy,
                    "How to plan: cost-aware (ours: level by construction or search, with traffic\n"
-                   "shares), craft or eplb (as published, equal split)")
+                   "shares), craft or eplb (as published, equal split); from routes, every --scenario, or\n"
+                   "file of one load, being a task: task-aware (ours: fewest copies of tokens, under a\n"
+                   "limit on MaxVio), tacg (as published, equal split)")
       ->capture_default_str();
+  verb->add_option("--max-vio", o->task_aware.limits.maxvio,
+                   "For task-aware: what MaxVio (busiest over mean, less 1) of a layer may be for the mix of tasks")
+      ->capture_default_str()
+      ->check(Between(0, 1e6));
+  verb->add_option("--task-max-vio", o->task_aware.limits.task_maxvio, "The same for every task alone; by default any")
+      ->check(Between(0, 1e6));
   verb->add_option("--groups", o->groups, "Expert groups of the model (group-limited routing), for eplb")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));

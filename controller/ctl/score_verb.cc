@@ -7,7 +7,9 @@
 #include "controller/ctl/offline_verbs.h"
 #include "controller/ctl/output.h"
 #include "controller/formats/plan_file.h"
+#include "controller/formats/task_routes.h"
 #include "controller/planner/copies.h"
+#include "controller/planner/grouping/hops.h"
 #include "controller/planner/score.h"
 #include "proto/base/status_macros.h"
 
@@ -28,6 +30,12 @@ nlohmann::ordered_json ToJson(const LoadScore& s) {
           {"jain", s.jain},
           {"maxvio", s.maxvio},
           {"cross_node_part", s.cross_node_part}};
+}
+
+void AddHops(const HopScore& score, nlohmann::ordered_json& json) {
+  json["hops_per_token"] = score.hops;
+  json["maxvio_summed"] = score.balance.maxvio_all;
+  json["jain_summed"] = score.balance.jain_all;
 }
 
 // The parts of the loads by name, summed: the tasks.
@@ -68,6 +76,11 @@ absl::Status Run(const Options& o, CtlContext& context) {
           CountCopies(layers[l], plan.topology, file.routes.top_k, file.routes.experts[row], file.routes.samples[row]);
     }
   }
+  std::vector<HopScore> hops;
+  // None where files have counts alone, or leave a layer out.
+  if (const auto routes = MakeTaskRoutes(loads, plan.row_of_layer, plan.placement.num_experts); routes.ok()) {
+    hops = ScoreHops(layers, *routes, plan.topology);
+  }
   const auto replicas = static_cast<int64_t>(plan.placement.replicas.size());
   const int64_t extra = replicas - static_cast<int64_t>(plan.placement.num_layers) * plan.placement.num_experts;
   nlohmann::ordered_json json;
@@ -83,6 +96,7 @@ absl::Status Run(const Options& o, CtlContext& context) {
   json["copies_per_token"] = copies.tokens == 0 ? unknown : nlohmann::ordered_json(copies.per_token());
   json["cross_node_copies_per_token"] =
       copies.tokens == 0 ? unknown : nlohmann::ordered_json(copies.cross_node_per_token());
+  if (!hops.empty()) AddHops(hops[0], json);
   json["replicas"] = extra;
   json["replica_bytes"] = extra * plan.expert_bytes;
   json["upper_bound"] = score.upper_bound;
@@ -93,6 +107,9 @@ absl::Status Run(const Options& o, CtlContext& context) {
       BALLAST_ASSIGN_OR_RETURN(const Scenario part, onto(task));
       task_scores.emplace_back(task.name, ScoreLoad(plan.placement, part, plan.topology));
       json["tasks"][task.name] = ToJson(task_scores.back().second);
+      for (const HopScore& h : hops) {
+        if (h.task == task.name) AddHops(h, json["tasks"][task.name]);
+      }
     }
   }
   if (o.by_layer) {
@@ -143,6 +160,11 @@ absl::Status Run(const Options& o, CtlContext& context) {
     context.out << absl::StrFormat("%.3f copies a token and layer, %.3f of them to another node\n", copies.per_token(),
                                    copies.cross_node_per_token());
   }
+  for (const HopScore& h : hops) {
+    context.out << absl::StrFormat("%s: %.2f hops a token; summed over layers MaxVio %.3f, Jain %.4f\n",
+                                   h.task.empty() ? "tasks, each counting the same" : h.task, h.hops,
+                                   h.balance.maxvio_all, h.balance.jain_all);
+  }
   if (o.by_layer) {
     context.out << "\n";
     Table rows({"LAYER", "BALANCEDNESS", "EQUAL SPLIT", "SOLVED SHARES", "UPPER BOUND"});
@@ -171,7 +193,9 @@ void AddScoreVerb(CLI::App& app, CtlContext& context) {
       "alike\n"
       "Copies a token need a load of routes: GPUs that a token's vector is sent to in a layer, itself left out; "
       "samples\n"
-      "are at home on the GPUs in turn.\n"
+      "are at home on the GPUs in turn. Hops a token, from routes too: the GPUs that a token visits, less one, summed "
+      "over\n"
+      "layers, files being tasks that count the same and tokens being at home on the GPUs in turn.\n"
       "Of a plan set the member that the load wants is scored, and named; FILE#MEMBER scores that one.\n"
       "Examples:\n"
       "  ballastctl score --plan plan.json --load other.json\n"
