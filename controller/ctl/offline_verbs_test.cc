@@ -205,7 +205,7 @@ TEST_F(OfflineVerbsTest, IncrementalPlans) {
   ASSERT_TRUE(predicted.has_value() && predicted->change.has_value());
   EXPECT_EQ(predicted->change->gain_tokens, one["gain_tokens"]);
   EXPECT_EQ(predicted->change->transfer.node.bytes, 1000);
-  EXPECT_EQ(predicted->change->pays_reason, one["pays_reason"]);
+  EXPECT_EQ(predicted->change->pays_reason, one["pays_reason"].get<std::string>());
   EXPECT_FALSE(ReadPlan(Path("a.json"))->predicted->change.has_value()) << "nothing was in force";
   EXPECT_EQ(Json("diff --from @a.json --to @b.json")["moves"], 1);
   EXPECT_EQ(Json("plan --load @other.json --current @a.json --max-bytes 1999 --out @b.json")["bytes"], 1000);
