@@ -234,10 +234,12 @@ absl::Status GetEngines(CtlContext& context) {
 }
 
 void PrintPlan(const v1::Plan& p, std::ostream& out) {
-  out << "Plan " << p.id() << " of group " << p.group() << ": " << Show(p.state()) << "\n"
-      << "  policy        " << p.policy() << "\n"
-      << "  why           " << p.reason() << "\n"
-      << "  balancedness  " << Ratio(p.balancedness_before()) << " -> " << Ratio(p.balancedness_after()) << " (at most "
+  // A dry run's is kept nowhere and has no id.
+  out << (p.id().empty() ? "A plan" : absl::StrCat("Plan ", p.id())) << " of group " << p.group() << ": "
+      << (p.id().empty() ? "not kept" : Show(p.state())) << "\n"
+      << "  policy        " << p.policy() << "\n";
+  if (!p.reason().empty()) out << "  why           " << p.reason() << "\n";
+  out << "  balancedness  " << Ratio(p.balancedness_before()) << " -> " << Ratio(p.balancedness_after()) << " (at most "
       << Ratio(p.balancedness_bound()) << " in these slots)\n"
       << EffectText(p) << "  epochs        " << p.base_epoch() << " -> " << p.target_epoch() << "\n"
       << "  waves         " << p.waves_done() << " of " << p.waves_total() << " done\n"

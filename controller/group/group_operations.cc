@@ -5,9 +5,11 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "controller/group/group.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
@@ -305,7 +307,8 @@ void Group::SetMode(v1::GroupMode mode, absl::Time now, Effects& effects) {
   if (record_.mode() != mode) {
     record_.set_mode(mode);
     record_dirty_ = true;
-    Say(turn, Severity::kInfo, absl::StrCat("mode ", v1::GroupMode_Name(mode)));
+    Say(turn, Severity::kInfo,
+        absl::StrCat("mode ", absl::AsciiStrToLower(absl::StripPrefix(v1::GroupMode_Name(mode), "GROUP_MODE_"))));
   }
   Settle(turn);
 }

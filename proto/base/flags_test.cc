@@ -48,7 +48,7 @@ TEST(Between, RefusesWhatIsNoNumberInRange) {
   const CLI::Validator check = Between(0.5, 2);
   EXPECT_EQ(check("0.5"), "");
   EXPECT_EQ(check("2"), "");
-  for (const std::string& text : {"0.4", "3", "nan", "inf", "-inf", "x", ""}) {
+  for (const std::string text : {"0.4", "3", "nan", "inf", "-inf", "x", ""}) {
     EXPECT_THAT(check(text), HasSubstr("not in range 0.5 to 2")) << text;
   }
 }
