@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "controller/service/grpc_status.h"
+#include "proto/base/tsan.h"
 
 namespace ballast {
 namespace {
@@ -57,7 +58,12 @@ class SessionServer::Stream final : public SessionSink, public std::enable_share
   }
 
  private:
-  Operation* Begin(void (Stream::*done)(bool)) { return new Operation{shared_from_this(), done}; }
+  Operation* Begin(void (Stream::*done)(bool)) {
+    auto* operation = new Operation{shared_from_this(), done};
+    // An operation begins before the queue gives its tag.
+    TsanRelease(operation);
+    return operation;
+  }
 
   void OnConnected(bool ok) {
     if (!ok) return;
@@ -135,6 +141,7 @@ void SessionServer::Poll() {
   void* tag = nullptr;
   bool ok = false;
   while (queue_->Next(&tag, &ok)) {
+    TsanAcquire(tag);
     const std::unique_ptr<Stream::Operation> operation(static_cast<Stream::Operation*>(tag));
     (operation->stream.get()->*operation->done)(ok);
   }
