@@ -4,13 +4,13 @@
 
 #include <cuda_runtime_api.h>
 
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/cpu/test_data.h"
 #include "kernels/cuda/status.h"
 #include "proto/base/check.h"
 
@@ -50,7 +50,7 @@ class DeviceArray {
   T* data_ = nullptr;
 };
 
-inline float FromBf16(uint16_t v) { return std::bit_cast<float>(uint32_t{v} << 16); }
+using internal::FromBf16;
 
 // |got - wanted| / |wanted|, Euclidean; NaN where either has one.
 class RelativeError {

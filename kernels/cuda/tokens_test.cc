@@ -1,13 +1,13 @@
 #include "kernels/cuda/tokens.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <numeric>
 #include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/cpu/test_data.h"
 #include "kernels/cuda/reference.h"
 #include "kernels/cuda/test_support.h"
 
@@ -61,11 +61,8 @@ TEST(CudaGroupPairsTest, IsAStableCountingSort) {
   }
 }
 
-// Round to nearest even, as the kernel does.
-uint16_t ToBf16(float v) {
-  const uint32_t u = std::bit_cast<uint32_t>(v);
-  return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
+// To nearest, ties to even, as the kernel does.
+using internal::ToBf16;
 
 TEST(CudaCombineRowsTest, AddsInTheOrderOfExperts) {
   std::mt19937 random(2);

@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/test_data.h"
 #include "kernels/cuda/test_support.h"
 #include "kernels/cuda/tokens.h"
 #include "worker/transport/nccl/exchange_reference.h"
@@ -20,6 +21,8 @@
 
 namespace ballast {
 namespace {
+
+using internal::ToBf16;
 
 constexpr int kRanks = 2;
 constexpr int kGroups = 6;
@@ -54,7 +57,7 @@ ExchangeInput RandomInput(const ExchangeShape& shape, int tokens, int seed) {
 
 std::vector<uint16_t> Expert(int replica, const std::vector<uint16_t>& row) {
   std::vector<uint16_t> out;
-  for (const uint16_t v : row) out.push_back(ToBf16(static_cast<float>(1 + replica % kGroups) * Bf16ToFloat(v)));
+  for (const uint16_t v : row) out.push_back(ToBf16(static_cast<float>(1 + replica % kGroups) * FromBf16(v)));
   return out;
 }
 
@@ -145,7 +148,7 @@ class Layer {
     const std::vector<uint16_t> got = out_.Read();
     for (size_t i = 0; i < out.size(); ++i) {
       BALLAST_CHECK(out[i] == got[i]) << "token " << i / shape_.hidden_size << " column " << i % shape_.hidden_size
-                                      << " is " << Bf16ToFloat(got[i]) << ", not " << Bf16ToFloat(out[i]);
+                                      << " is " << FromBf16(got[i]) << ", not " << FromBf16(out[i]);
     }
     // Rows that the step does not have are left alone.
     for (size_t i = out.size(); i < got.size(); ++i) BALLAST_CHECK(got[i] == 0xffff) << "column " << i;

@@ -1,17 +1,13 @@
 #include "worker/transport/nccl/exchange_reference.h"
 
-#include <bit>
 #include <cmath>
+
+#include "kernels/cpu/test_data.h"
 
 namespace ballast {
 
-uint16_t ToBf16(float v) {
-  const auto bits = std::bit_cast<uint32_t>(v);
-  // To nearest, ties to even.
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-float Bf16ToFloat(uint16_t v) { return std::bit_cast<float>(static_cast<uint32_t>(v) << 16); }
+using internal::FromBf16;
+using internal::ToBf16;
 
 ExchangeReceived ReferenceDispatch(const ExchangeShape& shape, const std::vector<ExchangeInput>& inputs, int rank) {
   const size_t slots = static_cast<size_t>(shape.ranks) * shape.capacity;
@@ -52,10 +48,10 @@ std::vector<uint16_t> ReferenceCombine(const ExchangeShape& shape, const Exchang
         any = true;
         const std::vector<uint16_t> output = expert(replica, row);
         const float weight = home.weights[t * shape.top_k + k];
-        for (int d = 0; d < shape.hidden_size; ++d) partial[d] = std::fma(weight, Bf16ToFloat(output[d]), partial[d]);
+        for (int d = 0; d < shape.hidden_size; ++d) partial[d] = std::fma(weight, FromBf16(output[d]), partial[d]);
       }
       if (!any) continue;
-      for (int d = 0; d < shape.hidden_size; ++d) sum[d] += Bf16ToFloat(ToBf16(partial[d]));
+      for (int d = 0; d < shape.hidden_size; ++d) sum[d] += FromBf16(ToBf16(partial[d]));
     }
     for (const float v : sum) out.push_back(ToBf16(v));
   }

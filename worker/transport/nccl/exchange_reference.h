@@ -10,9 +10,6 @@
 
 namespace ballast {
 
-uint16_t ToBf16(float v);
-float Bf16ToFloat(uint16_t v);
-
 // What one rank brings to a layer's step.
 struct ExchangeInput {
   int tokens = 0;

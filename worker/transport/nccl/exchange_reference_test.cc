@@ -5,9 +5,13 @@
 #include <random>
 
 #include "gtest/gtest.h"
+#include "kernels/cpu/test_data.h"
 
 namespace ballast {
 namespace {
+
+using internal::FromBf16;
+using internal::ToBf16;
 
 constexpr ExchangeShape kShape = {.ranks = 3, .capacity = 9, .top_k = 4, .hidden_size = 16, .groups_per_rank = 5};
 
@@ -27,7 +31,7 @@ ExchangeInput RandomInput(int tokens, int seed) {
 
 std::vector<uint16_t> Expert(int replica, const std::vector<uint16_t>& row) {
   std::vector<uint16_t> out;
-  for (const uint16_t v : row) out.push_back(ToBf16(Bf16ToFloat(v) * static_cast<float>(1 + replica)));
+  for (const uint16_t v : row) out.push_back(ToBf16(FromBf16(v) * static_cast<float>(1 + replica)));
   return out;
 }
 
@@ -36,7 +40,7 @@ TEST(Bf16, RoundsToNearestEven) {
   EXPECT_EQ(ToBf16(1.0f + 1.0f / 256), 0x3f80);
   EXPECT_EQ(ToBf16(1.0f + 3.0f / 256), 0x3f82);
   EXPECT_EQ(ToBf16(1.0f + 1.5f / 256), 0x3f81);
-  EXPECT_EQ(Bf16ToFloat(ToBf16(-0.5f)), -0.5f);
+  EXPECT_EQ(FromBf16(ToBf16(-0.5f)), -0.5f);
   EXPECT_EQ(ToBf16(std::numeric_limits<float>::infinity()), 0x7f80);
 }
 
@@ -80,12 +84,12 @@ TEST(ExchangeReference, CombineIsTheWeightedSum) {
         const int32_t replica = input.replicas[t * kShape.top_k + k];
         if (replica < 0) continue;
         const double term = static_cast<double>(input.weights[t * kShape.top_k + k]) *
-                            Bf16ToFloat(input.rows[t * kShape.hidden_size + d]) * (1 + replica);
+                            FromBf16(input.rows[t * kShape.hidden_size + d]) * (1 + replica);
         sum += term;
         size += std::abs(term);
       }
       // The expert's rounding, the partial sums' and the last.
-      EXPECT_NEAR(Bf16ToFloat(out[t * kShape.hidden_size + d]), sum, size * 3 / 256);
+      EXPECT_NEAR(FromBf16(out[t * kShape.hidden_size + d]), sum, size * 3 / 256);
     }
   }
 }
