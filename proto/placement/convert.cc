@@ -19,6 +19,16 @@ v1::Placement ToProto(const Placement& placement) {
     entry.set_slot(replica.slot);
     entry.set_weight(replica.weight);
   }
+  for (const TaskHomes& task : placement.task_homes) {
+    v1::TaskHomes& entry = *out.add_task_homes();
+    entry.set_task(task.task);
+    for (const TaskHome& home : task.homes) {
+      v1::TaskHome& to = *entry.add_homes();
+      to.set_worker(home.worker);
+      to.set_weight(home.weight);
+      to.set_copies_saved_per_token(home.copies_saved_per_token);
+    }
+  }
   return out;
 }
 
@@ -35,6 +45,13 @@ absl::StatusOr<Placement> FromProto(const v1::Placement& placement) {
                             .worker = entry.worker(),
                             .slot = entry.slot(),
                             .weight = entry.weight()});
+  }
+  for (const v1::TaskHomes& entry : placement.task_homes()) {
+    TaskHomes& task = out.task_homes.emplace_back();
+    task.task = entry.task();
+    for (const v1::TaskHome& home : entry.homes()) {
+      task.homes.push_back({home.worker(), home.weight(), home.copies_saved_per_token()});
+    }
   }
   out.Sort();
   BALLAST_RETURN_IF_ERROR(Validate(out));

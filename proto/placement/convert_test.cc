@@ -11,7 +11,8 @@ Placement Example() {
           .num_layers = 1,
           .num_experts = 2,
           .workers = {"a", "b"},
-          .replicas = {{{0, 0}, 0, 4, 1}, {{0, 0}, 1, 2, 5}, {{0, 1}, 1, 0, 9}}};
+          .replicas = {{{0, 0}, 0, 4, 1}, {{0, 0}, 1, 2, 5}, {{0, 1}, 1, 0, 9}},
+          .task_homes = {{"", {{0, 1, .5}}}, {"chat", {{1, 3, 1.25}, {0, 1, .75}}}}};
 }
 
 TEST(PlacementConvertTest, ThereAndBack) {

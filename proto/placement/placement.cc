@@ -36,12 +36,45 @@ int32_t FirstTwice(std::vector<int32_t>& numbers, std::vector<bool>& taken) {
 
 }  // namespace
 
+namespace {
+
+absl::Status ValidateHomes(const Placement& placement) {
+  const std::string* last = nullptr;
+  std::vector<int32_t> workers;
+  std::vector<bool> taken;
+  for (const TaskHomes& task : placement.task_homes) {
+    const auto where = [&] { return absl::StrCat("homes of task '", task.task, "': "); };
+    if (last != nullptr && *last >= task.task) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(where(), "comes after '", *last, "'; tasks are sorted, each once"));
+    }
+    if (task.homes.empty()) return absl::InvalidArgumentError(absl::StrCat(where(), "there are none"));
+    workers.clear();
+    for (const TaskHome& home : task.homes) {
+      if (home.worker < 0 || home.worker >= static_cast<int32_t>(placement.workers.size())) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(where(), "worker ", home.worker, "; there are ", placement.workers.size(), " workers"));
+      }
+      if (home.weight < 1) return absl::InvalidArgumentError(absl::StrCat(where(), "weight 0, must be at least 1"));
+      workers.push_back(home.worker);
+    }
+    if (const int32_t twice = FirstTwice(workers, taken); twice >= 0) {
+      return absl::InvalidArgumentError(absl::StrCat(where(), "worker ", twice, " is named twice"));
+    }
+    last = &task.task;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> capacity) {
   const auto workers = static_cast<int32_t>(placement.workers.size());
   if (placement.num_layers < 1 || placement.num_experts < 1) {
     return absl::InvalidArgumentError(absl::StrCat("placement: num_layers=", placement.num_layers, ", num_experts=",
                                                    placement.num_experts, "; both must be at least 1"));
   }
+  if (absl::Status homes = ValidateHomes(placement); !homes.ok()) return homes;
   if (!capacity.empty() && capacity.size() != placement.workers.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("capacity: ", capacity.size(), " entries for ", workers, " workers"));

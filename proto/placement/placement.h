@@ -36,6 +36,24 @@ struct Replica {
   friend auto operator<=>(const Replica&, const Replica&) = default;
 };
 
+// Where the tokens of one task should start; advice that changes no token.
+struct TaskHome {
+  // Index into Placement::workers.
+  int32_t worker = 0;
+  // The part of the task's tokens, relative to the sum over its homes. At least 1.
+  uint32_t weight = 1;
+  // Copies that a token need not send when it starts there, summed over layers.
+  double copies_saved_per_token = 0;
+  friend bool operator==(const TaskHome&, const TaskHome&) = default;
+};
+struct TaskHomes {
+  // As telemetry names it; empty: unlabelled.
+  std::string task;
+  // Best first; at least one.
+  std::vector<TaskHome> homes;
+  friend bool operator==(const TaskHomes&, const TaskHomes&) = default;
+};
+
 // A placement of every expert of a model over a group's workers. Plain data; Validate says whether it is sound.
 struct Placement {
   Epoch epoch;
@@ -46,7 +64,10 @@ struct Placement {
   std::vector<std::string> workers;
   // Sorted by (expert, worker, slot).
   std::vector<Replica> replicas;
+  // Sorted by task; a task that is not listed may start anywhere.
+  std::vector<TaskHomes> task_homes;
 
+  // The replicas alone.
   void Sort();
   friend bool operator==(const Placement&, const Placement&) = default;
 };
@@ -61,8 +82,9 @@ struct SlotCapacity {
 
 // InvalidArgument names the field, the value and the limit unless: every expert of every layer has a replica; no slot
 // is used twice; slots and workers are in range; no worker holds two replicas of one expert; weights are at least 1 and
-// sum to less than 2^32 for an expert; each worker uses at most slots - staging_slots (`capacity` by worker, in the
-// order of placement.workers; empty: not checked).
+// sum to less than 2^32 for an expert; task homes are sorted by task, each named once, with at least one home, no
+// worker twice in one and weights of at least 1; each worker uses at most slots - staging_slots (`capacity` by worker,
+// in the order of placement.workers; empty: not checked).
 absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> capacity = {});
 
 // The replicas of one layer, expert after expert: expert e's are replicas[begin[e] .. begin[e + 1]).

@@ -17,6 +17,7 @@ Placement Sound() {
   p.num_experts = 2;
   p.workers = {"a", "b"};
   p.replicas = {{{0, 0}, 0, 0}, {{0, 1}, 1, 0}, {{1, 0}, 0, 1}, {{1, 0}, 1, 2, 3}, {{1, 1}, 1, 1}};
+  p.task_homes = {{"", {{0, 1, .5}}}, {"chat", {{1, 3, 1.25}, {0, 1, .75}}}};
   return p;
 }
 
@@ -42,6 +43,12 @@ TEST(Validate, NamesWhatIsWrong) {
       {[](Placement& p) { std::swap(p.replicas[0], p.replicas[1]); }, "not sorted"},
       {[](Placement& p) { p.workers[1] = "a"; }, "named twice"},
       {[](Placement& p) { p.num_layers = 0; }, "at least 1"},
+      {[](Placement& p) { p.task_homes[0].homes.clear(); }, "homes of task '': there are none"},
+      {[](Placement& p) { p.task_homes[1].homes[1].worker = 2; },
+       "homes of task 'chat': worker 2; there are 2 workers"},
+      {[](Placement& p) { p.task_homes[1].homes[1].worker = 1; }, "homes of task 'chat': worker 1 is named twice"},
+      {[](Placement& p) { p.task_homes[1].homes[0].weight = 0; }, "must be at least 1"},
+      {[](Placement& p) { p.task_homes[1].task = ""; }, "tasks are sorted, each once"},
   };
   const SlotCapacity capacity[] = {{4, 2}, {5, 2}};
   for (const auto& c : cases) {
