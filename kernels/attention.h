@@ -3,6 +3,7 @@
 #define BALLAST_KERNELS_ATTENTION_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace ballast {
@@ -38,10 +39,20 @@ class RotaryTable {
   std::vector<float> cosine_, sine_;  // [max_positions][half]
 };
 
-// Writes one position's key and value, both [num_kv_heads][head_dim], to their places. blocks[i] is the block of
-// positions [16 i, 16 i + 16), the layer's part of it begins `layer_offset` floats from there.
+// One layer's keys and values of one sequence.
+struct KvLayer {
+  // The layer's part of block b begins at data + b * stride, in floats.
+  float* data = nullptr;
+  size_t stride = 0;
+  // blocks[i] has positions [16 i, 16 i + 16).
+  const int32_t* blocks = nullptr;
+
+  float* block(int i) const { return data + static_cast<size_t>(blocks[i]) * stride; }
+};
+
+// Writes one position's key and value, both [num_kv_heads][head_dim], to their places.
 void StoreKeyValue(const AttentionShape& shape, const float* key, const float* value, int position,
-                   float* const* blocks, size_t layer_offset);
+                   const KvLayer& layer);
 
 // Attention of `num_rows` rows of one sequence at consecutive positions, row r seeing positions [0, first_position +
 // r]: out = softmax(q k / sqrt(head_dim)) v. Rows of queries and out are [num_heads][head_dim], `query_stride` and
@@ -52,7 +63,7 @@ void StoreKeyValue(const AttentionShape& shape, const float* key, const float* v
 // whatever the number of rows. Roofline: 4 * head_dim flops a (row, head, position) on 8 * head_dim bytes a (KV head,
 // position) shared by up to four queries: bound by L1/L2 loads for one query, by FMA throughput for four.
 void AttendRows(const AttentionShape& shape, const float* queries, size_t query_stride, int num_rows,
-                int first_position, const float* const* blocks, size_t layer_offset, float* out, size_t out_stride);
+                int first_position, const KvLayer& layer, float* out, size_t out_stride);
 
 }  // namespace ballast
 

@@ -34,8 +34,8 @@ void RotaryTable::Rotate(float* x, int position) const {
 }
 
 void StoreKeyValue(const AttentionShape& shape, const float* key, const float* value, int position,
-                   float* const* blocks, size_t layer_offset) {
-  float* block = blocks[position / kKvBlockPositions] + layer_offset;
+                   const KvLayer& layer) {
+  float* block = layer.block(position / kKvBlockPositions);
   const int at = position % kKvBlockPositions;
   const size_t half_head = static_cast<size_t>(shape.head_dim) * kKvBlockPositions;
   for (int h = 0; h < shape.num_kv_heads; ++h, key += shape.head_dim, value += shape.head_dim, block += 2 * half_head) {
@@ -45,19 +45,21 @@ void StoreKeyValue(const AttentionShape& shape, const float* key, const float* v
 }
 
 void AttendRows(const AttentionShape& shape, const float* queries, size_t query_stride, int num_rows,
-                int first_position, const float* const* blocks, size_t layer_offset, float* out, size_t out_stride) {
+                int first_position, const KvLayer& layer, float* out, size_t out_stride) {
   thread_local internal::Scratch scratch;
   float* scores = scratch.Get<float>(kQueries * internal::PaddedPositions(first_position + num_rows));
   const internal::IsaKernels& kernels = internal::Kernels();
   const int group = shape.num_heads / shape.num_kv_heads;
   internal::AttentionArgs args = {
-      .blocks = blocks,
+      .data = layer.data,
+      .stride = layer.stride,
+      .blocks = layer.blocks,
       .head_offset = 0,
       .head_dim = shape.head_dim,
       .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
   };
   for (int kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
-    args.head_offset = layer_offset + size_t{2} * kv_head * shape.head_dim * kKvBlockPositions;
+    args.head_offset = size_t{2} * kv_head * shape.head_dim * kKvBlockPositions;
     // The (row, head) pairs that read this KV head, a few at a time.
     const float* query[kQueries];
     float* result[kQueries];

@@ -20,11 +20,12 @@ struct Cache {
     // What no position has written yet must not be seen.
     storage.assign(count * (kOffset + shape.block_floats()), std::numeric_limits<float>::quiet_NaN());
     // Blocks lie in falling order, as after a while in a pool.
-    for (int i = 0; i < count; ++i)
-      blocks.push_back(storage.data() + (count - 1 - i) * (kOffset + shape.block_floats()));
+    for (int i = 0; i < count; ++i) blocks.push_back(count - 1 - i);
+    layer = {.data = storage.data() + kOffset, .stride = kOffset + shape.block_floats(), .blocks = blocks.data()};
   }
   std::vector<float> storage;
-  std::vector<float*> blocks;
+  std::vector<int32_t> blocks;
+  KvLayer layer;
 };
 
 class AttendRowsTest : public testing::TestWithParam<AttentionShape> {};
@@ -60,9 +61,8 @@ TEST_P(AttendRowsTest, MatchesReferenceAndDependsOnTheRowAlone) {
   {
     Cache cache(shape, positions);
     for (int t = 0; t < positions; ++t) {
-      StoreKeyValue(shape, keys.data() + t * kv_width, values.data() + t * kv_width, t, cache.blocks.data(), kOffset);
-      AttendRows(shape, queries.data() + t * width, width, 1, t, cache.blocks.data(), kOffset,
-                 single.data() + t * width, width);
+      StoreKeyValue(shape, keys.data() + t * kv_width, values.data() + t * kv_width, t, cache.layer);
+      AttendRows(shape, queries.data() + t * width, width, 1, t, cache.layer, single.data() + t * width, width);
     }
   }
   EXPECT_LT(internal::RelativeError(std::span<const float>(single), std::span<const float>(expected)), 1e-6);
@@ -70,12 +70,12 @@ TEST_P(AttendRowsTest, MatchesReferenceAndDependsOnTheRowAlone) {
   for (int chunk : {2, 3, 5, 16, 31, 75}) {
     Cache cache(shape, positions);
     for (int t = 0; t < positions; ++t) {
-      StoreKeyValue(shape, keys.data() + t * kv_width, values.data() + t * kv_width, t, cache.blocks.data(), kOffset);
+      StoreKeyValue(shape, keys.data() + t * kv_width, values.data() + t * kv_width, t, cache.layer);
     }
     std::vector<float> out(positions * width);
     for (int t = 0; t < positions; t += chunk) {
-      AttendRows(shape, queries.data() + t * width, width, std::min(chunk, positions - t), t, cache.blocks.data(),
-                 kOffset, out.data() + t * width, width);
+      AttendRows(shape, queries.data() + t * width, width, std::min(chunk, positions - t), t, cache.layer,
+                 out.data() + t * width, width);
     }
     ASSERT_EQ(std::memcmp(out.data(), single.data(), out.size() * sizeof(float)), 0) << "chunks of " << chunk;
   }

@@ -22,7 +22,9 @@ constexpr size_t PackedWidth(int k) { return (static_cast<size_t>(k) + kPackBloc
 
 // One group of queries of AttendRows: see kernels/attention.h.
 struct AttentionArgs {
-  const float* const* blocks;
+  const float* data;  // block blocks[i] begins at blocks[i] * stride floats
+  size_t stride;
+  const int32_t* blocks;
   size_t head_offset;  // of the KV head's keys in a block, in floats; its values follow
   int head_dim;
   float scale;

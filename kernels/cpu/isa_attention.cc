@@ -6,6 +6,11 @@ namespace {
 
 constexpr int kBlock = 16;  // positions
 
+// Block i of the sequence, from the KV head's keys on.
+BALLAST_INLINE const float* Block(const AttentionArgs& args, int i) {
+  return args.data + static_cast<size_t>(args.blocks[i]) * args.stride + args.head_offset;
+}
+
 BALLAST_INLINE F16 Broadcast(const float* at) { return Splat16(*at); }
 
 // scores[q][p] = scale * <query q, key p>, each a chain of multiply-adds over the head's dimensions; B blocks at a
@@ -20,7 +25,7 @@ BALLAST_INLINE void Scores(const AttentionArgs& args, const float* const* querie
     for (int b = 0; b < B; ++b) sum[q][b] = Splat16(0);
   }
   const float* keys[B];
-  for (int b = 0; b < B; ++b) keys[b] = args.blocks[first_block + b] + args.head_offset;
+  for (int b = 0; b < B; ++b) keys[b] = Block(args, first_block + b);
   for (int d = 0; d < args.head_dim; ++d) {
     F16 key[B];
 #pragma GCC unroll 2
@@ -52,7 +57,7 @@ BALLAST_INLINE void Values(const AttentionArgs& args, const float* scores, size_
   }
   for (int p = from; p < to;) {
     const int end = (p / kBlock + 1) * kBlock < to ? (p / kBlock + 1) * kBlock : to;
-    const float* at = args.blocks[p / kBlock] + args.head_offset + static_cast<size_t>(args.head_dim) * kBlock +
+    const float* at = Block(args, p / kBlock) + static_cast<size_t>(args.head_dim) * kBlock +
                       static_cast<size_t>(p % kBlock) * args.head_dim + d;
     for (; p < end; ++p, at += args.head_dim) {
       F16 value[V];

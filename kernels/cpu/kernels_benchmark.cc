@@ -1,6 +1,7 @@
 // The kernels around the experts, each with what its header's roofline counts.
 #include <benchmark/benchmark.h>
 
+#include <numeric>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -38,12 +39,13 @@ void Attend(benchmark::State& state) {
   const AttentionShape shape = {.num_heads = 4, .num_kv_heads = 2, .head_dim = 64};
   const int rows = static_cast<int>(state.range(0)), first = static_cast<int>(state.range(1)), width = 256;
   const int blocks = (first + rows + kKvBlockPositions - 1) / kKvBlockPositions;
-  const std::vector<float> storage = RandomFloats(blocks * shape.block_floats(), 1),
-                           queries = RandomFloats(rows * width, 2);
-  std::vector<const float*> at;
-  for (int i = 0; i < blocks; ++i) at.push_back(storage.data() + i * shape.block_floats());
+  std::vector<float> storage = RandomFloats(blocks * shape.block_floats(), 1);
+  const std::vector<float> queries = RandomFloats(rows * width, 2);
+  std::vector<int32_t> at(blocks);
+  std::iota(at.begin(), at.end(), 0);
+  const KvLayer layer = {.data = storage.data(), .stride = shape.block_floats(), .blocks = at.data()};
   std::vector<float> out(queries.size());
-  for (auto _ : state) AttendRows(shape, queries.data(), width, rows, first, at.data(), 0, out.data(), width);
+  for (auto _ : state) AttendRows(shape, queries.data(), width, rows, first, layer, out.data(), width);
   SetFlops(state, 4.0 * width * rows * (first + 0.5 * rows));
 }
 BENCHMARK(Attend)->Args({1, 64})->Args({1, 512})->Args({32, 0})->Args({32, 480});

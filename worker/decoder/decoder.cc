@@ -62,7 +62,6 @@ struct Decoder::Impl {
 
   absl::Status Load(const Checkpoint& checkpoint);
   absl::Status LoadLayer(const Checkpoint& checkpoint, int index, Layer& layer);
-  absl::Status Check(const StepInput& input) const;
   void Prepare(const StepInput& input);
   // Calls body(first row, rows, alone) for blocks of the step's rows; over the pool where it pays, `alone` when it does
   // not and the body may use the pool itself.
@@ -73,6 +72,7 @@ struct Decoder::Impl {
   void EndAttention(const Layer& layer, int index, int first, int rows, bool alone);
   void RunDense(const Layer& layer, int first, int rows, bool alone);
   void AddDelta(int first, int rows);
+  KvLayer LayerOf(const KvSequence& kv, int index) const;
   void ComputeLogits(std::span<const int32_t> rows, float* logits);
 
   const ModelConfig config;
@@ -189,45 +189,6 @@ absl::Status Decoder::Impl::Load(const Checkpoint& checkpoint) {
   return absl::OkStatus();
 }
 
-absl::Status Decoder::Impl::Check(const StepInput& input) const {
-  const auto invalid = [](auto... parts) { return absl::InvalidArgumentError(absl::StrCat(parts...)); };
-  const int count = static_cast<int>(input.token_ids.size());
-  if (count > max_rows) return invalid("rows=", count, " is over the step's limit of ", max_rows);
-  for (int row = 0; row < count; ++row) {
-    if (input.token_ids[row] < 0 || input.token_ids[row] >= config.vocab_size) {
-      return invalid("token_ids[", row, "]=", input.token_ids[row], " must lie in [0, ", config.vocab_size, ")");
-    }
-  }
-  int next = 0;
-  for (size_t i = 0; i < input.sequences.size(); ++i) {
-    const StepSequence& s = input.sequences[i];
-    if (s.first_row != next || s.num_rows < 1) {
-      return invalid("sequences[", i, "] has rows [", s.first_row, ", ", s.first_row + s.num_rows,
-                     "), want at least one from ", next);
-    }
-    next += s.num_rows;
-    if (s.start_position != s.kv->committed()) {
-      return absl::FailedPreconditionError(absl::StrCat("sequences[", i, "].start_position=", s.start_position,
-                                                        ", the sequence has committed ", s.kv->committed()));
-    }
-    const int end = s.start_position + s.num_rows;
-    if (end > config.max_positions) {
-      return invalid("sequences[", i, "] ends at position ", end, ", the model has ", config.max_positions);
-    }
-    if (end > s.kv->capacity()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("sequences[", i, "] ends at position ", end, ", its KV blocks at ", s.kv->capacity()));
-    }
-  }
-  if (next != count) return invalid("sequences cover ", next, " of ", count, " rows");
-  for (size_t i = 0; i < input.logit_rows.size(); ++i) {
-    if (input.logit_rows[i] < 0 || input.logit_rows[i] >= count) {
-      return invalid("logit_rows[", i, "]=", input.logit_rows[i], " must lie in [0, ", count, ")");
-    }
-  }
-  return absl::OkStatus();
-}
-
 void Decoder::Impl::Prepare(const StepInput& input) {
   num_rows = static_cast<int>(input.token_ids.size());
   for (const StepSequence& s : input.sequences) {
@@ -276,6 +237,12 @@ void Decoder::Impl::AddDelta(int first, int count) {
   for (size_t i = at; i < at + n; ++i) x[i] += delta[i];
 }
 
+KvLayer Decoder::Impl::LayerOf(const KvSequence& kv, int index) const {
+  return {.data = reinterpret_cast<float*>(kv.cache().data()) + index * shape.block_floats(),
+          .stride = kv.cache().block_bytes() / sizeof(float),
+          .blocks = kv.blocks()};
+}
+
 // From the residual stream to queries, and keys and values in the cache.
 void Decoder::Impl::BeginLayer(const Layer& layer, int index, int first, int count, bool alone) {
   const size_t hidden = config.hidden_size;
@@ -304,7 +271,7 @@ void Decoder::Impl::BeginLayer(const Layer& layer, int index, int first, int cou
     }
     const Row& place = rows[row];
     for (float* head = q; head < v; head += config.head_dim) rotary->Rotate(head, place.position);
-    StoreKeyValue(shape, k, v, place.position, place.sequence->kv->blocks(), index * shape.block_floats());
+    StoreKeyValue(shape, k, v, place.position, LayerOf(*place.sequence->kv, index));
   }
 }
 
@@ -315,7 +282,7 @@ void Decoder::Impl::EndAttention(const Layer& layer, int index, int first, int c
     const StepSequence& s = *rows[row].sequence;
     const int end = std::min(first + count, s.first_row + s.num_rows);
     AttendRows(shape, &qkv[static_cast<size_t>(row) * qkv_width], qkv_width, end - row, rows[row].position,
-               s.kv->blocks(), index * shape.block_floats(), &attended[static_cast<size_t>(row) * q_width], q_width);
+               LayerOf(*s.kv, index), &attended[static_cast<size_t>(row) * q_width], q_width);
     row = end;
   }
   Multiply(*layer.o, &attended[static_cast<size_t>(first) * q_width], count, &delta[first * hidden], alone);
@@ -397,7 +364,7 @@ RouterRule Decoder::router_rule() const {
 
 absl::Status Decoder::Forward(const StepInput& input, MoeLayer& moe, float* logits) {
   Impl& d = *impl_;
-  BALLAST_RETURN_IF_ERROR(d.Check(input));
+  BALLAST_RETURN_IF_ERROR(CheckStepInput(d.config, d.max_rows, input));
   d.Prepare(input);
   const ModelConfig& config = d.config;
   const double hidden = config.hidden_size;

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
 
 #include "absl/status/status.h"
@@ -13,6 +12,7 @@
 #include "kernels/router.h"
 #include "worker/decoder/kv_cache.h"
 #include "worker/decoder/moe_layer.h"
+#include "worker/decoder/step_input.h"
 #include "worker/model/checkpoint.h"
 
 namespace ballast {
@@ -20,24 +20,6 @@ namespace ballast {
 struct DecoderOptions {
   // The most rows of one step: buffers are made for it once.
   int max_rows = 256;
-};
-
-// One sequence's part of a step: rows [first_row, first_row + num_rows) are consecutive positions from start_position.
-struct StepSequence {
-  KvSequence* kv = nullptr;
-  int first_row = 0;
-  int num_rows = 0;
-  // Equal to kv->committed().
-  int start_position = 0;
-};
-
-struct StepInput {
-  // One a row.
-  std::span<const int32_t> token_ids;
-  // In row order, covering every row once; a KvSequence at most once.
-  std::span<const StepSequence> sequences;
-  // The rows whose logits are wanted, in any order.
-  std::span<const int32_t> logit_rows;
 };
 
 // Used by the step thread alone, apart from the constants. Forward does not allocate.
@@ -69,10 +51,8 @@ class Decoder {
 
   // Runs one step: writes keys and values at the rows' positions, calls `moe` for every MoE layer (with zero rows too
   // when the input has none), writes logits [logit_rows.size()][vocab_size] f32. The caller commits the sequences when
-  // the step has ended everywhere. InvalidArgument when a token id, row or position is out of range or rows do not add
-  // up; FailedPrecondition when a sequence's blocks do not reach (KvSequence::Reserve) or start_position is not its
-  // committed length; what `moe` returned when a MoE layer failed. Inputs are checked before anything is run, so a bad
-  // input never leaves peers alone in a step.
+  // the step has ended everywhere. Errors: CheckStepInput's; what `moe` returned when a MoE layer failed. Inputs are
+  // checked before anything is run, so a bad input never leaves peers alone in a step.
   absl::Status Forward(const StepInput& input, MoeLayer& moe, float* logits);
 
   // False when the library's GEMM gives a row different bits at different places of the tile on this machine: `exact`

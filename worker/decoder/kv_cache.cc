@@ -5,13 +5,29 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/check.h"
+#include "proto/base/status_macros.h"
 
 namespace ballast {
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Shape& shape, int num_blocks) {
+  const size_t block_bytes = shape.attention.block_floats() * sizeof(float) * static_cast<size_t>(shape.num_layers);
+  return Create(shape, num_blocks, block_bytes, [](size_t bytes) -> absl::StatusOr<Memory> {
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory for a KV cache of ", bytes, " bytes: ", std::strerror(errno)));
+    }
+    return Memory(static_cast<std::byte*>(data), [bytes](std::byte* p) { munmap(p, bytes); });
+  });
+}
+
+absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(
+    const Shape& shape, int num_blocks, size_t block_bytes,
+    const std::function<absl::StatusOr<Memory>(size_t bytes)>& allocate) {
   const AttentionShape& attention = shape.attention;
   for (const auto& [name, value] : {std::pair{"num_layers", shape.num_layers},
                                     {"num_kv_heads", attention.num_kv_heads},
@@ -19,30 +35,23 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Shape& shape, int
                                     {"num_blocks", num_blocks}}) {
     if (value < 1) return absl::InvalidArgumentError(absl::StrCat(name, "=", value, " must be at least 1"));
   }
-  const size_t block_floats = attention.block_floats() * static_cast<size_t>(shape.num_layers);
   size_t bytes = 0;
-  if (__builtin_mul_overflow(block_floats * sizeof(float), static_cast<size_t>(num_blocks), &bytes) ||
-      bytes > (size_t{1} << 46)) {
+  if (__builtin_mul_overflow(block_bytes, static_cast<size_t>(num_blocks), &bytes) || bytes > (size_t{1} << 46)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("num_blocks=", num_blocks, " of ", block_floats * sizeof(float), " bytes each is over 64 TiB"));
+        absl::StrCat("num_blocks=", num_blocks, " of ", block_bytes, " bytes each is over 64 TiB"));
   }
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no memory for a KV cache of ", bytes, " bytes: ", std::strerror(errno)));
-  }
-  return std::unique_ptr<KvCache>(new KvCache(shape, num_blocks, block_floats, static_cast<float*>(data)));
+  BALLAST_ASSIGN_OR_RETURN(Memory memory, allocate(bytes));
+  return std::unique_ptr<KvCache>(new KvCache(shape, num_blocks, block_bytes, std::move(memory)));
 }
 
-KvCache::KvCache(const Shape& shape, int num_blocks, size_t block_floats, float* data)
-    : shape_(shape), num_blocks_(num_blocks), block_floats_(block_floats), data_(data) {
+KvCache::KvCache(const Shape& shape, int num_blocks, size_t block_bytes, Memory memory)
+    : shape_(shape), num_blocks_(num_blocks), block_bytes_(block_bytes), memory_(std::move(memory)) {
   free_.reserve(num_blocks);
-  for (int i = num_blocks; i-- > 0;) free_.push_back(data_ + i * block_floats_);
+  for (int32_t i = num_blocks; i-- > 0;) free_.push_back(i);
 }
 
 KvCache::~KvCache() {
   BALLAST_CHECK(used_blocks() == 0) << "a sequence outlives its cache, used_blocks=" << used_blocks();
-  munmap(data_, num_blocks_ * block_bytes());
 }
 
 absl::Status KvSequence::Reserve(int positions) {

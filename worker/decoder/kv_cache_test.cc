@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstddef>
 #include <set>
+#include <vector>
 
 namespace ballast {
 namespace {
@@ -23,7 +25,7 @@ TEST(KvCacheTest, SequencesTakeAndGiveBackBlocks) {
     EXPECT_TRUE(a.Reserve(17).ok());
     EXPECT_TRUE(b.Reserve(30).ok());
     EXPECT_EQ((*cache)->free_blocks(), 0);
-    const std::set<float*> distinct = {a.blocks()[0], a.blocks()[1], b.blocks()[0], b.blocks()[1]};
+    const std::set<int32_t> distinct = {a.blocks()[0], a.blocks()[1], b.blocks()[0], b.blocks()[1]};
     EXPECT_EQ(distinct.size(), 4u);
     a.Clear();
     EXPECT_EQ((*cache)->free_blocks(), 2);
@@ -71,6 +73,26 @@ TEST(KvCacheTest, RefusesSizesThatCannotBe) {
   EXPECT_EQ(KvCache::Create(shape, 1).status().message(), "num_layers=0 must be at least 1");
   shape = {.num_layers = 1 << 20, .attention = {.num_heads = 1, .num_kv_heads = 1, .head_dim = 1 << 10}};
   EXPECT_EQ(KvCache::Create(shape, INT_MAX).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(KvCacheTest, MemoryOfAnotherKindIsAskedForOnceAndGivenBack) {
+  std::vector<std::byte> memory(3 * 40);
+  int freed = 0;
+  {
+    const auto cache = KvCache::Create(kShape, 3, 40, [&](size_t bytes) -> absl::StatusOr<KvCache::Memory> {
+      EXPECT_EQ(bytes, memory.size());
+      return KvCache::Memory(memory.data(), [&](std::byte*) { ++freed; });
+    });
+    ASSERT_TRUE(cache.ok()) << cache.status();
+    EXPECT_EQ((*cache)->data(), memory.data());
+    EXPECT_EQ((*cache)->block_bytes(), 40u);
+    KvSequence sequence(**cache);
+    ASSERT_TRUE(sequence.Reserve(48).ok());
+    EXPECT_EQ(std::set<int32_t>(sequence.blocks(), sequence.blocks() + 3), (std::set<int32_t>{0, 1, 2}));
+  }
+  EXPECT_EQ(freed, 1);
+  EXPECT_EQ(KvCache::Create(kShape, 3, 40, [](size_t) { return absl::ResourceExhaustedError("full"); }).status(),
+            absl::ResourceExhaustedError("full"));
 }
 
 }  // namespace
