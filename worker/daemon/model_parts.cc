@@ -11,6 +11,7 @@
 #include "proto/base/flags.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
+#include "worker/step/cpu_step_model.h"
 
 namespace ballast {
 namespace {
@@ -49,6 +50,11 @@ absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config
   parts->pool = std::make_unique<ThreadPool>(config.compute_threads);
   BALLAST_ASSIGN_OR_RETURN(parts->decoder,
                            Decoder::Create(*parts->checkpoint, *parts->pool, {.max_rows = config.capacity}));
+  BALLAST_ASSIGN_OR_RETURN(
+      parts->step_model,
+      MakeCpuStepModel(*parts->decoder, *parts->pool,
+                       {.combine = config.combine == "exact" ? CombineMode::kExact : CombineMode::kFast,
+                        .capacity = config.capacity}));
   const KvCache::Shape shape = parts->decoder->kv_shape();
   BALLAST_ASSIGN_OR_RETURN(const auto one_block, KvCache::Create(shape, 1));
   const MemoryNeeds needs{.experts = model.num_moe_layers() * model.num_experts,

@@ -17,6 +17,7 @@
 #include "worker/model/tokenizer.h"
 #include "worker/moe/load_counters.h"
 #include "worker/schedule/batcher.h"
+#include "worker/step/step_model.h"
 
 namespace ballast {
 
@@ -26,6 +27,7 @@ struct ModelParts {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<StepModel> step_model;
   std::unique_ptr<KvCache> kv_cache;
   std::unique_ptr<LoadCounters> counters;
   std::unique_ptr<CheckpointExperts> source;

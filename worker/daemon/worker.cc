@@ -12,7 +12,6 @@
 #include "ballast/v1/worker_session.grpc.pb.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
-#include "proto/base/check.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 #include "proto/base/mutex.h"
@@ -81,7 +80,7 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
 
  private:
   absl::Status StartDataPort();
-  absl::Status MakeEngine() BALLAST_EXCLUDES(engine_mu_);
+  void MakeEngine() BALLAST_EXCLUDES(engine_mu_);
   absl::Status StartServer();
   void StartSession();
   void Stop();
@@ -164,24 +163,19 @@ absl::Status Worker::Impl::StartDataPort() {
   return absl::OkStatus();
 }
 
-absl::Status Worker::Impl::MakeEngine() {
-  BALLAST_ASSIGN_OR_RETURN(
-      auto engine,
-      StepEngine::Create({.moe = {.combine = config_.combine == "exact" ? CombineMode::kExact : CombineMode::kFast,
-                                  .capacity = config_.capacity},
-                          .step_timeout = absl::Seconds(config_.step_timeout_seconds),
-                          .view_patience = absl::Seconds(config_.view_patience_seconds),
-                          .step_shares = ParseShareMode(config_.step_shares).value_or(ShareMode::kAuto)},
-                         {.decoder = model_->decoder.get(),
-                          .experts = model_->store.get(),
-                          .pool = model_->pool.get(),
-                          .transports = meshes_.get(),
-                          .source = model_->batcher.get(),
-                          .events = this,
-                          .counters = model_->counters.get()}));
+void Worker::Impl::MakeEngine() {
+  auto engine = std::make_unique<StepEngine>(
+      StepEngineOptions{.step_timeout = absl::Seconds(config_.step_timeout_seconds),
+                        .view_patience = absl::Seconds(config_.view_patience_seconds),
+                        .step_shares = ParseShareMode(config_.step_shares).value_or(ShareMode::kAuto)},
+      StepEngineParts{.model = model_->step_model.get(),
+                      .experts = model_->store.get(),
+                      .transports = meshes_.get(),
+                      .source = model_->batcher.get(),
+                      .events = this,
+                      .counters = model_->counters.get()});
   MutexLock lock(engine_mu_);
   engine_ = std::move(engine);
-  return absl::OkStatus();
 }
 
 absl::Status Worker::Impl::StartServer() {
@@ -236,7 +230,7 @@ absl::Status Worker::Impl::Start() {
   BALLAST_ASSIGN_OR_RETURN(model_, OpenModel(config_, clock_));
   BALLAST_RETURN_IF_ERROR(StartDataPort());
   mover_ = std::make_unique<MoveAgent>(*model_->store, *peer_experts_, *this, clock_);
-  BALLAST_RETURN_IF_ERROR(MakeEngine());
+  MakeEngine();
   model_->batcher->set_notify([this] {
     MutexLock lock(engine_mu_);
     if (engine_ != nullptr) engine_->NotifyWork();
@@ -434,8 +428,7 @@ void Worker::Impl::Leave(const std::string& reason) {
     installed_ = false;
   }
   UpdateReadiness();
-  const absl::Status made = MakeEngine();
-  BALLAST_CHECK(made.ok()) << "an engine like the one before: " << made;
+  MakeEngine();
 }
 
 void Worker::Impl::Prepare(PrepareMoves prepare) {

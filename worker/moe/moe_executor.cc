@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "kernels/tokens.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
@@ -21,11 +20,6 @@ constexpr size_t kFloatsWorthSharing = size_t{1} << 17;
 constexpr int kMaxTopK = 64;
 
 }  // namespace
-
-absl::Status RowFailure::ToStatus() const {
-  return absl::UnavailableError(absl::StrCat("no live replica of layer ", expert.layer, " expert ", expert.expert,
-                                             ": lost with worker ", absl::StrJoin(workers, ", ")));
-}
 
 struct MoeExecutor::Impl {
   Impl(MoeModel m, const MoeExecutorOptions& o, ThreadPool& p)

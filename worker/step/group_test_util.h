@@ -23,6 +23,7 @@
 #include "proto/base/check.h"
 #include "worker/decoder/model_test_util.h"
 #include "worker/experts/expert_store.h"
+#include "worker/step/cpu_step_model.h"
 #include "worker/step/step_engine.h"
 #include "worker/transport/inproc.h"
 
@@ -403,19 +404,19 @@ class TestWorker {
     const int slots = 2 * experts.num_layers() * experts.num_experts() + 2;
     store = Value(ExpertStore::Create(experts, {.worker = name, .capacity = {.slots = slots, .staging_slots = 2}}));
     source = std::make_unique<RandomSource>(*cache, checkpoint.config().vocab_size, counters, seed);
-    engine = Value(StepEngine::Create({.moe = {.combine = options.combine, .capacity = options.capacity},
-                                       .step_timeout = step_timeout,
-                                       .connect_timeout = kTestPatience,
-                                       .view_patience = options.view_patience,
-                                       .step_shares = options.step_shares.value_or(ShareMode::kAuto),
-                                       .clock = options.clock},
-                                      {.decoder = decoder.get(),
-                                       .experts = store.get(),
-                                       .pool = &pool,
-                                       .transports = transports.get(),
-                                       .source = source.get(),
-                                       .events = &events,
-                                       .counters = &counters}));
+    model = Value(MakeCpuStepModel(*decoder, pool, {.combine = options.combine, .capacity = options.capacity}));
+    engine =
+        std::make_unique<StepEngine>(StepEngineOptions{.step_timeout = step_timeout,
+                                                       .connect_timeout = kTestPatience,
+                                                       .view_patience = options.view_patience,
+                                                       .step_shares = options.step_shares.value_or(ShareMode::kAuto),
+                                                       .clock = options.clock},
+                                     StepEngineParts{.model = model.get(),
+                                                     .experts = store.get(),
+                                                     .transports = transports.get(),
+                                                     .source = source.get(),
+                                                     .events = &events,
+                                                     .counters = &counters});
     source->set_notify([this] { engine->NotifyWork(); });
   }
   ~TestWorker() { engine->Stop(); }
@@ -436,6 +437,7 @@ class TestWorker {
   std::unique_ptr<ExpertStore> store;
   std::unique_ptr<RandomSource> source;
   RecordedEvents events;
+  std::unique_ptr<StepModel> model;
   std::unique_ptr<StepEngine> engine;
 };
 

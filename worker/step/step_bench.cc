@@ -34,6 +34,7 @@
 #include "worker/experts/expert_store.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/safetensors.h"
+#include "worker/step/cpu_step_model.h"
 #include "worker/step/step_engine.h"
 #include "worker/transport/process_mesh.h"
 
@@ -326,24 +327,22 @@ int RunWorker(const Settings& settings, const Contestant& contestant, std::uniqu
   FixedRows source(*cache, *decoder, *local, settings.model, rank * rows, rows, settings.sets);
   local.reset();
   GivenTransport transports(std::move(transport));
-  const auto engine = Value(StepEngine::Create({.moe = {.combine = settings.combine, .capacity = settings.tokens},
-                                                .step_timeout = absl::Seconds(60),
-                                                .step_shares = contestant.shares},
-                                               {.decoder = decoder.get(),
-                                                .experts = store.get(),
-                                                .pool = &pool,
-                                                .transports = &transports,
-                                                .source = &source,
-                                                .events = &source,
-                                                .counters = &counters}));
+  const auto model =
+      Value(MakeCpuStepModel(*decoder, pool, {.combine = settings.combine, .capacity = settings.tokens}));
+  StepEngine engine({.step_timeout = absl::Seconds(60), .step_shares = contestant.shares}, {.model = model.get(),
+                                                                                            .experts = store.get(),
+                                                                                            .transports = &transports,
+                                                                                            .source = &source,
+                                                                                            .events = &source,
+                                                                                            .counters = &counters});
   GroupView view{.view = ViewId(1), .rank = rank};
   for (const std::string& worker : placement.workers) view.members.push_back({.worker = worker});
-  BALLAST_CHECK(engine->InstallView(view, placement).ok());
-  while (engine->last_step() == StepId()) std::this_thread::yield();
+  BALLAST_CHECK(engine.InstallView(view, placement).ok());
+  while (engine.last_step() == StepId()) std::this_thread::yield();
   parent.Say('r');
   while (parent.Hear() == 'g') {
     source.Start(settings.steps);
-    engine->NotifyWork();
+    engine.NotifyWork();
     while (!source.done()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     report[rank] = source.report();
     parent.Say('d');

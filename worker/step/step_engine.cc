@@ -18,12 +18,12 @@ namespace ballast {
 // it. What other threads ask for lies under mu_; everything else belongs to the step thread.
 class StepEngine::Impl {
  public:
-  Impl(const StepEngineOptions& options, const StepEngineParts& parts, std::unique_ptr<MoeExecutor> moe)
+  Impl(const StepEngineOptions& options, const StepEngineParts& parts)
       : options_(options),
         parts_(parts),
-        moe_(std::move(moe)),
-        share_chooser_(options.step_shares, parts.decoder->config().num_moe_layers()),
-        layer_shares_(parts.decoder->config().num_moe_layers()),
+        model_(*parts.model),
+        share_chooser_(options.step_shares, parts.model->shape().moe_layers),
+        layer_shares_(parts.model->shape().moe_layers),
         thread_([this] { Loop(); }) {}
   ~Impl() { Stop(); }
 
@@ -77,7 +77,7 @@ class StepEngine::Impl {
 
   const StepEngineOptions options_;
   const StepEngineParts parts_;
-  const std::unique_ptr<MoeExecutor> moe_;
+  StepModel& model_;
 
   // The step thread's.
   GroupView view_;
@@ -285,7 +285,8 @@ absl::Status StepEngine::Impl::Enter(ViewRequest request, std::vector<int>& unre
     BALLAST_ASSIGN_OR_RETURN(transport_,
                              parts_.transports->Connect(view_, Now() + options_.connect_timeout, unreachable));
   }
-  moe_->Enter(view_, transport_.get(), parts_.experts->in_force());
+  BALLAST_RETURN_IF_ERROR(
+      model_.Enter(view_, transport_.get(), parts_.experts->in_force(), Now() + options_.connect_timeout));
 
   followers_.clear();
   work_asked_ = false;
@@ -326,7 +327,7 @@ void StepEngine::Impl::Leave(const absl::Status& reason) {
   }
   // The others notice at once.
   transport_.reset();
-  moe_->Leave();
+  model_.Leave();
 }
 
 absl::Status StepEngine::Impl::RunView() {
@@ -356,11 +357,11 @@ Announcement StepEngine::Impl::NextAnnouncement() {
       .epoch = version.epoch.value(),
       .shares_version = version.shares.value(),
       .policy_version = policy_version_,
-      .capacity = static_cast<uint32_t>(options_.moe.capacity)};
+      .capacity = static_cast<uint32_t>(model_.shape().capacity)};
   // A step mostly is of the phase of the one before. Layers are judged by the placement of that one too: where a new
   // one has nothing to share, all forms are the same.
   share_chooser_.Choose(
-      last_phase_, [&](int layer) { return moe_->shared(layer); }, layer_shares_);
+      last_phase_, [&](int layer) { return model_.shared(layer); }, layer_shares_);
   for (size_t l = 0; l < layer_shares_.size(); ++l) {
     SetAnnouncedShares(static_cast<int>(l), layer_shares_[l], announcement);
   }
@@ -369,7 +370,7 @@ Announcement StepEngine::Impl::NextAnnouncement() {
 
 // What the leader learns of forms from a step that has ended.
 void StepEngine::Impl::ObserveShares() {
-  const MoeStepStats& stats = moe_->stats();
+  const MoeStepStats& stats = model_.stats();
   // The phase that the forms were chosen for, not the step's own: what is learned goes to where it is used.
   ShareObservation seen{.phase = last_phase_};
   last_phase_ = stats.any_prefill ? TokenPhase::kPrefill : TokenPhase::kDecode;
@@ -378,11 +379,11 @@ void StepEngine::Impl::ObserveShares() {
   // A step without pairs says nothing.
   if (const int layer = stats.balancedness < 0 ? -1 : share_chooser_.probe(); layer >= 0) {
     const absl::Time start = Now();
-    if (const std::optional<ShareComparison> comparison = moe_->CompareShares(layer)) {
+    if (const std::optional<ShareComparison> comparison = model_.CompareShares(layer)) {
       seen.solve = absl::ToDoubleSeconds(Now() - start) / (comparison->previous_known ? 2 : 1);
       seen.layer = layer;
       seen.comparison = *comparison;
-      seen.per_pair = moe_->SecondsPerPair(comparison->busiest);
+      seen.per_pair = model_.SecondsPerPair(comparison->busiest);
     }
   }
   share_chooser_.Observe(seen);
@@ -454,7 +455,7 @@ absl::Status StepEngine::Impl::Announce() {
   }
   BALLAST_RETURN_IF_ERROR(RunStep(announcement, start));
   // Who said in the step that more will come does not ask.
-  work_asked_ = moe_->stats().any_more_work;
+  work_asked_ = model_.stats().any_more_work;
   return absl::OkStatus();
 }
 
@@ -522,7 +523,7 @@ absl::Status StepEngine::Impl::FlipTo(PlacementVersion version) {
   BALLAST_RETURN_IF_ERROR(parts_.experts->Flip(version));
   version_ = version;
   version_is_new_ = true;
-  moe_->Flip(parts_.experts->in_force());
+  BALLAST_RETURN_IF_ERROR(model_.Flip(parts_.experts->in_force()));
   share_chooser_.Flip();
   MutexLock lock(mu_);
   if (committed_.has_value() && *committed_ <= version) committed_.reset();
@@ -530,9 +531,9 @@ absl::Status StepEngine::Impl::FlipTo(PlacementVersion version) {
 }
 
 absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::Time start) {
-  if (announcement.capacity > static_cast<uint32_t>(options_.moe.capacity) || announcement.capacity == 0) {
+  if (announcement.capacity > static_cast<uint32_t>(model_.shape().capacity) || announcement.capacity == 0) {
     return absl::FailedPreconditionError(absl::StrCat("step announced with a capacity of ", announcement.capacity,
-                                                      "; this worker has ", options_.moe.capacity));
+                                                      "; this worker has ", model_.shape().capacity));
   }
   BALLAST_RETURN_IF_ERROR(FlipTo({Epoch(announcement.epoch), SharesVersion(announcement.shares_version)}));
   StepRows rows;
@@ -541,7 +542,7 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
   BALLAST_CHECK(rows.labels.size() == rows.input.token_ids.size() &&
                 rows.labels.size() <= static_cast<size_t>(announcement.capacity))
       << rows.labels.size() << " labels of " << rows.input.token_ids.size() << " rows";
-  const size_t floats = rows.input.logit_rows.size() * static_cast<size_t>(parts_.decoder->config().vocab_size);
+  const size_t floats = rows.input.logit_rows.size() * static_cast<size_t>(model_.shape().vocab_size);
   if (logits_.size() < floats) logits_.resize(floats);
 
   const absl::Time deadline = start + options_.step_timeout;
@@ -550,24 +551,22 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
   }
   MoeStep step{
       .step = step_, .rows = rows.labels, .more_work = rows.more_work, .shares = layer_shares_, .deadline = deadline};
-  moe_->BeginStep(step);
-  absl::Status status = parts_.decoder->Forward(rows.input, *moe_, logits_.data());
-  if (!status.ok() && moe_->layers_begun() == 0 && offered) {
+  absl::Status status = model_.Run(step, rows.input, logits_.data());
+  if (!status.ok() && !model_.begun() && offered) {
     // The rows were refused before the first exchange: the peers still need this rank.
     parts_.source->Discard(status);
     offered = false;
     rows = StepRows{};
     step.rows = {};
     step.more_work = false;
-    moe_->BeginStep(step);
-    status = parts_.decoder->Forward({}, *moe_, logits_.data());
+    status = model_.Run(step, {}, logits_.data());
   }
   if (!status.ok()) {
-    for (const int rank : moe_->late_peers()) blamed_.push_back(rank);
+    for (const int rank : model_.late_peers()) blamed_.push_back(rank);
     if (offered) parts_.source->Discard(status);
     return status;
   }
-  moe_->CountStep(*parts_.counters);
+  model_.CountStep(*parts_.counters);
   if (version_is_new_) {
     // This step's last exchange has ended, so every rank has begun it, and with that ended all steps before.
     parts_.experts->EndOldEpochs();
@@ -584,44 +583,24 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
                            .step = step_,
                            .version = version_,
                            .logits = logits_.data(),
-                           .failures = moe_->failures()});
+                           .failures = model_.failures()});
   }
   parts_.events->StepEnded({.view = view_.view,
                             .step = step_,
                             .version = version_,
                             .rows = static_cast<int>(rows.labels.size()),
                             .duration = Now() - start,
-                            .moe = &moe_->stats()});
+                            .moe = &model_.stats()});
   // Last, so that no result waits for it.
   if (view_.leads() && view_.size() > 1) ObserveShares();
   return absl::OkStatus();
 }
 
-StepEngine::StepEngine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-StepEngine::~StepEngine() = default;
-
-absl::StatusOr<std::unique_ptr<StepEngine>> StepEngine::Create(const StepEngineOptions& options,
-                                                               const StepEngineParts& parts) {
-  BALLAST_CHECK(parts.decoder && parts.experts && parts.pool && parts.transports && parts.source && parts.events &&
-                parts.counters);
-  if (options.moe.capacity > parts.decoder->max_rows()) {
-    return absl::InvalidArgumentError(absl::StrCat("capacity is ", options.moe.capacity,
-                                                   ", more than the decoder's max_rows ", parts.decoder->max_rows()));
-  }
-  if (options.moe.combine == CombineMode::kExact && !parts.decoder->row_invariant()) {
-    return absl::FailedPreconditionError(
-        "combine is exact, but on this machine the decoder's results depend on the rows beside");
-  }
-  const ModelConfig& config = parts.decoder->config();
-  MoeModel model{.rule = parts.decoder->router_rule(),
-                 .hidden_size = config.hidden_size,
-                 .intermediate_size = config.expert_intermediate_size};
-  for (int layer = 0; layer < config.num_moe_layers(); ++layer) {
-    model.router_weights.push_back(parts.decoder->router_weights(layer));
-  }
-  BALLAST_ASSIGN_OR_RETURN(auto moe, MoeExecutor::Create(std::move(model), options.moe, *parts.pool));
-  return std::unique_ptr<StepEngine>(new StepEngine(std::make_unique<Impl>(options, parts, std::move(moe))));
+StepEngine::StepEngine(const StepEngineOptions& options, const StepEngineParts& parts) {
+  BALLAST_CHECK(parts.model && parts.experts && parts.transports && parts.source && parts.events && parts.counters);
+  impl_ = std::make_unique<Impl>(options, parts);
 }
+StepEngine::~StepEngine() = default;
 
 void StepEngine::NotifyWork() { impl_->NotifyWork(); }
 absl::Status StepEngine::InstallView(GroupView view, Placement placement, uint64_t policy_version) {

@@ -26,9 +26,10 @@
 #include "worker/decoder/decoder.h"
 #include "worker/experts/expert_store.h"
 #include "worker/moe/load_counters.h"
-#include "worker/moe/moe_executor.h"
+#include "worker/moe/moe_step.h"
 #include "worker/step/group_view.h"
 #include "worker/step/share_chooser.h"
+#include "worker/step/step_model.h"
 #include "worker/transport/transport.h"
 
 namespace ballast {
@@ -116,7 +117,6 @@ class TransportFactory {
 };
 
 struct StepEngineOptions {
-  MoeExecutorOptions moe;
   // From the announcement of a step, or from asking for one, to its end. After it the ranks waited for count as lost.
   absl::Duration step_timeout = absl::Seconds(5);
   absl::Duration connect_timeout = absl::Seconds(5);
@@ -129,22 +129,20 @@ struct StepEngineOptions {
 
 // What the engine stands on; all must outlive it.
 struct StepEngineParts {
-  Decoder* decoder = nullptr;
+  // Of one engine at a time.
+  StepModel* model = nullptr;
   ExpertStore* experts = nullptr;
-  ThreadPool* pool = nullptr;
   TransportFactory* transports = nullptr;
   StepSource* source = nullptr;
   StepEvents* events = nullptr;
   LoadCounters* counters = nullptr;
 };
 
-// Create, then any of the calls below from any thread; the step thread runs until Stop or destruction.
+// Any of the calls below from any thread; the step thread runs until Stop or destruction.
 class StepEngine {
  public:
-  // Starts the step thread, without a view. InvalidArgument names field, value and limit: capacity must lie between 1
-  // and the decoder's max_rows; FailedPrecondition: exact, on a machine whose decoder is not row-invariant.
-  static absl::StatusOr<std::unique_ptr<StepEngine>> Create(const StepEngineOptions& options,
-                                                            const StepEngineParts& parts);
+  // Starts the step thread, without a view.
+  StepEngine(const StepEngineOptions& options, const StepEngineParts& parts);
   // Stops.
   ~StepEngine();
 
@@ -173,8 +171,7 @@ class StepEngine {
 
  private:
   class Impl;
-  explicit StepEngine(std::unique_ptr<Impl> impl);
-  const std::unique_ptr<Impl> impl_;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace ballast

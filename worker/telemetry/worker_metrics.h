@@ -12,7 +12,7 @@
 #include "absl/time/time.h"
 #include "proto/base/metrics.h"
 #include "proto/base/mutex.h"
-#include "worker/moe/moe_executor.h"
+#include "worker/moe/moe_step.h"
 
 namespace ballast {
 
