@@ -23,7 +23,7 @@
 #include "proto/base/clock.h"
 #include "proto/base/ids.h"
 #include "proto/placement/placement.h"
-#include "worker/decoder/decoder.h"
+#include "worker/decoder/step_input.h"
 #include "worker/experts/expert_store.h"
 #include "worker/moe/load_counters.h"
 #include "worker/moe/moe_step.h"

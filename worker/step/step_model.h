@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "worker/decoder/decoder.h"
+#include "worker/decoder/step_input.h"
 #include "worker/experts/replica_table.h"
 #include "worker/moe/load_counters.h"
 #include "worker/moe/moe_step.h"
