@@ -186,7 +186,7 @@ void EngineGroup::Stored() {
 
 double EngineGroup::WindowBalancedness(absl::Time now) const {
   if (record_.placement().epoch() == 0) return 0;
-  return MeanBalancedness(LevelByLayer(placement_, load_.Tokens({}, now)));
+  return MeanBalancedness(LevelByLayer(placement_, {}, load_.Tokens({}, now)));
 }
 
 std::optional<PlanRequest> EngineGroup::MaybePlan(absl::Time now) {

@@ -310,7 +310,7 @@ std::vector<PlanScenario> Group::PlanScenarios(absl::Time now) const {
 DriftReport Group::Drift(absl::Time now) const {
   Topology topology;
   for (const std::string& worker : placement_.workers) {
-    if (Serves(worker)) topology.workers.push_back({.name = worker});
+    if (Serves(worker)) topology.workers.push_back({.name = worker, .speed = SpeedOf(worker)});
   }
   std::vector<Scenario> scenarios;
   for (PlanScenario& scenario : PlanScenarios(now)) {
@@ -394,6 +394,17 @@ bool Group::Serves(const std::string& name) const {
   const auto worker = workers_.find(name);
   return worker != workers_.end() && worker->second.alive && !worker->second.leaving &&
          InView(name, worker->second.incarnation);
+}
+
+uint32_t Group::SpeedOf(const std::string& name) const {
+  const auto worker = workers_.find(name);
+  return worker == workers_.end() ? 1 : std::max<uint32_t>(1, worker->second.hello.speed());
+}
+
+std::vector<uint32_t> Group::PlacementSpeeds() const {
+  std::vector<uint32_t> speeds;
+  for (const std::string& worker : placement_.workers) speeds.push_back(SpeedOf(worker));
+  return speeds;
 }
 
 bool Group::AllServe(const std::vector<std::string>& workers) const {
@@ -495,6 +506,7 @@ void Group::IssueView(Turn& turn, const MembershipStep& step) {
     member.set_data_address(worker.hello.data_address());
     member.set_serving_address(worker.hello.serving_address());
     member.set_node(worker.hello.node());
+    member.set_speed(SpeedOf(name));
   }
   record_dirty_ = true;
   reissues_ = same ? reissues_ + 1 : 0;

@@ -162,6 +162,9 @@ class Group {
   bool GroupComplete(const Placement& placement) const { return AllServe(Holders(placement)); }
   bool AllServe(const std::vector<std::string>& workers) const;
   bool Serves(const std::string& name) const;
+  // Relative, at least 1; of the placement's workers, in order.
+  uint32_t SpeedOf(const std::string& worker) const;
+  std::vector<uint32_t> PlacementSpeeds() const;
   DriftReport Drift(absl::Time now) const;
   bool ViewInstalledEverywhere() const;
   std::vector<std::string> ViewWorkers() const;

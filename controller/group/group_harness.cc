@@ -147,6 +147,7 @@ v1::Hello GroupHarness::MakeHello(int index) const {
   hello.set_combine(v1::COMBINE_MODE_EXACT);
   hello.set_slots(options_.slots);
   hello.set_staging_slots(options_.staging);
+  if (index < std::ssize(options_.speeds)) hello.set_speed(options_.speeds[index]);
   hello.set_data_address("127.0.0.1:1");
   hello.set_serving_address("127.0.0.1:2");
   hello.set_last_term(worker.term);

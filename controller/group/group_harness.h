@@ -29,6 +29,8 @@ class GroupHarness {
     // Few enough that a plan takes more than one wave.
     int slots = 10;
     int staging = 2;
+    // By worker, as in Hello; those beyond the list leave it out.
+    std::vector<uint32_t> speeds;
     GroupOptions group;
   };
   explicit GroupHarness(Options options);

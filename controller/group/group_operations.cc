@@ -61,7 +61,7 @@ void Group::StartJob(Turn& turn, Job job, std::optional<Placement> target) {
   for (const std::string& worker : placement_.workers) {
     if (!Serves(worker)) continue;
     const v1::Hello& hello = workers_.at(worker).hello;
-    out.workers.push_back({worker, hello.node(), {hello.slots(), hello.staging_slots()}});
+    out.workers.push_back({worker, hello.node(), {hello.slots(), hello.staging_slots()}, SpeedOf(worker)});
   }
   if (out.scenarios.empty()) {
     // Rollbacks and plans around workers that are gone do not wait for load.
@@ -324,7 +324,7 @@ void Group::SetPaused(bool paused, absl::Time now, Effects& effects) {
 }
 
 double Group::WindowBalancedness(absl::Time now) const {
-  return formed() ? MeanBalancedness(LevelByLayer(placement_, load_->Tokens({}, now))) : 0;
+  return formed() ? MeanBalancedness(LevelByLayer(placement_, PlacementSpeeds(), load_->Tokens({}, now))) : 0;
 }
 
 v1::Group Group::Describe(absl::Time now) const {
@@ -371,7 +371,7 @@ std::vector<v1::Worker> Group::Workers(absl::Time now) const {
   double total = 0;
   std::map<std::string, int32_t> used;
   if (formed()) {
-    for (const LayerLevel& layer : LevelByLayer(placement_, load_->Tokens({}, now))) {
+    for (const LayerLevel& layer : LevelByLayer(placement_, PlacementSpeeds(), load_->Tokens({}, now))) {
       for (size_t w = 0; w < layer.worker_tokens.size(); ++w) {
         load[placement_.workers[w]] += layer.worker_tokens[w];
         total += layer.worker_tokens[w];
@@ -402,6 +402,7 @@ std::vector<v1::Worker> Group::Workers(absl::Time now) const {
     shown.set_slots(worker.hello.slots());
     shown.set_staging_slots(worker.hello.staging_slots());
     shown.set_slots_used(used[name]);
+    shown.set_speed(SpeedOf(name));
     shown.set_kernel_fingerprint(worker.hello.kernel_fingerprint());
     shown.set_version(worker.hello.version());
     *shown.mutable_last_heard() = ToProto(worker.last_heard);
@@ -424,7 +425,7 @@ std::optional<v1::GetLoadResponse> Group::Load(const LoadWindow::Selection& sele
   *response.mutable_start() = ToProto(load_->Start(selection, now));
   *response.mutable_end() = ToProto(now);
   const std::vector<double> tokens = load_->Tokens(selection, now);
-  const std::vector<LayerLevel> levels = LevelByLayer(placement_, tokens);
+  const std::vector<LayerLevel> levels = LevelByLayer(placement_, PlacementSpeeds(), tokens);
   for (int32_t l = 0; l < placement_.num_layers; ++l) {
     v1::LayerLoad& layer = *response.add_layers();
     layer.set_layer(l);

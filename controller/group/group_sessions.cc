@@ -11,6 +11,7 @@ namespace ballast {
 namespace {
 
 constexpr size_t kMaxWorkerName = 253;
+constexpr uint32_t kMaxSpeed = 1024;
 
 absl::Status Malformed(std::string_view field, std::string_view why) {
   return absl::InvalidArgumentError(absl::StrCat("hello.", std::string(field), ": ", std::string(why)));
@@ -104,6 +105,7 @@ absl::Status Group::CheckHello(const v1::Hello& hello) const {
   if (hello.serving_address().empty()) return Malformed("serving_address", "is empty");
   if (hello.combine() == v1::COMBINE_MODE_UNSPECIFIED) return Malformed("combine", "is unspecified");
   if (hello.report_stream() == 0) return Malformed("report_stream", "is 0");
+  if (hello.speed() > kMaxSpeed) return Malformed("speed", absl::StrCat(hello.speed(), ", at most ", kMaxSpeed));
   if (static_cast<int64_t>(hello.model().num_moe_layers()) * hello.model().num_experts() > (int64_t{1} << 24)) {
     return Malformed("model", absl::StrCat(hello.model().num_moe_layers(), " layers of ", hello.model().num_experts(),
                                            " experts, at most 2^24 experts in all"));

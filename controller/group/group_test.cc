@@ -196,6 +196,7 @@ TEST(Hello, IsRefusedWithWhatDoesNotFit) {
   expect([](v1::Hello& hello) {}, Code::kAlreadyExists, "incarnation 2 of w1 is connected");
   expect([](v1::Hello& hello) { hello.set_worker(""); }, Code::kInvalidArgument, "hello.worker");
   expect([](v1::Hello& hello) { hello.set_slots(0); }, Code::kInvalidArgument, "hello.slots: 0");
+  expect([](v1::Hello& hello) { hello.set_speed(1025); }, Code::kInvalidArgument, "hello.speed: 1025, at most 1024");
   expect([](v1::Hello& hello) { hello.set_worker("w9"); }, Code::kFailedPrecondition, "none of the 4 workers");
   expect([](v1::Hello& hello) { hello.set_role(v1::GROUP_ROLE_DECODE); }, Code::kFailedPrecondition, "hello.role");
   expect([](v1::Hello& hello) { hello.set_last_term(7); }, Code::kUnavailable, "newer controller");
@@ -239,6 +240,26 @@ TEST(Rollout, BringsAPlanIntoForceInWaves) {
   EXPECT_EQ(done.target_epoch(), State(h).epoch());
   EXPECT_NEAR(State(h).balancedness(), done.balancedness_after(), 1e-6);
   ExpectAllServe(h);
+}
+
+TEST(Rollout, FasterWorkersGetMore) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.slots = 18;
+  options.speeds = {1, 0, 4};
+  options.group.config.policy = "cost-aware";
+  options.group.planning.max_moves = 0;
+  GroupHarness h(options);
+  h.FormGroup();
+  const v1::Plan proposed = Propose(h);
+  ASSERT_TRUE(Approve(h, proposed.id()).ok());
+  h.Advance(absl::Seconds(1));
+  ASSERT_EQ(PlanOf(h, proposed.id()).state(), v1::PLAN_STATE_DONE);
+  EXPECT_NEAR(State(h).balancedness(), proposed.balancedness_after(), 1e-6);
+  const std::vector<v1::Worker> workers = h.group().Workers(h.now());
+  ASSERT_EQ(workers.size(), 4u);
+  EXPECT_EQ(workers[1].speed(), 1u);
+  EXPECT_EQ(workers[2].speed(), 4u);
+  for (const int other : {0, 1, 3}) EXPECT_GT(workers[2].load_ratio(), 1.8 * workers[other].load_ratio()) << other;
 }
 
 TEST(Rollout, OfAnotherPlanOrStateIsRefused) {

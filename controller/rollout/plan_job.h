@@ -19,6 +19,8 @@ struct PlanWorker {
   std::string name;
   std::string node;
   SlotCapacity capacity;
+  // See TopologyWorker.
+  uint32_t speed = 1;
 };
 
 struct PlanScenario {

@@ -24,7 +24,8 @@ PlanRequest MakeRequest(const PlanJob& job, const GateLimits& gate) {
   std::map<std::string, int32_t> nodes;
   for (const PlanWorker& worker : job.workers) {
     const int32_t node = nodes.emplace(worker.node, static_cast<int32_t>(nodes.size())).first->second;
-    request.topology.workers.push_back({.name = worker.name, .node = node, .capacity = worker.capacity});
+    request.topology.workers.push_back(
+        {.name = worker.name, .node = node, .capacity = worker.capacity, .speed = worker.speed});
   }
   if (job.max_bytes_per_second > 0) {
     const auto limit = static_cast<double>(job.max_bytes_per_second);

@@ -259,7 +259,8 @@ absl::Time LoadWindow::Start(const Selection& selection, absl::Time now) const {
   return now;
 }
 
-std::vector<LayerLevel> LevelByLayer(const Placement& placement, const std::vector<double>& tokens) {
+std::vector<LayerLevel> LevelByLayer(const Placement& placement, std::span<const uint32_t> speeds,
+                                     const std::vector<double>& tokens) {
   std::vector<LayerLevel> levels(placement.num_layers);
   const std::vector<LayerReplicas> layers = ByLayer(placement);
   for (int32_t l = 0; l < placement.num_layers; ++l) {
@@ -275,11 +276,14 @@ std::vector<LayerLevel> LevelByLayer(const Placement& placement, const std::vect
     }
     double sum = 0;
     double max = 0;
-    for (const double load : level.worker_tokens) {
-      sum += load;
-      max = std::max(max, load);
+    double all = 0;  // speeds
+    for (size_t w = 0; w < level.worker_tokens.size(); ++w) {
+      const double speed = speeds.empty() ? 1 : speeds[w];
+      sum += level.worker_tokens[w];
+      max = std::max(max, level.worker_tokens[w] / speed);
+      all += speed;
     }
-    if (max > 0) level.balancedness = sum / static_cast<double>(level.worker_tokens.size()) / max;
+    if (max > 0) level.balancedness = sum / all / max;
   }
   return levels;
 }

@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -110,13 +111,15 @@ class LoadWindow {
   std::map<int, std::vector<double>> phase_tokens_;
 };
 
-// Load of each worker, in the order of placement.workers, and mean over max of them (1 when there is none), by layer.
-// `tokens` is [layers][experts] of the placement's shape; experts are split by their replicas' weights.
+// Load of each worker, in the order of placement.workers, and how level it is (1 when there is none), by layer: mean
+// over max of load over speed, the mean being all load over all speeds. `speeds` [workers] as in TopologyWorker; empty:
+// all alike. `tokens` is [layers][experts] of the placement's shape; experts are split by their replicas' weights.
 struct LayerLevel {
   std::vector<double> worker_tokens;
   double balancedness = 1;
 };
-std::vector<LayerLevel> LevelByLayer(const Placement& placement, const std::vector<double>& tokens);
+std::vector<LayerLevel> LevelByLayer(const Placement& placement, std::span<const uint32_t> speeds,
+                                     const std::vector<double>& tokens);
 // Mean over the layers that have tokens; 0 when none has.
 double MeanBalancedness(const std::vector<LayerLevel>& layers);
 

@@ -162,12 +162,16 @@ TEST(Level, SplitsByWeightAndAveragesLoadedLayers) {
   placement.num_experts = 2;
   placement.workers = {"a", "b"};
   placement.replicas = {{{0, 0}, 0, 0, 3}, {{0, 0}, 1, 0, 1}, {{0, 1}, 1, 1, 1}, {{1, 0}, 0, 1, 1}, {{1, 1}, 1, 2, 1}};
-  const auto levels = LevelByLayer(placement, {8, 4, 0, 0});
+  const auto levels = LevelByLayer(placement, {}, {8, 4, 0, 0});
   EXPECT_THAT(levels[0].worker_tokens, ElementsAre(6, 6));
   EXPECT_THAT(levels[0].balancedness, DoubleNear(1, 1e-12));
   EXPECT_EQ(MeanBalancedness(levels), 1);
-  EXPECT_EQ(MeanBalancedness(LevelByLayer(placement, {0, 0, 3, 1})), 2.0 / 3);
-  EXPECT_EQ(MeanBalancedness(LevelByLayer(placement, {0, 0, 0, 0})), 0);
+  EXPECT_EQ(MeanBalancedness(LevelByLayer(placement, {}, {0, 0, 3, 1})), 2.0 / 3);
+  EXPECT_EQ(MeanBalancedness(LevelByLayer(placement, {}, {0, 0, 0, 0})), 0);
+  // Three times as fast, three times as much: level. Loads stay tokens.
+  const uint32_t speeds[] = {3, 1};
+  EXPECT_THAT(MeanBalancedness(LevelByLayer(placement, speeds, {0, 0, 3, 1})), DoubleNear(1, 1e-12));
+  EXPECT_THAT(LevelByLayer(placement, speeds, {0, 0, 3, 1})[1].worker_tokens, ElementsAre(3, 1));
 }
 
 v1::LoadReport Sequence(uint64_t first, uint64_t last) {

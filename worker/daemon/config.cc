@@ -31,6 +31,10 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
   app.add_option("--slots", config.slots, "Expert slots, staging included; 0: every expert, if memory allows")
       ->capture_default_str();
   app.add_option("--staging-slots", config.staging_slots, "Slots that no placement uses")->capture_default_str();
+  app.add_option(
+         "--speed", config.speed,
+         "How fast this worker is beside the others of its group; only ratios matter. It gets as much more to do")
+      ->capture_default_str();
   app.add_option("--combine", config.combine, "fast, or exact: the same bits in every placement")
       ->capture_default_str();
   app.add_option("--step-shares", config.step_shares,
@@ -115,6 +119,7 @@ absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, in
   for (const Range& r :
        {Range{"--slots", static_cast<double>(config.slots), 0, 1 << 24},
         {"--staging-slots", static_cast<double>(config.staging_slots), 1, 1 << 16},
+        {"--speed", static_cast<double>(config.speed), 1, 1024},
         {"--compute-threads", static_cast<double>(config.compute_threads), 0, 1024},
         {"--capacity", static_cast<double>(config.capacity), 1, 65536},
         {"--kv-blocks", static_cast<double>(config.kv_blocks), 0, 1 << 28},

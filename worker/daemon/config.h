@@ -29,6 +29,7 @@ struct WorkerConfig {
   bool allow_insecure = false;
   int slots = 0;
   int staging_slots = 2;
+  int speed = 1;
   std::string combine = "fast";
   std::string step_shares = "auto";
   int compute_threads = 0;

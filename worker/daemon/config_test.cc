@@ -36,6 +36,7 @@ TEST(WorkerConfigTest, Refuses) {
        [](WorkerConfig& c) { c.step_shares = "best"; }},
       {"--capacity is 0; it must be between 1 and 65536", [](WorkerConfig& c) { c.capacity = 0; }},
       {"--max-running is 300; it must be between 1 and 256", [](WorkerConfig& c) { c.max_running = 300; }},
+      {"--speed is 1025; it must be between 1 and 1024", [](WorkerConfig& c) { c.speed = 1025; }},
       {"--slots is 2; it must be above --staging-slots, 2", [](WorkerConfig& c) { c.slots = 2; }},
       {"--listen: '7080' is not host:port", [](WorkerConfig& c) { c.listen = "7080"; }},
       {"--metrics-listen: '127.0.0.1:70000'", [](WorkerConfig& c) { c.metrics_listen = "127.0.0.1:70000"; }},

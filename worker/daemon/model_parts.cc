@@ -108,6 +108,7 @@ v1::Hello MakeHello(const WorkerConfig& config, const ModelParts& parts) {
   hello.set_combine(config.combine == "exact" ? v1::COMBINE_MODE_EXACT : v1::COMBINE_MODE_FAST);
   hello.set_slots(parts.store->capacity().slots);
   hello.set_staging_slots(parts.store->capacity().staging_slots);
+  hello.set_speed(static_cast<uint32_t>(config.speed));
   hello.set_node(config.node);
   std::random_device random;
   hello.set_report_stream((uint64_t{random()} << 32) | random() | 1);

@@ -12,7 +12,8 @@ GroupView ToGroupView(const v1::View& view, const std::string& own_name) {
     out.members.push_back({.worker = member.worker(),
                            .incarnation = Incarnation(member.incarnation()),
                            .data_address = member.data_address(),
-                           .node = member.node()});
+                           .node = member.node(),
+                           .speed = std::max<uint32_t>(1, member.speed())});
   }
   return out;
 }

@@ -20,7 +20,9 @@ v1::View ViewOf(const std::vector<std::string>& workers) {
 }
 
 TEST(ViewsTest, ToGroupView) {
-  const GroupView view = ToGroupView(ViewOf({"a", "b", "c"}), "b");
+  v1::View proto = ViewOf({"a", "b", "c"});
+  proto.mutable_members(1)->set_speed(7);
+  const GroupView view = ToGroupView(proto, "b");
   EXPECT_EQ(view.view, ViewId(7));
   EXPECT_EQ(view.rank, 1);
   ASSERT_EQ(view.size(), 3);
@@ -28,6 +30,8 @@ TEST(ViewsTest, ToGroupView) {
   EXPECT_EQ(view.members[2].data_address, "c:1");
   EXPECT_EQ(view.members[2].incarnation, Incarnation(3));
   EXPECT_EQ(view.members[2].node, "n");
+  EXPECT_EQ(view.members[1].speed, 7u);
+  EXPECT_EQ(view.members[2].speed, 1u);
 }
 
 TEST(ViewsTest, CountMissing) {

@@ -55,6 +55,7 @@ struct MoeExecutor::Impl {
   GroupView view;
   std::shared_ptr<const ReplicaTable> table;
   std::vector<int32_t> node_of_rank;
+  std::vector<uint32_t> speeds;  // by rank
   LayerExchange exchange;
   StepShares shares;
 
@@ -137,7 +138,9 @@ struct MoeExecutor::Impl {
 void MoeExecutor::Impl::Enter(const GroupView& v, Transport* transport, std::shared_ptr<const ReplicaTable> tbl) {
   view = v;
   exchange.Enter(view, transport);
-  shares.Enter(view.size(), view.rank);
+  speeds.clear();
+  for (const GroupMember& member : view.members) speeds.push_back(member.speed);
+  shares.Enter(view.size(), view.rank, speeds);
   node_of_rank.clear();
   for (const GroupMember& member : view.members) {
     int32_t node = 0;
@@ -419,14 +422,16 @@ void MoeExecutor::Impl::CountLoad() {
   for (int p = 0; p < exchange.num_peers(); ++p) {
     for (int r = 0; r < view.size(); ++r) load[r] += exchange.rows_of(p).destination_pairs[r];
   }
-  int64_t sum = 0;
-  int64_t max = 0;
-  for (const int64_t l : load) {
-    sum += l;
-    max = std::max(max, l);
+  double sum = 0;
+  double max = 0;
+  double all = 0;  // speeds
+  for (int r = 0; r < view.size(); ++r) {
+    sum += static_cast<double>(load[r]);
+    max = std::max(max, static_cast<double>(load[r]) / speeds[r]);
+    all += speeds[r];
   }
   if (max == 0) return;
-  balancedness_sum += static_cast<double>(sum) / view.size() / static_cast<double>(max);
+  balancedness_sum += sum / all / max;
   ++balanced_layers;
   stats.balancedness = balancedness_sum / balanced_layers;
 }

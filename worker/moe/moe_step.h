@@ -45,8 +45,8 @@ struct RowFailure {
 
 // What one step did, summed over its layers.
 struct MoeStepStats {
-  // Mean over max of routed tokens by worker, averaged over the layers that had any; below 0 when not known. Each
-  // dispatch message to rank 0 carries how many pairs its sender sends to each rank, so the leader alone knows.
+  // Mean over max of routed tokens over speed by worker, averaged over the layers that had any; below 0 when not known.
+  // Each dispatch message to rank 0 carries how many pairs its sender sends to each rank, so the leader alone knows.
   double balancedness = -1;
   // Some rank brought prefill rows, or says that it has work after this step (own rank included). Complete on rank 0.
   bool any_prefill = false;

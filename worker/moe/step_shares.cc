@@ -1,6 +1,7 @@
 #include "worker/moe/step_shares.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "proto/base/check.h"
@@ -9,8 +10,10 @@ namespace ballast {
 
 StepShares::StepShares(int num_layers, int num_experts) : num_experts_(num_experts), layers_(num_layers) {}
 
-void StepShares::Enter(int num_ranks, int rank) {
+void StepShares::Enter(int num_ranks, int rank, std::span<const uint32_t> speeds) {
   num_ranks_ = num_ranks;
+  speeds_.assign(speeds.begin(), speeds.end());
+  if (std::adjacent_find(speeds.begin(), speeds.end(), std::not_equal_to<>()) == speeds.end()) speeds_.clear();
   rank_ = rank;
   loads_.resize(num_ranks);
   taken_ = {};
@@ -57,7 +60,7 @@ void StepShares::EndStep() {
 }
 
 StepQuotaSolver& StepShares::Solver(Layer& layer) {
-  if (layer.solver == nullptr) layer.solver = std::make_unique<StepQuotaSolver>(layer.table, num_ranks_);
+  if (layer.solver == nullptr) layer.solver = std::make_unique<StepQuotaSolver>(layer.table, num_ranks_, speeds_);
   return *layer.solver;
 }
 
@@ -101,6 +104,11 @@ void StepShares::Quotas(int l, ShareForm form, std::span<const int32_t> own, uin
   }
 }
 
+double StepShares::RelativeSpeed(int rank) const {
+  if (speeds_.empty()) return 1;
+  return static_cast<double>(speeds_[rank]) / *std::max_element(speeds_.begin(), speeds_.end());
+}
+
 double StepShares::Busiest(const DispatchTable& table, std::span<const int32_t> totals, int* rank) {
   std::fill(loads_.begin(), loads_.end(), 0.0);
   for (int e = 0; e < num_experts_; ++e) {
@@ -111,6 +119,7 @@ double StepShares::Busiest(const DispatchTable& table, std::span<const int32_t> 
           static_cast<double>(totals[e]) * static_cast<double>(table.weight[r]) / static_cast<double>(sum);
     }
   }
+  for (int r = 0; r < num_ranks_; ++r) loads_[r] /= RelativeSpeed(r);
   const auto busiest = std::max_element(loads_.begin(), loads_.end());
   if (rank != nullptr) *rank = static_cast<int>(busiest - loads_.begin());
   return *busiest;
@@ -121,6 +130,7 @@ std::optional<ShareComparison> StepShares::Compare(int l) {
   if (!layer.shared || !layer.open_known) return std::nullopt;
   ShareComparison out;
   out.fixed = Busiest(layer.table, layer.open, &out.busiest);
+  out.busiest_speed = RelativeSpeed(out.busiest);
   out.previous = out.fixed;
   out.previous_known = layer.previous_known;
   if (layer.previous_known) {

@@ -21,14 +21,16 @@ namespace ballast {
 
 // What a step's pairs make the busiest rank's load by each form: what to choose a form by.
 struct ShareComparison {
-  // Pairs on the busiest rank, roundings aside.
+  // Pairs on the busiest rank, roundings aside; where speeds differ each rank's pairs count as many as the fastest
+  // would get through in the same time.
   double fixed = 0;
   // As fixed when the counts of the step before are not known.
   double previous = 0;
   bool previous_known = false;
   double current = 0;
-  // The busiest rank by the fixed shares.
+  // The busiest rank by the fixed shares, and how fast it is relative to the fastest.
   int busiest = 0;
+  double busiest_speed = 1;
 };
 
 // Used by the step thread alone. Holds what forms have needed so far: two numbers an expert of each layer that was
@@ -38,8 +40,8 @@ class StepShares {
  public:
   StepShares(int num_layers, int num_experts);
 
-  // A new view: forgets all counts. SetTables follows.
-  void Enter(int num_ranks, int rank);
+  // A new view: forgets all counts. SetTables follows. `speeds` [ranks]: relative, 1 to 2^10; empty: all alike.
+  void Enter(int num_ranks, int rank, std::span<const uint32_t> speeds = {});
   // A placement or shares come into force between two steps, one table a layer. Counts are by expert, not by replica,
   // and so stay.
   void SetTables(std::vector<DispatchTable> tables);
@@ -80,10 +82,12 @@ class StepShares {
   StepQuotaSolver& Solver(Layer& layer);
   void SolvePrevious(Layer& layer);
   double Busiest(const DispatchTable& table, std::span<const int32_t> totals, int* rank);
+  double RelativeSpeed(int rank) const;
 
   const int num_experts_;
   int num_ranks_ = 0;
   int rank_ = 0;
+  std::vector<uint32_t> speeds_;  // [ranks]; empty: all alike
   std::vector<Layer> layers_;
   std::vector<int32_t> taken_;  // [ranks][experts]
   int taken_layer_ = -1;        // whose they are

@@ -52,6 +52,26 @@ TEST_F(StepSharesTest, Current_LevelsThisStep) {
   EXPECT_THAT(Quotas(0, ShareForm::kFixed), ElementsAre(2, 2, 0, 0));
 }
 
+TEST_F(StepSharesTest, FasterRankGetsMore) {
+  const uint32_t speeds[] = {1, 3};
+  for (int rank = 0; rank < 2; ++rank) {
+    shares_[rank].Enter(2, rank, speeds);
+    shares_[rank].SetTables({EqualTable({{0, 1}, {0}, {1}})});
+  }
+  Bring({8, 0, 0}, {0, 0, 0});
+  EXPECT_THAT(Quotas(0, ShareForm::kCurrent), ElementsAre(2, 6, 0, 0));
+  // 8 pairs: two on the slower rank take as long as six on the faster one, four as long as twelve.
+  const std::optional<ShareComparison> seen = shares_[0].Compare(0);
+  ASSERT_TRUE(seen.has_value());
+  EXPECT_DOUBLE_EQ(seen->fixed, 12);
+  EXPECT_DOUBLE_EQ(seen->current, 6);
+  EXPECT_EQ(seen->busiest, 0);
+  EXPECT_DOUBLE_EQ(seen->busiest_speed, 1.0 / 3);
+  EndStep();
+  Bring({8, 0, 0}, {0, 0, 0}, /*told=*/false);
+  EXPECT_THAT(Quotas(0, ShareForm::kPrevious), ElementsAre(2, 6, 0, 0));
+}
+
 TEST_F(StepSharesTest, Previous_IsFixedUntilAStepWasCounted) {
   Bring({4, 0, 0}, {2, 0, 6});
   EXPECT_FALSE(shares_[0].has_previous(0));

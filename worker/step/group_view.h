@@ -18,6 +18,8 @@ struct GroupMember {
   std::string data_address;
   // Links inside a node are fast; empty counts as one node.
   std::string node;
+  // Relative, at least 1: traffic shares are solved for it.
+  uint32_t speed = 1;
 };
 
 // Numbered membership. Rank 0 leads: it announces the steps.

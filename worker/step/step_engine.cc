@@ -383,7 +383,7 @@ void StepEngine::Impl::ObserveShares() {
       seen.solve = absl::ToDoubleSeconds(Now() - start) / (comparison->previous_known ? 2 : 1);
       seen.layer = layer;
       seen.comparison = *comparison;
-      seen.per_pair = model_.SecondsPerPair(comparison->busiest);
+      seen.per_pair = model_.SecondsPerPair(comparison->busiest) * comparison->busiest_speed;
     }
   }
   share_chooser_.Observe(seen);
