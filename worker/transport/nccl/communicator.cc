@@ -66,19 +66,43 @@ absl::Status NcclCommunicator::Settle(ncclResult_t result, const char* what, abs
   return status;
 }
 
+absl::StatusOr<NcclMemory> NcclMemory::Allocate(size_t bytes) {
+  BALLAST_ASSIGN_OR_RETURN(const NcclLibrary* const nccl, NcclLibrary::Get());
+  void* data = nullptr;
+  if (nccl->MemAlloc(&data, bytes) != ncclSuccess) {
+    return absl::ResourceExhaustedError(absl::StrCat("no device memory for ", bytes, " bytes to share"));
+  }
+  return NcclMemory(nccl, static_cast<std::byte*>(data), bytes);
+}
+
+NcclMemory::~NcclMemory() {
+  if (data_ != nullptr) nccl_->MemFree(data_);
+}
+
 absl::StatusOr<NcclCommunicator::Memory> NcclCommunicator::AllocateShared(size_t bytes, absl::Time deadline) {
   BALLAST_RETURN_IF_ERROR(state_);
   if (bytes == 0) return absl::InvalidArgumentError("bytes is 0, has to be at least 1");
   windows_.push_back(std::make_unique<Window>());
-  Window& window = *windows_.back();
-  if (nccl_.MemAlloc(&window.memory, bytes) != ncclSuccess) {
+  void*& memory = windows_.back()->memory;
+  if (nccl_.MemAlloc(&memory, bytes) != ncclSuccess) {
     return absl::ResourceExhaustedError(absl::StrCat("no device memory for ", bytes, " bytes that are shared"));
   }
-  BALLAST_RETURN_IF_ERROR(CudaStatus(cudaMemset(window.memory, 0, bytes), "zeroing shared memory"));
+  BALLAST_RETURN_IF_ERROR(CudaStatus(cudaMemset(memory, 0, bytes), "zeroing shared memory"));
   // Before any peer can write to it.
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaDeviceSynchronize(), "zeroing shared memory"));
+  return ShareLast({static_cast<std::byte*>(memory), bytes}, deadline);
+}
+
+absl::StatusOr<NcclCommunicator::Memory> NcclCommunicator::Share(std::span<std::byte> shared, absl::Time deadline) {
+  BALLAST_RETURN_IF_ERROR(state_);
+  windows_.push_back(std::make_unique<Window>());
+  return ShareLast(shared, deadline);
+}
+
+absl::StatusOr<NcclCommunicator::Memory> NcclCommunicator::ShareLast(std::span<std::byte> shared, absl::Time deadline) {
+  Window& window = *windows_.back();
   BALLAST_RETURN_IF_ERROR(
-      Settle(nccl_.CommWindowRegister(comm_, window.memory, bytes, &window.window, NCCL_WIN_COLL_SYMMETRIC),
+      Settle(nccl_.CommWindowRegister(comm_, shared.data(), shared.size(), &window.window, NCCL_WIN_COLL_SYMMETRIC),
              "sharing memory", deadline));
   if (window.window == nullptr) {
     return absl::FailedPreconditionError("NCCL gives no symmetric windows for these GPUs");
@@ -86,7 +110,7 @@ absl::StatusOr<NcclCommunicator::Memory> NcclCommunicator::AllocateShared(size_t
   std::byte** resolved = nullptr;
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaMalloc(reinterpret_cast<void**>(&resolved), sizeof(std::byte*) * ranks_),
                                      "resolving shared memory"));
-  Memory memory = {static_cast<std::byte*>(window.memory), bytes, std::vector<std::byte*>(ranks_)};
+  Memory memory = {shared.data(), shared.size(), std::vector<std::byte*>(ranks_)};
   cudaError_t error = internal::LaunchResolveWindow(window.window, ranks_, resolved, nullptr);
   if (error == cudaSuccess) {
     error = cudaMemcpy(memory.peers.data(), resolved, sizeof(std::byte*) * ranks_, cudaMemcpyDeviceToHost);

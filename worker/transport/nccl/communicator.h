@@ -8,6 +8,8 @@
 #include <array>
 #include <cstddef>
 #include <memory>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,6 +22,24 @@ namespace ballast {
 // What the members of a communicator have in common, made by one of them (NewNcclId) and told to the others.
 using NcclId = std::array<std::byte, NCCL_UNIQUE_ID_BYTES>;
 absl::StatusOr<NcclId> NewNcclId();
+
+// Device memory that communicators can share one after the other, not zeroed. NotFound, FailedPrecondition: as
+// NcclLibrary::Get; ResourceExhausted.
+class NcclMemory {
+ public:
+  static absl::StatusOr<NcclMemory> Allocate(size_t bytes);
+  NcclMemory(NcclMemory&& other) noexcept
+      : nccl_(other.nccl_), data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  NcclMemory& operator=(NcclMemory&&) = delete;
+  ~NcclMemory();
+  std::span<std::byte> bytes() const { return {data_, bytes_}; }
+
+ private:
+  NcclMemory(const NcclLibrary* nccl, std::byte* data, size_t bytes) : nccl_(nccl), data_(data), bytes_(bytes) {}
+  const NcclLibrary* nccl_;
+  std::byte* data_;
+  size_t bytes_;
+};
 
 // One rank's end. Made for one view and thrown away with it. One thread, and one device: the one that was current at
 // Create, which has to be current in every call.
@@ -49,6 +69,9 @@ class NcclCommunicator {
     std::vector<std::byte*> peers;
   };
   absl::StatusOr<Memory> AllocateShared(size_t bytes, absl::Time deadline);
+  // The same with memory of the caller's, of NcclMemory, as it is; it outlives this object. Peers reach it as long as
+  // this object, or theirs, lives.
+  absl::StatusOr<Memory> Share(std::span<std::byte> memory, absl::Time deadline);
 
   // Sends to a peer and receives from it, `bytes` each.
   struct Transfer {
@@ -67,6 +90,8 @@ class NcclCommunicator {
  private:
   NcclCommunicator(const NcclLibrary& nccl, int rank, int ranks) : nccl_(nccl), rank_(rank), ranks_(ranks) {}
 
+  // Of the last window's memory.
+  absl::StatusOr<Memory> ShareLast(std::span<std::byte> memory, absl::Time deadline);
   // Until NCCL is done with what was just started.
   absl::Status Settle(ncclResult_t result, const char* what, absl::Time deadline);
 
@@ -77,6 +102,7 @@ class NcclCommunicator {
   // Once not OK, the communicator is gone.
   absl::Status state_;
   struct Window {
+    // Where this object owns it.
     void* memory = nullptr;
     ncclWindow_t window = nullptr;
   };

@@ -61,6 +61,14 @@ class ExchangeBase : public DeviceExchange {
     return broken_;
   }
 
+  std::vector<int> late_ranks() const override {
+    std::vector<int> late;
+    for (int r = 0; r < shape_.ranks; ++r) {
+      if (Late(r) != 0) late.push_back(r);
+    }
+    return late;
+  }
+
   void Abort() override {
     aborted_ = true;
     SetAbort();
@@ -187,10 +195,11 @@ class ExchangeBase : public DeviceExchange {
     return LateRanks();
   }
 
+  uint32_t Late(int r) const { return std::atomic_ref(control_->late[r]).load(); }
   absl::Status LateRanks() const {
     std::string names;
     for (int r = 0; r < shape_.ranks; ++r) {
-      const uint32_t late = std::atomic_ref(control_->late[r]).load();
+      const uint32_t late = Late(r);
       if (late == 0) continue;
       absl::StrAppend(&names, names.empty() ? "" : ", ", "rank ", r,
                       late == 1 + internal::kRowsWait ? " with its rows" : " with its sums");

@@ -19,6 +19,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -82,6 +83,9 @@ class DeviceExchange {
   //   Internal           a fault on the device
   // and what was combined since the last Finish counts for nothing.
   virtual absl::Status Finish(cudaStream_t stream, absl::Time deadline) = 0;
+
+  // Ranks that have not come in time so far, ascending.
+  virtual std::vector<int> late_ranks() const = 0;
 
   // Any thread: ends the waits under way, and all that come.
   virtual void Abort() = 0;
