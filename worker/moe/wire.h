@@ -17,6 +17,7 @@
 //   combine   destination -> home   CombineHeader (64 bytes)
 //                                   exact: f32 outputs[pairs][hidden_size]          in the order of dispatch's pairs
 //                                   fast:  f32 partial_sums[tokens][hidden_size]    in the order of its tokens
+//   devices   everyone -> everyone  what GPUs of a view need to reach each other, once (worker/moe/device_mesh.h)
 //
 // Counts are the sender's pairs by expert, before a replica is chosen for them.
 //
@@ -39,7 +40,7 @@ namespace ballast {
 inline constexpr uint32_t kWireMagic = 0x4c424c42;  // "BLBL"
 inline constexpr uint16_t kWireVersion = 3;
 
-enum class MessageKind : uint16_t { kAnnounce = 1, kWork = 2, kDispatch = 3, kCombine = 4, kCounts = 5 };
+enum class MessageKind : uint16_t { kAnnounce = 1, kWork = 2, kDispatch = 3, kCombine = 4, kCounts = 5, kDevices = 6 };
 
 // At the start of each message.
 struct MessageHeader {
