@@ -72,6 +72,8 @@ class StepEngine::Impl {
 
   absl::Time Now() const { return options_.clock->Now(); }
   bool Interrupted() const BALLAST_EXCLUDES(mu_);
+  // Ends the waits of the view in which steps run.
+  void InterruptStep() BALLAST_REQUIRES(mu_);
   // The version of the next step: a committed one that waits to be announced, or the one in force.
   PlacementVersion NextVersion() const BALLAST_EXCLUDES(mu_);
 
@@ -168,7 +170,7 @@ absl::Status StepEngine::Impl::InstallView(GroupView view, Placement placement, 
   asked_view_ = view.view;
   next_view_ =
       ViewRequest{.view = std::move(view), .placement = std::move(placement), .policy_version = policy_version};
-  if (wakeable_ != nullptr) wakeable_->Interrupt();
+  InterruptStep();
   changed_.NotifyAll();
   return absl::OkStatus();
 }
@@ -204,11 +206,17 @@ void StepEngine::Impl::Stop() {
   {
     MutexLock lock(mu_);
     stop_ = true;
-    if (wakeable_ != nullptr) wakeable_->Interrupt();
+    InterruptStep();
     if (asked_view_ != ViewId()) parts_.transports->Cancel(asked_view_);
     changed_.NotifyAll();
   }
   if (thread_.joinable()) thread_.join();
+}
+
+void StepEngine::Impl::InterruptStep() {
+  if (wakeable_ == nullptr) return;
+  wakeable_->Interrupt();
+  model_.Interrupt();
 }
 
 bool StepEngine::Impl::Interrupted() const {

@@ -1,5 +1,5 @@
 // What the step engine runs: a decoder and its MoE layers over the ranks of a view, on whatever processor.
-// Implementations: CpuStepModel (cpu_step_model.h).
+// Implementations: cpu_step_model.h, device_step_model.h.
 #ifndef BALLAST_WORKER_STEP_STEP_MODEL_H_
 #define BALLAST_WORKER_STEP_STEP_MODEL_H_
 
@@ -26,7 +26,7 @@ struct StepModelShape {
   int capacity = 0;
 };
 
-// Used by the step thread alone, apart from shape(). A stay in a view goes
+// Used by the step thread alone, apart from shape() and Interrupt. A stay in a view goes
 //
 //   Enter  { [Flip]  Run  [CompareShares]  CountStep }  Leave
 class StepModel {
@@ -43,6 +43,9 @@ class StepModel {
   virtual absl::Status Flip(std::shared_ptr<const ReplicaTable> table) = 0;
   // Forgets the view, if there is one. The transport may be gone already.
   virtual void Leave() = 0;
+
+  // Any thread: a Run under way waits for peers no longer than for the transport, which was interrupted. Until Leave.
+  virtual void Interrupt() {}
 
   // Runs a step: writes keys and values at the rows' positions and logits [input.logit_rows.size()][vocab_size], in
   // host memory. The caller commits the sequences when the step has ended.
