@@ -1,8 +1,8 @@
 #!/bin/bash
 # Installs what is missing to build (setup.sh build), to build the CUDA code too (setup.sh cuda), to make the Python package
 # too (setup.sh python) or to build and test everything (setup.sh test, the default) on Debian 12: the packages of
-# packages.txt, the pinned registry packages of requirements.txt, cuda-requirements.txt and peers.txt, and tools built once
-# into ~/.cache/ballast/tools. Says what it installs, and nothing when there is nothing to do; run by every make target.
+# packages.txt, the pinned registry packages of *requirements.txt and peers.txt, and tools built once into
+# ~/.cache/ballast/tools. Says what it installs, and nothing when there is nothing to do; run by every make target.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -103,6 +103,20 @@ make_cuda() {
     mv "$1/packages/nvidia/nccl/lib"/* "$1/lib" && rm -rf "$1/packages" && ln -s lib "$1/lib64" && "$1/bin/nvcc" --version
 }
 
+has_gpu() { [ -e /dev/nvidiactl ]; }
+
+# Of cuBLAS only what is used: the headers, and where there is a GPU, the library (0.5 GB).
+make_cublas() {
+  /usr/bin/python3 -m venv "$1/venv" &&
+    "$1/venv/bin/pip" download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+      --dest "$1/wheels" -r .ci/cublas-requirements.txt &&
+    /usr/bin/python3 -c 'import glob, sys, zipfile
+wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/wheels/*.whl")[0])
+wheel.extractall(sys.argv[1], [n for n in wheel.namelist() if "/include/cublas" in n or sys.argv[2] in n])' \
+      "$1" "$(has_gpu && echo /libcublasLt.so || echo /include/cublas)" &&
+    mv "$1/nvidia/cu13"/* "$1" && rm -rf "$1/venv" "$1/wheels" "$1/nvidia"
+}
+
 # What a tool built from Abseil's source depends on beside its version.
 scripts_hash() { cat third_party/system/abseil_source.sh "$1" | sha256sum | cut -c1-8; }
 
@@ -125,6 +139,9 @@ if [ "$group" = cuda ] || [ "$group" = test ]; then
     pinned=cuda-$(sha256sum .ci/cuda-requirements.txt | cut -c1-12)
     build_once "$pinned" make_cuda
     link_current "$pinned" cuda
+    pinned=cublas-$(sha256sum .ci/cublas-requirements.txt | cut -c1-12)$(has_gpu && echo -run || true)
+    build_once "$pinned" make_cublas
+    link_current "$pinned" cublas
   elif [ ! -x "$CUDA_HOME/bin/nvcc" ]; then
     die "CUDA_HOME is $CUDA_HOME, which has no bin/nvcc: unset it, and the pinned toolkit is fetched"
   fi

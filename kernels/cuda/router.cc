@@ -42,6 +42,7 @@ internal::RouterArgs KernelArgs(const RouteTokensArgs& args, void* logits) {
   kernel_args.weights = args.weights;
   kernel_args.counts = args.counts;
   kernel_args.gate_mass = args.gate_mass;
+  kernel_args.row_invariant = args.row_invariant;
   return kernel_args;
 }
 
@@ -94,7 +95,7 @@ absl::Status RouteAndGroup(const RouteTokensArgs& route, const GroupPairsArgs& g
   if (group.num_experts != route.rule.num_experts) return Field("num_experts", group.num_experts, "the rule's");
   auto* bytes = static_cast<uint8_t*>(workspace);
   void* const logits = bytes + kHeaderBytes;
-  if (route.num_tokens == 0 || route.num_tokens > internal::kFewRoutedTokens) {
+  if (route.num_tokens == 0 || route.num_tokens > internal::kFewRoutedTokens || route.row_invariant) {
     const absl::Status status = RouteTokens(route, logits, stream);
     void* const counts = bytes + kHeaderBytes + Aligned(RouteTokensWorkspaceBytes(route.rule, route.num_tokens));
     return status.ok() ? GroupPairs(group, counts, stream) : status;

@@ -481,7 +481,7 @@ int RouterParts(int num_tokens, int num_experts) {
 }
 
 cudaError_t LaunchRouter(const RouterArgs& args, cudaStream_t stream) {
-  const int parts = RouterParts(args.num_tokens, args.rule.num_experts);
+  const int parts = args.row_invariant ? 1 : RouterParts(args.num_tokens, args.rule.num_experts);
   const cudaError_t error =
       args.num_tokens <= kFewTokens ? LaunchLogits<16>(args, parts, stream) : LaunchLogits<128>(args, parts, stream);
   if (error != cudaSuccess) return error;

@@ -34,14 +34,16 @@ struct RouteTokensArgs {
   // each choice: sums of integers, the same in any order. nullptr: not counted.
   uint64_t* counts = nullptr;
   uint64_t* gate_mass = nullptr;
+  // A token's bits depend on its own row and the weights alone, for `exact`; slower for few tokens.
+  bool row_invariant = false;
 };
 
 // Bytes of workspace for up to `max_tokens` tokens: partial logits.
 size_t RouteTokensWorkspaceBytes(const CudaRouterRule& rule, int max_tokens);
 
 // Routes the tokens and counts their choices. Enqueued on the stream, may be captured; two kernels. Logits are products
-// of bf16 summed in float32, in parts of H whose number depends on T: equal inputs give equal bits, but a token's bits
-// depend on how many others there are.
+// of bf16 summed in float32, in parts of H whose number depends on T (row_invariant: one part): equal inputs give equal
+// bits, but a token's bits depend on how many others there are.
 //
 // Roofline: 2 T E H flops against 2 E H bytes of weights and 2 T H of tokens; bound by latency (about 5 us) until E H T
 // fills the chip's tensor cores.
@@ -53,7 +55,8 @@ absl::Status RouteTokens(const RouteTokensArgs& args, void* workspace, cudaStrea
 // 256-byte aligned. The calls that share one have to be of one stream.
 size_t RouteAndGroupWorkspaceBytes(const CudaRouterRule& rule, int max_tokens, int num_groups);
 
-// RouteTokens, then GroupPairs of its choices: group.ids is route.ids, all of them. One kernel for up to 8 tokens. It
+// RouteTokens, then GroupPairs of its choices: group.ids is route.ids, all of them. One kernel for up to 8 tokens,
+// but for row_invariant. It
 // reads route.router_weights before the kernel in front of it on the stream has ended: no kernel writes them. Errors:
 // as both.
 absl::Status RouteAndGroup(const RouteTokensArgs& route, const GroupPairsArgs& group, void* workspace,

@@ -53,6 +53,8 @@ struct RouterArgs {
   float* weights;
   uint64_t* counts;
   uint64_t* gate_mass;
+  // One part.
+  bool row_invariant;
 };
 
 // Parts of the hidden size whose logits are summed apart: at most kMaxRouterParts, and where there is more than one, at

@@ -219,6 +219,52 @@ TEST(CudaRouterTest, GroupedSigmoid) {
   RunCase(rule, 100, 64, 1);
 }
 
+TEST(CudaRouterTest, RowInvariant_ATokenDependsOnItselfAlone) {
+  const int experts = 128, top_k = 8, hidden = 2048, most = 1500;
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<uint16_t> x(static_cast<size_t>(most) * hidden), w(static_cast<size_t>(experts) * hidden);
+  for (uint16_t& v : x) v = ToBf16(normal(random));
+  for (uint16_t& v : w) v = ToBf16(0.02f * normal(random));
+  const DeviceArray<uint16_t> device_x(x), device_w(w);
+  std::vector<int32_t> group_of(experts);
+  std::iota(group_of.begin(), group_of.end(), 0);
+  const DeviceArray<int32_t> device_group_of(group_of);
+  RouteTokensArgs args;
+  args.rule.num_experts = experts;
+  args.rule.top_k = top_k;
+  args.rule.renormalize = true;
+  args.router_weights = device_w.data();
+  args.hidden_size = hidden;
+  args.row_invariant = true;
+  std::vector<int32_t> all_ids;
+  std::vector<float> all_weights;
+  for (const int tokens : {1500, 600, 129, 17, 8, 1}) {
+    const int first = tokens == most ? 0 : 3, pairs = tokens * top_k;
+    DeviceArray<int32_t> ids(pairs), begin(experts + 1), order(pairs), row_of(pairs);
+    DeviceArray<float> weights(pairs);
+    DeviceArray<uint8_t> workspace(RouteAndGroupWorkspaceBytes(args.rule, tokens, experts));
+    workspace.Fill(0);
+    args.hidden = device_x.data() + first * hidden;
+    args.num_tokens = tokens;
+    args.ids = ids.data();
+    args.weights = weights.data();
+    const absl::Status status = RouteAndGroup(
+        args, {ids.data(), pairs, device_group_of.data(), experts, experts, begin.data(), order.data(), row_of.data()},
+        workspace.data(), nullptr);
+    ASSERT_TRUE(status.ok()) << status;
+    CheckCuda(cudaDeviceSynchronize());
+    if (tokens == most) {
+      all_ids = ids.Read();
+      all_weights = weights.Read();
+    }
+    const auto id = all_ids.begin() + first * top_k;
+    const auto weight = all_weights.begin() + first * top_k;
+    EXPECT_EQ(ids.Read(), std::vector<int32_t>(id, id + pairs)) << tokens << " tokens";
+    EXPECT_EQ(weights.Read(), std::vector<float>(weight, weight + pairs)) << tokens << " tokens";
+  }
+}
+
 TEST(CudaRouterTest, ErrorsNameFieldValueAndLimit) {
   CudaRouterRule rule;
   rule.num_experts = 600;

@@ -1,7 +1,8 @@
 """The CUDA toolkit as an external repository: CUDA_HOME where that is set, else what .ci/setup.sh laid out."""
 
-# The link to the pinned toolkit, from the home folder.
+# The links to the pinned toolkit and cuBLAS, from the home folder.
 _PINNED = "/.cache/ballast/tools/cuda"
+_PINNED_CUBLAS = "/.cache/ballast/tools/cublas"
 
 def _impl(ctx):
     home = ctx.os.environ.get("CUDA_HOME", "") or ctx.os.environ.get("HOME", "/") + _PINNED
@@ -17,8 +18,15 @@ def _impl(ctx):
             fail("%s/bin/nvcc --version failed: %s" % (home, res.stderr))
         version = [w for w in res.stdout.replace("\n", " ").split(" ") if w.startswith("V")][0]
         ctx.symlink(home + "/include", "include")
+
+    # A whole toolkit has cuBLAS, the pinned one has it beside.
+    cublas = home if ctx.path(home + "/include/cublasLt.h").exists else ctx.os.environ.get("HOME", "/") + _PINNED_CUBLAS
+    if ctx.path(cublas + "/include/cublasLt.h").exists:
+        cublas = str(ctx.path(cublas).realpath)
+        ctx.symlink(cublas + "/include", "cublas")
     ctx.file("info.bzl", "CUDA_HOME = %r\nCUDA_VERSION = %r\n" % (home, version))
     ctx.template("BUILD", Label("//third_party/cuda:cuda.BUILD.tpl"), {
+        "%{CUBLAS}": cublas,
         "%{HOME}": home,
         "%{VERSION}": version,
     })

@@ -25,17 +25,38 @@ cc_library(
     deps = [":headers"],
 )
 
-# The headers alone: programs open libnccl.so.2 when they first need it, and find this one where no other is given.
+# What some of the headers include besides.
 cc_library(
-    name = "nccl",
+    name = "nv",
     hdrs = glob(
         ["include/cccl/nv/**"],
         allow_empty = True,
     ),
     includes = ["include/cccl"],
+    deps = [":headers"],
+)
+
+# The headers alone: programs open libnccl.so.2 when they first need it, and find this one where no other is given.
+cc_library(
+    name = "nccl",
     linkopts = [
         "-ldl",
         "-Wl,-rpath,%{HOME}/lib",
     ],
-    deps = [":headers"],
+    deps = [":nv"],
+)
+
+# The headers alone, as of NCCL: programs open libcublasLt.so.13.
+cc_library(
+    name = "cublas_lt",
+    hdrs = glob(
+        ["cublas/cublas*.h"],
+        allow_empty = True,
+    ),
+    includes = ["cublas"],
+    linkopts = [
+        "-ldl",
+        "-Wl,-rpath,%{CUBLAS}/lib",
+    ],
+    deps = [":nv"],
 )
