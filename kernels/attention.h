@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace ballast {
@@ -33,6 +34,10 @@ class RotaryTable {
   RotaryTable(int head_dim, float theta, int max_positions);
   // Rotates one head's vector [head_dim] for `position`, in place. REQUIRES: 0 <= position < max_positions.
   void Rotate(float* x, int position) const;
+
+  // [max_positions][head_dim / 2]
+  std::span<const float> cosines() const { return cosine_; }
+  std::span<const float> sines() const { return sine_; }
 
  private:
   int half_;

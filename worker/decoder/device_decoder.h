@@ -47,6 +47,7 @@ class DeviceDecoder {
 
   const ModelConfig& config() const;
   int max_rows() const;
+  bool exact() const;
 
   // Keys and values in device memory; what the sequences of Forward's input have to be of. ResourceExhausted: no
   // memory; InvalidArgument: as KvCache::Create.
@@ -60,11 +61,14 @@ class DeviceDecoder {
 
   // Runs one step on `stream` and waits for it: writes keys and values at the rows' positions, calls `moe` for every
   // MoE layer (with zero rows too when the input has none), writes logits [logit_rows.size()][vocab_size] f32 to the
-  // host. The caller commits the sequences when the step has ended everywhere. Errors: as Decoder::Forward; what
-  // CudaStatus has. Inputs are checked before anything is enqueued, so a bad input never leaves peers alone in a step.
+  // host. At most max_rows logit rows; logits come fastest into pinned memory. The caller commits the sequences, all of
+  // one cache of this decoder, when the step has ended everywhere. Errors: CheckStepInput's; what `moe` returned when a
+  // MoE layer failed; what CudaStatus has. Inputs are checked before anything is enqueued, so a bad input never leaves
+  // peers alone in a step.
   //
-  // A decode step (one row a sequence) of a MoE layer that is capturable() is recorded in a CUDA graph the first time
-  // that it has so many rows, and replayed from then on; `moe` has to outlive the decoder then.
+  // A decode step (one row a sequence, at most 128) of a MoE layer that is capturable() is recorded in a CUDA graph the
+  // first time that it has so many rows and logits, and replayed from then on; `moe` and the cache have to outlive the
+  // decoder then. Not on the legacy default stream (nullptr).
   absl::Status Forward(const StepInput& input, DeviceMoeLayer& moe, float* logits, cudaStream_t stream);
 
   // Names the kernels, the library where it is used, and the GPU: equal fingerprints mean equal bits.
