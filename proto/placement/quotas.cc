@@ -6,7 +6,7 @@ namespace ballast {
 namespace {
 
 // How near a replica is to a token of the source, best first.
-enum class Nearness { kVisited, kSelf, kNode, kFar };
+enum class Nearness { kVisited, kSelf, kNode, kHome, kFar };
 
 }  // namespace
 
@@ -64,6 +64,8 @@ void AssignReplicas(const DispatchTable& table, const DispatchSource& source, st
                 quotas.size() == table.rank.size())
       << experts.size() << " pairs by " << top_k << ", " << replica_of_pair.size() << " places, " << quotas.size()
       << " quotas";
+  BALLAST_CHECK(source.home_group.empty() || source.home_group.size() * top_k == experts.size())
+      << source.home_group.size() << " home groups for " << experts.size() << " pairs by " << top_k;
   const size_t pairs = experts.size();
   const auto take = [&](size_t pair, int32_t replica) {
     replica_of_pair[pair] = replica;
@@ -87,6 +89,9 @@ void AssignReplicas(const DispatchTable& table, const DispatchSource& source, st
   // cannot, and what a sweep settles lets more pairs ride along in the next.
   for (const Nearness enough : {Nearness::kVisited, Nearness::kSelf, Nearness::kFar}) {
     for (size_t row = 0; row < pairs && open > 0; row += top_k) {
+      const int32_t group = source.home_group.empty() ? -1 : source.home_group[row / top_k];
+      const uint8_t* const is_home =
+          group < 0 ? nullptr : source.is_home.data() + static_cast<size_t>(group) * source.num_ranks;
       for (size_t pair = row; pair < row + top_k; ++pair) {
         const int32_t e = experts[pair];
         if (e < 0 || replica_of_pair[pair] >= 0) continue;
@@ -105,6 +110,8 @@ void AssignReplicas(const DispatchTable& table, const DispatchSource& source, st
               nearness = Nearness::kSelf;
             } else if (node(rank) == own_node) {
               nearness = Nearness::kNode;
+            } else if (is_home != nullptr && is_home[rank] != 0) {
+              nearness = Nearness::kHome;
             }
           }
           if (best < 0 || nearness < best_nearness || (nearness == best_nearness && quotas[r] > quotas[best])) {

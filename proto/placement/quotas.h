@@ -43,6 +43,11 @@ struct DispatchSource {
   int32_t rank = 0;
   // [ranks] the node each rank runs on; empty: all on one.
   std::span<const int32_t> node_of_rank;
+  // The homes of the tokens' tasks: `is_home` [groups][ranks] is not 0 where a rank is a home of the group, and
+  // `home_group` [tokens] is each token's group, -1: its task has no homes. Empty: no token's has.
+  std::span<const int32_t> home_group;
+  std::span<const uint8_t> is_home;
+  int32_t num_ranks = 0;  // of is_home
 };
 
 // Chooses a replica for each pair so that the quotas are met exactly. `experts` [tokens][top_k], row after row, an
@@ -51,7 +56,8 @@ struct DispatchSource {
 // all are 0.
 //
 // Experts with one usable replica come first, for they have no choice. Each other pair prefers a rank that its token
-// visits already, then the source itself, then a rank of the source's node, then the replica with most quota left.
+// visits already, then the source itself, then a rank of the source's node, then a home of the token's task, then the
+// replica with most quota left.
 void AssignReplicas(const DispatchTable& table, const DispatchSource& source, std::span<const int32_t> experts,
                     int32_t top_k, std::span<int32_t> quotas, std::span<int32_t> replica_of_pair);
 

@@ -199,6 +199,83 @@ TEST(AssignReplicas, PrefersVisitedThenSelfThenNode) {
   EXPECT_EQ(table.rank[chosen[3]], 3);  // its node
 }
 
+TEST(AssignReplicas, PrefersHomesOfTheTaskAfterTheNode) {
+  // Expert 0 on ranks 1 (the source's node) and 2 (a home of group 1); expert 1 on ranks 2 and 3.
+  const DispatchTable table = Table({{{1, 1}, {2, 1}}, {{2, 1}, {3, 1}}});
+  const int32_t nodes[] = {0, 0, 1, 1};
+  const uint8_t is_home[] = {0, 0, 0, 1, 0, 0, 1, 0};  // group 0: rank 3; group 1: rank 2
+  const auto choose = [&](std::vector<int32_t> experts, std::vector<int32_t> groups, std::vector<int32_t> quotas) {
+    std::vector<int32_t> chosen(experts.size());
+    AssignReplicas(table, {.rank = 0, .node_of_rank = nodes, .home_group = groups, .is_home = is_home, .num_ranks = 4},
+                   experts, 1, quotas, chosen);
+    return chosen;
+  };
+  // The node comes first; between far ranks the task's home does, whatever the quotas say beyond being met.
+  EXPECT_THAT(choose({0}, {1}, {1, 5, 0, 0}), ElementsAre(0));
+  EXPECT_THAT(choose({1}, {0}, {0, 0, 5, 1}), ElementsAre(3));
+  EXPECT_THAT(choose({1}, {1}, {0, 0, 1, 5}), ElementsAre(2));
+  EXPECT_THAT(choose({1}, {-1}, {0, 0, 1, 5}), ElementsAre(3));
+  // Two tokens of two tasks, a place at each replica: each goes to its own home, in either order.
+  EXPECT_THAT(choose({1, 1}, {0, 1}, {0, 0, 1, 1}), ElementsAre(3, 2));
+  EXPECT_THAT(choose({1, 1}, {1, 0}, {0, 0, 1, 1}), ElementsAre(2, 3));
+}
+
+// Against every assignment that meets the quotas: they are met exactly with homes too, no more copies are made than
+// without, on the whole, and far copies go to homes.
+TEST(AssignReplicas, HomesKeepQuotasAndCopies) {
+  std::mt19937 random(17);
+  int64_t copies = 0, copies_without = 0, fewest = 0, at_home = 0, at_home_without = 0;
+  for (int trial = 0; trial < 3000; ++trial) {
+    const int ranks = 3 + random() % 2;
+    const int experts = 3 + random() % 4;
+    const DispatchTable table = RandomTable(random, experts, ranks, true);
+    const int top_k = 1 + random() % 3;
+    const int tokens = 1 + random() % 4;
+    const auto routes = RandomRoutes(random, experts, tokens, top_k);
+    std::vector<uint8_t> is_home(2 * ranks);
+    for (uint8_t& h : is_home) h = random() % 2;
+    std::vector<int32_t> groups(tokens);
+    for (int32_t& g : groups) g = static_cast<int32_t>(random() % 3) - 1;
+    std::vector<int32_t> quotas(table.num_replicas());
+    SolveQuotas(table, Counts(table, routes), trial, quotas);
+    const int32_t self = static_cast<int32_t>(random() % ranks);
+    std::vector<int32_t> chosen(routes.size());
+    // Nodes of their own, so that every other rank is far.
+    std::vector<int32_t> nodes(ranks);
+    std::iota(nodes.begin(), nodes.end(), 0);
+    const auto home_pairs = [&] {
+      int64_t n = 0;
+      for (size_t i = 0; i < routes.size(); ++i) {
+        const int32_t group = groups[i / top_k];
+        n += chosen[i] >= 0 && group >= 0 && table.rank[chosen[i]] != self &&
+             is_home[group * ranks + table.rank[chosen[i]]] != 0;
+      }
+      return n;
+    };
+    std::vector<int32_t> left = quotas;
+    AssignReplicas(table, {self, nodes}, routes, top_k, left, chosen);
+    copies_without += Copies(table, self, chosen, top_k);
+    at_home_without += home_pairs();
+    left = quotas;
+    AssignReplicas(table, {self, nodes, groups, is_home, ranks}, routes, top_k, left, chosen);
+    ASSERT_THAT(left, Each(0));
+    for (size_t i = 0; i < routes.size(); ++i) {
+      const bool none = routes[i] < 0 || table.begin[routes[i]] == table.begin[routes[i] + 1];
+      ASSERT_EQ(chosen[i] < 0, none);
+      if (none) continue;
+      ASSERT_TRUE(table.begin[routes[i]] <= chosen[i] && chosen[i] < table.begin[routes[i] + 1]);
+    }
+    copies += Copies(table, self, chosen, top_k);
+    at_home += home_pairs();
+    std::vector<int32_t> scratch(routes.size());
+    fewest += FewestCopies(table, self, routes, top_k, 0, quotas, scratch);
+  }
+  EXPECT_GE(copies, fewest);
+  EXPECT_LE(copies, 1.03 * fewest);
+  EXPECT_LE(copies, 1.005 * copies_without);
+  EXPECT_GT(at_home, at_home_without);
+}
+
 TEST(AssignReplicas, ExpertWithoutLiveReplicaIsReported) {
   const DispatchTable table = Table({{}, {{0, 1}, {1, 1}}});
   const int32_t experts[] = {0, 1, -1, 1};

@@ -50,11 +50,13 @@ absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config
   parts->pool = std::make_unique<ThreadPool>(config.compute_threads);
   BALLAST_ASSIGN_OR_RETURN(parts->decoder,
                            Decoder::Create(*parts->checkpoint, *parts->pool, {.max_rows = config.capacity}));
+  parts->counters = std::make_unique<LoadCounters>(model.num_moe_layers(), model.num_experts, model.experts_per_token);
   BALLAST_ASSIGN_OR_RETURN(
       parts->step_model,
       MakeCpuStepModel(*parts->decoder, *parts->pool,
                        {.combine = config.combine == "exact" ? CombineMode::kExact : CombineMode::kFast,
-                        .capacity = config.capacity}));
+                        .capacity = config.capacity,
+                        .tasks = parts->counters.get()}));
   const KvCache::Shape shape = parts->decoder->kv_shape();
   BALLAST_ASSIGN_OR_RETURN(const auto one_block, KvCache::Create(shape, 1));
   const MemoryNeeds needs{.experts = model.num_moe_layers() * model.num_experts,
@@ -64,7 +66,6 @@ absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config
                           .available_bytes = AvailableMemory()};
   const int kv_blocks = config.kv_blocks > 0 ? config.kv_blocks : DefaultKvBlocks(needs, config.max_running);
   BALLAST_ASSIGN_OR_RETURN(parts->kv_cache, KvCache::Create(shape, kv_blocks));
-  parts->counters = std::make_unique<LoadCounters>(model.num_moe_layers(), model.num_experts, model.experts_per_token);
   parts->source = std::make_unique<CheckpointExperts>(*parts->checkpoint);
   const int slots = config.slots > 0 ? config.slots : DefaultSlots(needs, config.staging_slots);
   BALLAST_ASSIGN_OR_RETURN(

@@ -27,9 +27,9 @@ struct ModelParts {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<LoadCounters> counters;
   std::unique_ptr<StepModel> step_model;
   std::unique_ptr<KvCache> kv_cache;
-  std::unique_ptr<LoadCounters> counters;
   std::unique_ptr<CheckpointExperts> source;
   std::unique_ptr<ExpertStore> store;
   std::unique_ptr<Batcher> batcher;

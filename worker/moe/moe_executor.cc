@@ -56,6 +56,9 @@ struct MoeExecutor::Impl {
   std::shared_ptr<const ReplicaTable> table;
   std::vector<int32_t> node_of_rank;
   std::vector<uint32_t> speeds;  // by rank
+  // Of the table's homes: the group of each task, -1: none, and whether a rank is a home, [groups][ranks].
+  std::vector<int32_t> home_group_of_task;
+  std::vector<uint8_t> is_home;
   LayerExchange exchange;
   StepShares shares;
 
@@ -66,6 +69,7 @@ struct MoeExecutor::Impl {
   double seconds_per_pair = 0;
   // The same of every rank, as the last messages had it.
   std::vector<double> rank_seconds_per_pair;
+  std::vector<int32_t> home_group;  // by row; empty: no task has homes
   std::vector<uint8_t> failed;
   std::vector<RowFailure> failures;
   MoeStepStats stats;
@@ -98,6 +102,7 @@ struct MoeExecutor::Impl {
 
   void Enter(const GroupView& v, Transport* t, std::shared_ptr<const ReplicaTable> tbl);
   void Flip(std::shared_ptr<const ReplicaTable> tbl);
+  void NumberHomes(const std::vector<int32_t>& rank_of_worker);
   void Leave();
   void BeginStep(const MoeStep& s);
   absl::Status Run(int layer, const float* hidden, int rows, float* out);
@@ -180,6 +185,24 @@ void MoeExecutor::Impl::Flip(std::shared_ptr<const ReplicaTable> tbl) {
   }
   quotas.reserve(most);
   shares.SetTables(std::move(tables));
+  NumberHomes(rank_of_worker);
+}
+
+void MoeExecutor::Impl::NumberHomes(const std::vector<int32_t>& rank_of_worker) {
+  home_group_of_task.clear();
+  is_home.clear();
+  home_group.clear();
+  if (options.tasks == nullptr) return;
+  size_t groups = 0;
+  for (const TaskHomes& task : table->placement().task_homes) {
+    const auto index = static_cast<size_t>(options.tasks->InternTask(task.task));
+    if (home_group_of_task.size() <= index) home_group_of_task.resize(index + 1, -1);
+    home_group_of_task[index] = static_cast<int32_t>(groups++);
+    is_home.resize(groups * view.size());
+    for (const TaskHome& home : task.homes) {
+      if (rank_of_worker[home.worker] >= 0) is_home[(groups - 1) * view.size() + rank_of_worker[home.worker]] = 1;
+    }
+  }
 }
 
 void MoeExecutor::Impl::Leave() {
@@ -205,6 +228,13 @@ void MoeExecutor::Impl::BeginStep(const MoeStep& s) {
   balanced_layers = 0;
   stats = MoeStepStats{.any_more_work = step.more_work};
   for (const RowLabel& label : step.rows) stats.any_prefill |= label.phase == TokenPhase::kPrefill;
+  if (!is_home.empty()) {
+    home_group.clear();
+    for (const RowLabel& label : step.rows) {
+      const auto task = static_cast<size_t>(label.task);
+      home_group.push_back(task < home_group_of_task.size() ? home_group_of_task[task] : -1);
+    }
+  }
   if (!alone()) exchange.BeginStep(step.step, table->version().epoch, step.deadline);
 }
 
@@ -245,7 +275,13 @@ absl::Status MoeExecutor::Impl::ShareLayer(int layer) {
   quotas.resize(replicas.num_replicas());
   shares.Quotas(layer, form, plan.counts(), static_cast<uint32_t>(rank() + step.step.value()), quotas);
   if (!alone()) ++stats.layers_by_form[static_cast<int>(form)];
-  plan.Assign(replicas, {.rank = rank(), .node_of_rank = node_of_rank}, view.size(), quotas);
+  plan.Assign(replicas,
+              {.rank = rank(),
+               .node_of_rank = node_of_rank,
+               .home_group = home_group,
+               .is_home = is_home,
+               .num_ranks = view.size()},
+              view.size(), quotas);
   for (int r = 0; r < view.size(); ++r) {
     const int64_t copies = plan.tokens_to()[r];
     (r == rank()                               ? stats.copies_self

@@ -51,6 +51,8 @@ struct MoeExecutorOptions {
   // The most rows that any rank of the group brings to a step; receive buffers hold the worst case for it.
   int capacity = 256;
   Clock* clock = &Clock::Real();
+  // Where the labels of rows are numbered, so that homes of their tasks are known; null: no task has homes.
+  LoadCounters* tasks = nullptr;
 };
 
 // Used by the step thread alone. In steady state (views and placements unchanged) nothing is allocated.

@@ -404,7 +404,8 @@ class TestWorker {
     const int slots = 2 * experts.num_layers() * experts.num_experts() + 2;
     store = Value(ExpertStore::Create(experts, {.worker = name, .capacity = {.slots = slots, .staging_slots = 2}}));
     source = std::make_unique<RandomSource>(*cache, checkpoint.config().vocab_size, counters, seed);
-    model = Value(MakeCpuStepModel(*decoder, pool, {.combine = options.combine, .capacity = options.capacity}));
+    model = Value(MakeCpuStepModel(*decoder, pool,
+                                   {.combine = options.combine, .capacity = options.capacity, .tasks = &counters}));
     engine =
         std::make_unique<StepEngine>(StepEngineOptions{.step_timeout = step_timeout,
                                                        .connect_timeout = kTestPatience,
