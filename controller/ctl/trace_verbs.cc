@@ -4,11 +4,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "ballast/v1/inference.grpc.pb.h"
 #include "ballast/v1/telemetry_service.grpc.pb.h"
 #include "controller/ctl/client.h"
 #include "controller/ctl/context.h"
 #include "controller/ctl/files.h"
 #include "controller/ctl/output.h"
+#include "controller/ctl/route_recorder.h"
 #include "controller/formats/load_file.h"
 #include "controller/formats/trace_file.h"
 #include "controller/planner/score.h"
@@ -24,6 +26,11 @@ struct TraceOptions {
   std::string out;
   int32_t gpus = 0;
   std::string group;
+  std::string worker;
+  std::string prompts;
+  std::string task;
+  int64_t max_tokens = 1 << 20;
+  int64_t max_prompt_bytes = 1024;
   double seconds = 60;
   double interval_seconds = 10;
   bool windows = false;
@@ -152,7 +159,36 @@ absl::Status Info(const TraceOptions& o, CtlContext& context) {
   return absl::OkStatus();
 }
 
+absl::Status RecordPrompts(const TraceOptions& o, CtlContext& context) {
+  if (!o.group.empty() || o.prompts.empty()) {
+    return absl::InvalidArgumentError("--worker takes --prompts, and no --group: it records what these prompts choose");
+  }
+  BALLAST_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(o.prompts));
+  BALLAST_ASSIGN_OR_RETURN(const std::vector<RecordedPrompt> prompts, ParsePrompts(bytes, o.prompts, o.task));
+  const auto stub = v1::Inference::NewStub(grpc::CreateChannel(o.worker, grpc::InsecureChannelCredentials()));
+  const absl::StatusOr<LoadFile> file =
+      RecordRoutes(*stub, prompts, o.max_tokens, static_cast<size_t>(o.max_prompt_bytes));
+  if (!file.ok()) return absl::Status(file.status().code(), absl::StrCat(o.worker, ": ", file.status().message()));
+  BALLAST_ASSIGN_OR_RETURN(const std::string text, FormatRoutesCsv(*file));
+  constexpr std::string_view kGzip = ".gz";
+  const bool gzip = o.out.size() > kGzip.size() && o.out.compare(o.out.size() - kGzip.size(), kGzip.size(), kGzip) == 0;
+  BALLAST_RETURN_IF_ERROR(WriteFile(o.out, gzip ? Gzip(text) : text));
+  const size_t tokens = file->routes.tokens[0].size();
+  const int64_t samples = file->routes.samples[0].back() + 1;
+  if (context.output == OutputFormat::kTable) {
+    context.out << absl::StrFormat("%d tokens of %d prompts, written to %s\n", tokens, samples, o.out);
+  } else {
+    PrintDocument(context.output, {{"tokens", tokens}, {"prompts", samples}, {"out", o.out}}, context.out);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Record(const TraceOptions& o, CtlContext& context) {
+  if (!o.worker.empty()) return RecordPrompts(o, context);
+  if (o.group.empty()) {
+    return absl::InvalidArgumentError(
+        "--group (the load of a running group) or --worker (routes of prompts) is needed");
+  }
   Client client(context);
   v1::WatchLoadRequest request;
   request.set_group(o.group);
@@ -216,18 +252,32 @@ void AddTraceVerbs(CLI::App& app, CtlContext& context) {
   CLI::App* trace = app.add_subcommand("trace", "Record, convert and look into routing traces and loads");
   trace->require_subcommand(1);
 
-  CLI::App* record = trace->add_subcommand("record", "Record the load of a running group or engine as a load file");
+  CLI::App* record =
+      trace->add_subcommand("record", "Record the load of a running group or engine, or the routes of prompts");
   record->footer(
-      "Tokens by layer and expert, as the controller counts them: each one once, by phase.\n"
-      "Example:\n"
-      "  ballastctl trace record --group demo --seconds 300 --out load.json");
-  record->add_option("--group", o->group, "The group, or the engine")->type_name("NAME")->required();
+      "With --group: tokens by layer and expert, as the controller counts them: each one once, by phase.\n"
+      "With --worker: what every token of the prompts chooses in every layer (csv, gzipped if the name ends in .gz), "
+      "a\n"
+      "prompt being a sample; a file for each task is what plan --policy task-aware takes.\n"
+      "Examples:\n"
+      "  ballastctl trace record --group demo --seconds 300 --out load.json\n"
+      "  ballastctl trace record --worker 127.0.0.1:7080 --prompts prompts.jsonl --task math --out math.csv.gz");
+  record->add_option("--group", o->group, "The group, or the engine")->type_name("NAME");
+  record->add_option("--worker", o->worker, "A worker's services, which score --prompts")->type_name("HOST:PORT");
+  record->add_option("--prompts", o->prompts, "JSON objects with text and task, one a line")->type_name("FILE");
+  record->add_option("--task", o->task, "Of the prompts those of one task; also the label of lines without one");
+  record->add_option("--max-tokens", o->max_tokens, "With --worker: stop when so many are recorded")
+      ->check(Between(1, 1 << 30))
+      ->capture_default_str();
+  record->add_option("--max-prompt-bytes", o->max_prompt_bytes, "With --worker: the most of a prompt's text")
+      ->check(Between(1, 1 << 20))
+      ->capture_default_str();
   record->add_option("--seconds", o->seconds, "How long")->check(Between(0.1, 1e6))->capture_default_str();
   record->add_option("--interval", o->interval_seconds, "Seconds between two looks")
       ->check(Between(0.1, 3600.0))
       ->capture_default_str();
   record->add_flag("--windows", o->windows, "Keep each interval apart, as a part PHASE/NUMBER");
-  record->add_option("--out", o->out, "The load file to write")->type_name("FILE")->required();
+  record->add_option("--out", o->out, "The file to write")->type_name("FILE")->required();
   record->callback([o, &context] { context.run = [o, &context] { return Record(*o, context); }; });
 
   CLI::App* convert = trace->add_subcommand("convert", "Write a trace in another form, or what it adds up to");

@@ -2,6 +2,7 @@
 #include "worker/daemon/worker.h"
 
 #include <fstream>
+#include <set>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -157,6 +158,7 @@ TEST_F(WorkerTest, GeneratesAndScoresAlike) {
   *score.mutable_token_ids()->mutable_ids() = scored.token_ids();
   score.mutable_token_ids()->mutable_ids()->MergeFrom(answer.token_ids());
   score.set_logits_digest(true);
+  score.set_expert_routes(true);
   scored.Clear();
   {
     grpc::ClientContext context;
@@ -165,6 +167,15 @@ TEST_F(WorkerTest, GeneratesAndScoresAlike) {
   ASSERT_EQ(scored.argmax_size(), prompt + 40);
   ASSERT_EQ(scored.logprobs_size(), prompt + 39);
   ASSERT_EQ(scored.logits_digests_size(), prompt + 40);
+  // Each token chooses four experts, all different, in each layer.
+  EXPECT_EQ(scored.expert_routes().moe_layers(), kLayers);
+  ASSERT_EQ(scored.expert_routes().experts_per_token(), 4);
+  ASSERT_EQ(scored.expert_routes().experts_size(), (prompt + 40) * kLayers * 4);
+  for (int i = 0; i < scored.expert_routes().experts_size(); i += 4) {
+    const auto chosen = scored.expert_routes().experts().begin() + i;
+    EXPECT_EQ(std::set<int32_t>(chosen, chosen + 4).size(), 4u);
+    EXPECT_TRUE(*chosen >= 0 && *chosen < kExperts);
+  }
   for (int i = 0; i < 40; ++i) {
     EXPECT_EQ(scored.argmax(prompt + i - 1), answer.token_ids(i)) << i;
     EXPECT_EQ(scored.logprobs(prompt + i - 1), answer.logprobs(i)) << i;

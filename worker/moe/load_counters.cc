@@ -1,5 +1,7 @@
 #include "worker/moe/load_counters.h"
 
+#include <utility>
+
 #include "proto/base/check.h"
 
 namespace ballast {
@@ -32,9 +34,16 @@ void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::spa
     ++of_phase.buckets[StepBalancednessBucket(balance.balancedness)];
     for (int form = 0; form < kShareForms; ++form) of_phase.layers_by_form[form] += balance.layers_by_form[form];
   }
+  kept_routes_.clear();
   for (size_t row = 0; row < rows.size(); ++row) {
     const RowLabel& label = rows[row];
     BALLAST_CHECK(label.task >= 0 && static_cast<size_t>(label.task) < tasks_.size()) << "task=" << label.task;
+    if (label.keep_routes && layers.size() == static_cast<size_t>(num_layers_)) {
+      for (const RoutedLayer& layer : layers) {
+        const auto of_row = layer.experts.subspan(row * top_k_, top_k_);
+        kept_routes_.insert(kept_routes_.end(), of_row.begin(), of_row.end());
+      }
+    }
     if (!failed.empty() && failed[row]) continue;
     ++tasks_[label.task].phase_tokens[static_cast<int>(label.phase)];
     std::vector<Cell>& cells = tasks_[label.task].cells[static_cast<int>(label.phase)];
@@ -48,6 +57,11 @@ void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::spa
       }
     }
   }
+}
+
+std::vector<int32_t> LoadCounters::TakeKeptRoutes() {
+  MutexLock lock(mu_);
+  return std::exchange(kept_routes_, {});
 }
 
 LoadWindow LoadCounters::Take() {

@@ -26,6 +26,8 @@ struct RowLabel {
   // From LoadCounters::InternTask.
   int32_t task = 0;
   TokenPhase phase = TokenPhase::kPrefill;
+  // What the row chose is wanted: LoadCounters::TakeKeptRoutes.
+  bool keep_routes = false;
 };
 
 // What one layer of a step chose: [rows][top_k] each.
@@ -103,6 +105,12 @@ class LoadCounters {
   void AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
                std::span<const RoutedLayer> layers, const StepBalance& balance) BALLAST_EXCLUDES(mu_);
 
+  // Of the last step: [rows with keep_routes][layers][top_k], row after row, in the router's order; once. Empty where
+  // the step did not tell every layer's.
+  std::vector<int32_t> TakeKeptRoutes() BALLAST_EXCLUDES(mu_);
+  int32_t num_layers() const { return num_layers_; }
+  int32_t top_k() const { return top_k_; }
+
   // What was counted since the last call, and counts from zero again.
   LoadWindow Take() BALLAST_EXCLUDES(mu_);
 
@@ -126,6 +134,7 @@ class LoadCounters {
   std::vector<Task> tasks_ BALLAST_GUARDED_BY(mu_);
   std::array<BalanceCount, kTokenPhases> balance_ BALLAST_GUARDED_BY(mu_);
   Epoch epoch_ BALLAST_GUARDED_BY(mu_);
+  std::vector<int32_t> kept_routes_ BALLAST_GUARDED_BY(mu_);
 };
 
 }  // namespace ballast

@@ -96,5 +96,20 @@ TEST(LoadCounters, TakesBesideTheStepThread_LoseNothing) {
   EXPECT_EQ(steps, kSteps);
 }
 
+TEST(LoadCounters, RoutesAreKeptOfRowsThatWantThem) {
+  LoadCounters counters(2, 8, 2);
+  const int32_t task = counters.InternTask("t");
+  const RowLabel rows[] = {{.task = task, .keep_routes = true}, {.task = task}, {.task = task, .keep_routes = true}};
+  const int32_t first[] = {5, 1, 2, 3, 4, 0};
+  const int32_t second[] = {7, 6, 2, 3, 0, 4};
+  const float weights[6] = {};
+  const RoutedLayer layers[] = {{0, first, weights}, {1, second, weights}};
+  counters.AddStep(Epoch(1), rows, {}, layers, {});
+  EXPECT_EQ(counters.TakeKeptRoutes(), (std::vector<int32_t>{5, 1, 7, 6, 4, 0, 0, 4}));
+  EXPECT_TRUE(counters.TakeKeptRoutes().empty()) << "once";
+  counters.AddStep(Epoch(1), rows, {}, std::span(layers).first(1), {});
+  EXPECT_TRUE(counters.TakeKeptRoutes().empty()) << "a layer is not told";
+}
+
 }  // namespace
 }  // namespace ballast

@@ -114,14 +114,16 @@ StepRows Batcher::Next(int capacity) {
                           .num_rows = piece.num_rows,
                           .start_position = piece.start_position});
     labels_.insert(labels_.end(), piece.num_rows,
-                   {.task = entry.task, .phase = piece.decode ? TokenPhase::kDecode : TokenPhase::kPrefill});
+                   {.task = entry.task,
+                    .phase = piece.decode ? TokenPhase::kDecode : TokenPhase::kPrefill,
+                    .keep_routes = entry.request.routes});
   }
   return {.input = {.token_ids = plan_.token_ids, .sequences = sequences_, .logit_rows = plan_.logit_rows},
           .labels = labels_,
           .more_work = scheduler_.more_after_step()};
 }
 
-void Batcher::Score(const StepPiece& piece, const Entry& entry, const float* logits) {
+void Batcher::Score(const StepPiece& piece, const Entry& entry, const float* logits, std::span<const int32_t> routes) {
   const std::vector<int32_t>& tokens = entry.request.spec.tokens;
   logprobs_.clear();
   argmax_.clear();
@@ -133,8 +135,13 @@ void Batcher::Score(const StepPiece& piece, const Entry& entry, const float* log
     if (next < tokens.size()) logprobs_.push_back(static_cast<float>(LogProbability(row, tokens[next])));
     if (entry.request.digests) digests_.push_back(XXH3_64bits(row.data(), row.size_bytes()));
   }
-  entry.request.sink->OnScores(
-      {.first_position = piece.start_position, .logprobs = logprobs_, .argmax = argmax_, .digests = digests_});
+  entry.request.sink->OnScores({.first_position = piece.start_position,
+                                .logprobs = logprobs_,
+                                .argmax = argmax_,
+                                .digests = digests_,
+                                .routes = routes,
+                                .route_layers = counters_.num_layers(),
+                                .route_top_k = counters_.top_k()});
 }
 
 void Batcher::Commit(const StepResult& result) {
@@ -143,13 +150,27 @@ void Batcher::Commit(const StepResult& result) {
   if (plan_.empty()) return;
   results_.assign(plan_.pieces.size(), PieceResult{});
   logprobs_.clear();
-  // Pieces and failures are both in row order.
+  const std::vector<int32_t> kept_routes = counters_.TakeKeptRoutes();
+  const size_t token_routes = static_cast<size_t>(counters_.num_layers()) * counters_.top_k();
+  size_t routes_used = 0;
+  // Pieces, failures and routes are all in row order.
   auto failure = result.failures.begin();
   std::vector<float> token_logprobs(plan_.pieces.size());
   for (size_t i = 0; i < plan_.pieces.size(); ++i) {
     const StepPiece& piece = plan_.pieces[i];
     const Entry& entry = *piece_entries_[i];
     const int end = piece.first_row + piece.num_rows;
+    std::span<const int32_t> routes;
+    if (entry.request.routes) {
+      const size_t wanted = static_cast<size_t>(piece.num_rows) * token_routes;
+      if (routes_used + wanted <= kept_routes.size()) {
+        routes = std::span(kept_routes).subspan(routes_used, wanted);
+        routes_used += wanted;
+      } else {
+        results_[i].status = absl::UnimplementedError("expert_routes: this worker's layers do not tell them");
+        continue;
+      }
+    }
     if (failure != result.failures.end() && failure->row < end) {
       results_[i].status = failure->ToStatus();
       while (failure != result.failures.end() && failure->row < end) ++failure;
@@ -158,7 +179,7 @@ void Batcher::Commit(const StepResult& result) {
     entry.kv->Commit(piece.num_rows);
     if (piece.num_logits == 0) continue;
     if (entry.request.spec.kind == SequenceKind::kScore) {
-      Score(piece, entry, result.logits);
+      Score(piece, entry, result.logits, routes);
       continue;
     }
     const std::span<const float> row(result.logits + static_cast<size_t>(piece.first_logit) * vocab_size_, vocab_size_);

@@ -30,6 +30,11 @@ struct ScoredRows {
   std::span<const int32_t> argmax;
   // XXH3-64 of each position's float32 logits in vocabulary order, little-endian; empty unless asked for.
   std::span<const uint64_t> digests;
+  // [positions][route_layers][route_top_k]: what each chose in every MoE layer, in the router's order; empty unless
+  // asked for.
+  std::span<const int32_t> routes;
+  int route_layers = 0;
+  int route_top_k = 0;
 };
 
 // Where a request's results go. Called on the step thread, in order; must not block. Nothing follows OnEnd, and nothing
@@ -50,8 +55,9 @@ struct BatchedRequest {
   SamplingOptions sampling;
   // kGenerate: each token's log-probability is wanted.
   bool logprobs = false;
-  // kScore: digests of the logits are wanted.
+  // kScore: digests of the logits, and the experts that each token chose, are wanted.
   bool digests = false;
+  bool routes = false;
   std::shared_ptr<RequestSink> sink;
 };
 
@@ -112,7 +118,8 @@ class Batcher final : public StepSource {
   void DropCancelled() BALLAST_REQUIRES(mu_);
   // Ends what `updates` end, outside of the lock; `updates` of requests that go on are ignored here.
   void Deliver(const std::vector<SequenceUpdate>& updates) BALLAST_EXCLUDES(mu_);
-  void Score(const StepPiece& piece, const Entry& entry, const float* logits);
+  // `routes`: of the piece's rows, if its request wants them.
+  void Score(const StepPiece& piece, const Entry& entry, const float* logits, std::span<const int32_t> routes);
 
   const SchedulerLimits limits_;
   const int vocab_size_;

@@ -104,6 +104,7 @@ absl::StatusOr<BatchedRequest> ToBatched(const v1::ScoreRequest& request, const 
   spec.task = request.task();
   spec.deadline = deadline;
   out.digests = request.logits_digest();
+  out.routes = request.expert_routes();
   return out;
 }
 
