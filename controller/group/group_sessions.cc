@@ -317,7 +317,19 @@ void Group::OnHeartbeat(Turn& turn, Worker& worker, const v1::Heartbeat& heartbe
   worker.heartbeat = heartbeat;
   if (worker.leaving && heartbeat.requests_running() == 0 && heartbeat.requests_waiting() == 0) worker.drained = true;
   v1::ConnectResponse message;
-  message.mutable_heartbeat_ack()->set_number(heartbeat.number());
+  v1::HeartbeatAck& ack = *message.mutable_heartbeat_ack();
+  ack.set_number(heartbeat.number());
+  if (!placement_.task_homes.empty()) {
+    for (const v1::Member& member : record_.members()) {
+      const auto other = workers_.find(member.worker());
+      if (other == workers_.end() || &other->second == &worker || other->second.session == 0) continue;
+      v1::MemberLoad& load = *ack.add_loads();
+      load.set_worker(member.worker());
+      load.set_requests_running(other->second.heartbeat.requests_running());
+      load.set_requests_waiting(other->second.heartbeat.requests_waiting());
+      load.set_kv_cache_used_ratio(other->second.heartbeat.kv_cache_used_ratio());
+    }
+  }
   Send(turn, worker, std::move(message));
 }
 

@@ -20,8 +20,10 @@
 #include "worker/daemon/model_parts.h"
 #include "worker/daemon/peer_experts.h"
 #include "worker/daemon/views.h"
+#include "worker/homes/request_router.h"
 #include "worker/migrate/move_agent.h"
 #include "worker/service/inference_service.h"
+#include "worker/service/remote_call.h"
 #include "worker/session/session_client.h"
 #include "worker/step/step_engine.h"
 #include "worker/telemetry/report_queue.h"
@@ -98,6 +100,8 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   void Report();
 
   absl::Status Serving() BALLAST_EXCLUDES(engine_mu_);
+  // Homes of tasks are where the placement in force has them, among the members of the view.
+  void InstallHomes() BALLAST_EXCLUDES(state_mu_);
   void UpdateReadiness() BALLAST_EXCLUDES(state_mu_);
   int HeldReplicas() const;
 
@@ -119,6 +123,7 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   std::unique_ptr<StepEngine> engine_ BALLAST_GUARDED_BY(engine_mu_);
 
   std::unique_ptr<MoveAgent> mover_;
+  std::unique_ptr<RequestRouter> router_;
   std::unique_ptr<InferenceService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::WorkerSession::Stub> stub_;
@@ -184,6 +189,13 @@ absl::Status Worker::Impl::StartServer() {
   BALLAST_ASSIGN_OR_RETURN(const int metrics_port, metrics_->registry().Serve(config_.metrics_listen));
   addresses_.metrics = Advertised(config_, metrics.host, metrics_port);
 
+  router_ = std::make_unique<RequestRouter>(
+      config_.name, [](const std::string& address) { return v1::Inference::NewStub(OpenPeerChannel(address)); },
+      [this] {
+        const BatcherStats stats = model_->batcher->stats();
+        return WorkerLoad{
+            .requests = stats.running + stats.waiting, .waiting = stats.waiting, .kv_used_ratio = stats.kv_used_ratio};
+      });
   const ModelConfig& model = model_->checkpoint->config();
   service_ = std::make_unique<InferenceService>(
       *model_->batcher, InferenceServiceOptions{
@@ -191,10 +203,15 @@ absl::Status Worker::Impl::StartServer() {
                                       .eos_token_ids = model.eos_token_ids,
                                       .tokenizer = model_->tokenizer.get()},
                             .serving = [this] { return Serving(); },
+                            .router = router_.get(),
+                            .worker = config_.name,
                             .ended =
                                 [this](const RequestRecord& record) {
+                                  // The worker that the client asked counts it.
+                                  if (record.handed_in) return;
                                   metrics_->RequestEnded(record.task, record.code);
                                   metrics_->TokenTimes(record.time_to_first_token, record.time_per_output_token);
+                                  metrics_->RequestRouted(record.task, record.route, record.came_back, record.code);
                                 },
                         });
   grpc::EnableDefaultHealthCheckService(true);
@@ -274,12 +291,17 @@ void Worker::Impl::Stop() {
   if (server_ != nullptr) {
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
     server_->Wait();
+    // Calls to other workers have been cancelled with those that they are for; what hears of their ends stays until
+    // then.
+    router_->Close();
+    router_->AwaitIdle(clock_, absl::InfiniteFuture());
   }
   peer_experts_.reset();
 }
 
 bool Worker::Impl::Drain(const std::string& reason) {
   Log(Severity::kInfo, "draining", {{"reason", reason}, {"timeout_seconds", config_.drain_timeout_seconds}});
+  router_->Close();
   model_->batcher->CloseAdmission(absl::UnavailableError("this worker is leaving; try another"));
   {
     MutexLock lock(state_mu_);
@@ -287,7 +309,8 @@ bool Worker::Impl::Drain(const std::string& reason) {
   }
   UpdateReadiness();
   Post([reason](SessionCore& core) { return core.OnLeaving(reason); });
-  return model_->batcher->AwaitIdle(clock_.Now() + absl::Seconds(config_.drain_timeout_seconds));
+  const absl::Time deadline = clock_.Now() + absl::Seconds(config_.drain_timeout_seconds);
+  return router_->AwaitIdle(clock_, deadline) && model_->batcher->AwaitIdle(deadline);
 }
 
 absl::Status Worker::Impl::Serving() {
@@ -295,6 +318,17 @@ absl::Status Worker::Impl::Serving() {
   // Between two views requests are taken in: a new view is mostly a matter of milliseconds, and the engine ends what
   // waits for one longer than its patience.
   return engine_ == nullptr ? absl::UnavailableError("this worker is joining its group anew") : absl::OkStatus();
+}
+
+void Worker::Impl::InstallHomes() {
+  const auto table = model_->store->in_force();
+  if (table == nullptr) return;
+  v1::View view;
+  {
+    MutexLock lock(state_mu_);
+    view = view_;
+  }
+  router_->Install(view, table->placement());
 }
 
 void Worker::Impl::UpdateReadiness() {
@@ -328,6 +362,8 @@ void Worker::Impl::Do(SessionAction action) {
     Enqueue([this, epoch = abort->epoch] { mover_->Abort(epoch); });
   } else if (auto* forget = std::get_if<ForgetReports>(&action)) {
     Enqueue([this, sequence = forget->sequence] { reports_.Stored(sequence); });
+  } else if (auto* loads = std::get_if<NotePeerLoads>(&action)) {
+    router_->SetLoads(loads->ack);
   } else if (auto* every = std::get_if<ReportEvery>(&action)) {
     Enqueue([this, interval = every->interval] { StartReporting(interval); });
   } else if (auto* give_up = std::get_if<GiveUp>(&action)) {
@@ -427,6 +463,7 @@ void Worker::Impl::Leave(const std::string& reason) {
     view_.Clear();
     installed_ = false;
   }
+  router_->Clear();
   UpdateReadiness();
   MakeEngine();
 }
@@ -494,6 +531,7 @@ void Worker::Impl::ViewInstalled(ViewId view, const absl::Status& status, std::s
     MutexLock lock(state_mu_);
     if (view.value() == view_.view()) installed_ = status.ok();
   }
+  if (status.ok()) InstallHomes();
   UpdateReadiness();
   metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(model_->store->expert_bytes()));
   Log(status.ok() ? Severity::kInfo : Severity::kWarning, "view installed",
@@ -520,6 +558,7 @@ void Worker::Impl::VersionInForce(ViewId view, PlacementVersion version, StepId 
     const auto table = model_->store->in_force();
     if (view.value() == view_.view() && table != nullptr) missing_ = CountMissing(table->placement(), view_);
   }
+  InstallHomes();
   UpdateReadiness();
   metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(model_->store->expert_bytes()));
   Log(Severity::kInfo, "epoch in force",

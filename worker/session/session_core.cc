@@ -98,9 +98,12 @@ SessionActions SessionCore::OnMessage(const v1::ConnectResponse& message, absl::
   switch (message.message_case()) {
     case v1::ConnectResponse::kWelcome:
       return OnWelcome(message.welcome(), now);
-    case v1::ConnectResponse::kHeartbeatAck:
+    case v1::ConnectResponse::kHeartbeatAck: {
       last_acknowledged_ = now;
-      return {};
+      SessionActions actions;
+      if (message.heartbeat_ack().loads_size() > 0) actions.push_back(NotePeerLoads{message.heartbeat_ack()});
+      return actions;
+    }
     case v1::ConnectResponse::kReportsStored: {
       SessionActions actions;
       if (message.reports_stored().report_stream() == hello_.report_stream()) {

@@ -95,6 +95,10 @@ struct AbortEpoch {
 struct ForgetReports {
   uint64_t sequence = 0;
 };
+// How busy the other members of the view are; only while the placement has homes of tasks.
+struct NotePeerLoads {
+  v1::HeartbeatAck ack;
+};
 // A session began: send the reports that are not stored, and report every `interval`.
 struct ReportEvery {
   absl::Duration interval;
@@ -104,8 +108,9 @@ struct GiveUp {
   absl::Status status;
 };
 
-using SessionAction = std::variant<OpenStream, CloseStream, SendMessage, LoadReplicas, JoinView, LeaveView,
-                                   PrepareMoves, CommitEpoch, AbortEpoch, ForgetReports, ReportEvery, GiveUp>;
+using SessionAction =
+    std::variant<OpenStream, CloseStream, SendMessage, LoadReplicas, JoinView, LeaveView, PrepareMoves, CommitEpoch,
+                 AbortEpoch, ForgetReports, NotePeerLoads, ReportEvery, GiveUp>;
 using SessionActions = std::vector<SessionAction>;
 
 // Pure: no clock, no stream. Used by one thread.

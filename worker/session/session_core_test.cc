@@ -123,6 +123,7 @@ std::string Show(const SessionActions& actions) {
     std::string operator()(const CommitEpoch& a) const { return "commit" + std::to_string(a.epoch.value()); }
     std::string operator()(const AbortEpoch& a) const { return "abort" + std::to_string(a.epoch.value()); }
     std::string operator()(const ForgetReports& a) const { return "forget" + std::to_string(a.sequence); }
+    std::string operator()(const NotePeerLoads& a) const { return "loads(" + a.ack.loads(0).worker() + ")"; }
     std::string operator()(const ReportEvery&) const { return "report"; }
     std::string operator()(const GiveUp&) const { return "give-up"; }
   };
@@ -280,6 +281,15 @@ TEST_F(SessionCoreTest, SilentController_SessionMadeAnew) {
     TickWhenDue();
   }
   EXPECT_TRUE(core_.in_session());
+}
+
+TEST_F(SessionCoreTest, LoadsOfPeers_AreNoted) {
+  Greet();
+  v1::ConnectResponse ack;
+  ack.mutable_heartbeat_ack()->set_number(1);
+  EXPECT_EQ(Show(Receive(ack)), "");
+  ack.mutable_heartbeat_ack()->add_loads()->set_worker("w1");
+  EXPECT_EQ(Show(Receive(ack)), "loads(w1)");
 }
 
 TEST_F(SessionCoreTest, LowerTerm_IsNotObeyed) {

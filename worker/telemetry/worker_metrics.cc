@@ -23,6 +23,13 @@ std::span<const MetricDef> WorkerMetricDefs() {
        {"worker", "phase"},
        "Tokens of this worker's requests that entered the model."},
       {"ballast_requests_total", MetricType::kCounter, "1", {"task", "code"}, "Requests ended, by gRPC status code."},
+      {"ballast_requests_routed_total",
+       MetricType::kCounter,
+       "1",
+       {"task", "route", "result"},
+       "Requests of tasks with homes that clients sent here, by where they went (here and home: to a home of the task; "
+       "spilled_here and spilled: elsewhere, as the homes were full) and how they ended: the gRPC status code, or "
+       "came_back where the other worker did not run the request and this one did."},
       {"ballast_requests_running", MetricType::kGauge, "1", {"worker"}, "Requests that hold KV cache."},
       {"ballast_requests_waiting", MetricType::kGauge, "1", {"worker"}, "Requests in the queue."},
       {"ballast_time_to_first_token_seconds",
@@ -107,11 +114,41 @@ void WorkerMetrics::StepEnded(int prefill_rows, int decode_rows, absl::Duration 
   copies_far_.Add(static_cast<double>(stats.copies_far));
 }
 
+const std::string& WorkerMetrics::TaskLabel(const std::string& task) {
+  static const std::string& other = *new std::string(LoadCounters::kOtherTasks);
+  const auto known = tasks_.find(task);
+  if (known != tasks_.end()) return *known;
+  return tasks_.size() < kMaxTasks ? *tasks_.insert(task).first : other;
+}
+
+void WorkerMetrics::RequestRouted(const std::string& task, RequestRoute route, bool came_back, absl::StatusCode code) {
+  const char* name = nullptr;
+  switch (route) {
+    case RequestRoute::kNone:
+      return;
+    case RequestRoute::kHere:
+      name = "here";
+      break;
+    case RequestRoute::kHome:
+      name = "home";
+      break;
+    case RequestRoute::kSpilledHere:
+      name = "spilled_here";
+      break;
+    case RequestRoute::kSpilled:
+      name = "spilled";
+      break;
+  }
+  MutexLock lock(mu_);
+  const std::vector<std::string> labels = {TaskLabel(task), name, came_back ? "came_back" : CodeLabel(code)};
+  const auto [place, is_new] = routed_.try_emplace(labels);
+  if (is_new) place->second = metrics_.Counter("ballast_requests_routed_total", labels);
+  place->second.Add();
+}
+
 void WorkerMetrics::RequestEnded(const std::string& task, absl::StatusCode code) {
   MutexLock lock(mu_);
-  const bool own = tasks_.find(task) != tasks_.end() || tasks_.size() < kMaxTasks;
-  if (own) tasks_.insert(task);
-  const std::string label = own ? task : std::string(LoadCounters::kOtherTasks);
+  const std::string& label = TaskLabel(task);
   const auto [place, is_new] = requests_.try_emplace({label, code});
   if (is_new) place->second = metrics_.Counter("ballast_requests_total", {label, CodeLabel(code)});
   place->second.Add();

@@ -7,11 +7,13 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "proto/base/metrics.h"
 #include "proto/base/mutex.h"
+#include "worker/homes/home_policy.h"
 #include "worker/moe/moe_step.h"
 
 namespace ballast {
@@ -35,6 +37,9 @@ class WorkerMetrics {
   // A committed step. `rows` by phase are this worker's; `layers` is the model's number of MoE layers.
   void StepEnded(int prefill_rows, int decode_rows, absl::Duration duration, int layers, const MoeStepStats& stats);
   void RequestEnded(const std::string& task, absl::StatusCode code) BALLAST_EXCLUDES(mu_);
+  // A request whose task has homes. `came_back`: the worker that it was handed to did not run it, so this one did.
+  void RequestRouted(const std::string& task, RequestRoute route, bool came_back, absl::StatusCode code)
+      BALLAST_EXCLUDES(mu_);
   // Negative: there was none.
   void TokenTimes(absl::Duration first_token, absl::Duration per_output_token);
   void Requests(int running, int waiting, double kv_used_ratio);
@@ -42,6 +47,8 @@ class WorkerMetrics {
   void MoveBytes(double from_peers, double from_checkpoint);
 
  private:
+  const std::string& TaskLabel(const std::string& task) BALLAST_REQUIRES(mu_);
+
   const std::string worker_;
   Metrics metrics_;
   CounterHandle prefill_tokens_, decode_tokens_;
@@ -53,6 +60,7 @@ class WorkerMetrics {
 
   Mutex mu_;
   std::map<std::pair<std::string, absl::StatusCode>, CounterHandle> requests_ BALLAST_GUARDED_BY(mu_);
+  std::map<std::vector<std::string>, CounterHandle> routed_ BALLAST_GUARDED_BY(mu_);
   std::set<std::string> tasks_ BALLAST_GUARDED_BY(mu_);
 };
 

@@ -28,6 +28,9 @@ TEST(WorkerMetricsTest, CountsWhatItIsTold) {
   stats.route = absl::Milliseconds(2);
   metrics.StepEnded(5, 2, absl::Milliseconds(10), 4, stats);
   metrics.RequestEnded("chat", absl::StatusCode::kUnavailable);
+  metrics.RequestRouted("chat", RequestRoute::kHome, false, absl::StatusCode::kOk);
+  metrics.RequestRouted("chat", RequestRoute::kSpilled, true, absl::StatusCode::kOk);
+  metrics.RequestRouted("chat", RequestRoute::kNone, false, absl::StatusCode::kOk);
   metrics.TokenTimes(absl::Milliseconds(3), -absl::InfiniteDuration());
   metrics.MoveBytes(100, 0);
   const std::string text = metrics.registry().Text();
@@ -37,6 +40,8 @@ TEST(WorkerMetricsTest, CountsWhatItIsTold) {
   EXPECT_THAT(text, HasSubstr("ballast_layer_duration_seconds_sum{stage=\"route\"} 0.0005"));
   EXPECT_THAT(text, HasSubstr("ballast_layer_duration_seconds_count{stage=\"share\"} 1"));
   EXPECT_THAT(text, HasSubstr("ballast_requests_total{code=\"UNAVAILABLE\",task=\"chat\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_requests_routed_total{result=\"OK\",route=\"home\",task=\"chat\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_requests_routed_total{result=\"came_back\",route=\"spilled\",task=\"chat\"} 1"));
   EXPECT_THAT(text, HasSubstr("ballast_time_to_first_token_seconds_count 1"));
   EXPECT_THAT(text, HasSubstr("ballast_time_per_output_token_seconds_count 0"));
   EXPECT_THAT(text, HasSubstr("ballast_move_bytes_total{source=\"peer\",worker=\"w0\"} 100"));
