@@ -11,8 +11,9 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 
-// Rows a group from which on most groups have more than one block's tile of tokens, and pairs of blocks are faster.
-constexpr int kPairedRows = 96;
+// Rows a group up to which most groups have one narrow tile, and from which on they have a wide one for each of a pair.
+constexpr int kNarrowRows = 32;
+constexpr int kPairRows = 96;
 
 // Rows a group, and bytes of weights that a step can read, up to which the kernels for few are faster: they wait less,
 // but read slower.
@@ -24,8 +25,8 @@ size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAli
 // Parts of a workspace, in bytes from its start.
 struct WorkspaceLayout {
   WorkspaceLayout(int max_rows, int max_groups, int intermediate_size, int blocks) {
-    // A counter for each block of a tile of a pair.
-    flag_words = max_rows / internal::kTileTokens + internal::kPair * max_groups;
+    // A counter for each block of a pair's tile.
+    flag_words = max_rows / internal::kNarrowTokens + 2 * max_groups;
     flags = Align(2 * sizeof(uint32_t));
     partials = flags + Align(2 * sizeof(uint32_t) * flag_words);
     activations = partials + size_t{internal::kPartialBytes} * 2 * blocks;
@@ -102,9 +103,10 @@ absl::StatusOr<CudaExperts> CudaExperts::Create(const ExpertArena& arena) {
     return absl::FailedPreconditionError(
         absl::StrCat("device ", device, " has compute capability ", major, ".", minor, ", has to be 9.0"));
   }
-  error = internal::ExpertsBlocks(/*pairs=*/false, &experts.blocks_);
-  if (error == cudaSuccess) error = internal::ExpertsBlocks(/*pairs=*/true, &experts.paired_blocks_);
-  if (error != cudaSuccess) return CudaStatus(error, "the expert kernel's blocks");
+  for (size_t i = 0; i < experts.blocks_.size(); ++i) {
+    error = internal::ExpertsBlocks(static_cast<internal::ExpertsKernelForm>(i), &experts.blocks_[i]);
+    if (error != cudaSuccess) return CudaStatus(error, "the expert kernel's blocks");
+  }
   const cuuint64_t h = arena.hidden_size, i = arena.intermediate_size, slots = arena.num_slots;
   const bool gated = arena.form == ExpertForm::kSwiGlu;
   // Columns, 8 rows, gate or up, groups of 8 rows, slots: a box holds groups of gates and ups in turn, so that one
@@ -122,8 +124,10 @@ absl::StatusOr<CudaExperts> CudaExperts::Create(const ExpertArena& arena) {
   return experts;
 }
 
+int CudaExperts::MostBlocks() const { return *std::max_element(blocks_.begin(), blocks_.end()); }
+
 size_t CudaExperts::WorkspaceBytes(int max_rows, int max_groups) const {
-  return WorkspaceLayout(max_rows, max_groups, arena_.intermediate_size, std::max(blocks_, paired_blocks_)).bytes;
+  return WorkspaceLayout(max_rows, max_groups, arena_.intermediate_size, MostBlocks()).bytes;
 }
 
 absl::Status CudaExperts::CheckStep(const ExpertsStep& step, const void* workspace, int max_rows,
@@ -143,7 +147,7 @@ absl::Status CudaExperts::CheckStep(const ExpertsStep& step, const void* workspa
 absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups,
                               cudaStream_t stream) const {
   if (absl::Status status = CheckStep(step, workspace, max_rows, max_groups); !status.ok()) return status;
-  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, std::max(blocks_, paired_blocks_));
+  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, MostBlocks());
   auto* bytes = static_cast<uint8_t*>(workspace);
   internal::ExpertsArgs args = {};
   args.x = step.x;
@@ -161,8 +165,11 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
   args.intermediate_size = arena_.intermediate_size;
   args.gated = arena_.form == ExpertForm::kSwiGlu;
   args.flag_words = layout.flag_words;
-  const bool pairs = step.typical_rows >= kPairedRows * static_cast<int64_t>(step.num_groups);
-  return CudaStatus(internal::LaunchExperts(gate_up_, down_, args, pairs, pairs ? paired_blocks_ : blocks_, stream),
+  const int64_t groups = step.num_groups;
+  const auto form = step.typical_rows <= kNarrowRows * groups ? internal::ExpertsKernelForm::kNarrow
+                    : step.typical_rows < kPairRows * groups  ? internal::ExpertsKernelForm::kWide
+                                                              : internal::ExpertsKernelForm::kPair;
+  return CudaStatus(internal::LaunchExperts(gate_up_, down_, args, form, blocks_[static_cast<size_t>(form)], stream),
                     "the expert kernel");
 }
 
@@ -171,14 +178,14 @@ absl::Status CudaExperts::RunAndCombine(const ExpertsStep& step, const CombineAr
   if (combine.rows != step.out) return Field("rows", reinterpret_cast<int64_t>(combine.rows), "the step's out");
   if (combine.top_k != step.pairs_per_token) return Field("top_k", combine.top_k, "the step's pairs_per_token");
   if (combine.hidden_size != arena_.hidden_size) return Field("hidden_size", combine.hidden_size, "the arena's");
-  if (combine.num_tokens < 1 || !internal::FewExpertsFit(combine.num_tokens, arena_.hidden_size, blocks_) ||
+  if (combine.num_tokens < 1 || !internal::FewExpertsFit(combine.num_tokens, arena_.hidden_size, blocks_[0]) ||
       step.typical_rows > kFewRows * static_cast<int64_t>(step.num_groups) ||
       std::min(step.num_groups, combine.num_tokens * combine.top_k) * ExpertBytes(arena_) > kFewBytes) {
     const absl::Status status = Run(step, workspace, max_rows, max_groups, stream);
     return status.ok() ? CombineRows(combine, stream) : status;
   }
   if (absl::Status status = CheckStep(step, workspace, max_rows, max_groups); !status.ok()) return status;
-  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, std::max(blocks_, paired_blocks_));
+  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, MostBlocks());
   internal::FewArgs args = {};
   args.arena = arena_.slots;
   args.slot_stride = arena_.slot_stride;
@@ -196,7 +203,7 @@ absl::Status CudaExperts::RunAndCombine(const ExpertsStep& step, const CombineAr
   args.hidden_size = arena_.hidden_size;
   args.intermediate_size = arena_.intermediate_size;
   args.gated = arena_.form == ExpertForm::kSwiGlu;
-  return CudaStatus(internal::LaunchFewExperts(args, blocks_, stream), "the expert kernels for few");
+  return CudaStatus(internal::LaunchFewExperts(args, blocks_[0], stream), "the expert kernels for few");
 }
 
 }  // namespace ballast

@@ -14,28 +14,42 @@ namespace {
 //
 // Where groups have many rows, two blocks of a cluster are a unit: they share a tile of weights, each loads one half of
 // it to both, and have half of the tokens each (what bounds these steps is the way from L2 to the multiprocessors).
+// Where they have few, tiles are narrow, for more stages: reading at full rate needs more bytes on their way.
 //
 // Whole tiles go round the units; the last one to two rounds are cut into equal runs of k steps (Osama et al.,
 // "Stream-K", 2023), so that all units end together. A unit that ends a run inside a tile leaves its sums in the
 // workspace; the unit that began the tile adds them in the order of units.
-constexpr int kStages = 4;
 constexpr int kThreads = 384;
 constexpr int kGatherThreads = 96;
 constexpr int kConsumerWarps = 8;
 constexpr uint32_t kBoxBytes = kBoxRows * kTileK * 2;
-constexpr uint32_t kWeightBytes = 2 * kBoxBytes;
+constexpr uint32_t kWeightBytes = kTileBoxes * kBoxBytes;
 constexpr int kRowBytes = kTileK * 2;
 // Output goes through shared memory, this many tokens at a time, so that it is written by whole lines: rows of at most
 // 128 elements, padded so that 8 of them are in different banks.
 constexpr int kStoreTokens = 16;
 constexpr int kStoreBytes = 128 * 2 + 16;
 
+// Blocks of a tile, its tokens, and k steps in shared memory at once.
+template <int kBlocksOf, int kTokensOf, int kStagesOf>
+struct Form {
+  static constexpr int kBlocks = kBlocksOf, kTokens = kTokensOf, kStages = kStagesOf;
+  // Whether the products of a k step begin while those of the one before run: not where loads take longer than both.
+  static constexpr bool kHolds = kTokens == kWideTokens;
+  // Two of 64 rows of weights: a thread's sums.
+  using Sums = float[2][kTokens / 2];
+};
+using Narrow = Form<1, kNarrowTokens, 5>;
+using Wide = Form<1, kWideTokens, 4>;
+using Pair = Form<2, kWideTokens, 4>;
+
+template <class F>
 struct Shared {
-  alignas(1024) uint8_t weights[kStages][kWeightBytes];
-  alignas(1024) uint8_t tokens[kStages][kTileTokens * kRowBytes];
+  alignas(1024) uint8_t weights[F::kStages][kWeightBytes];
+  alignas(1024) uint8_t tokens[F::kStages][F::kTokens * kRowBytes];
   // For each warpgroup two buffers of output rows.
   alignas(16) uint8_t rows[2][2][kStoreTokens * kStoreBytes];
-  uint64_t full[kStages], empty[kStages];
+  uint64_t full[F::kStages], empty[F::kStages];
   uint32_t launch;
   int slots[kMaxGroups];
   int begin[kMaxGroups + 1];
@@ -53,12 +67,12 @@ struct Work {
 
 __device__ int DivideUp(int a, int b) { return (a + b - 1) / b; }
 
-// The work of one unit of kBlocks blocks, in order.
-template <int kBlocks>
+// The work of one unit (a block, or a pair), in order.
+template <class F>
 class Schedule {
  public:
-  __device__ Schedule(const Shared& shared, const ExpertsArgs& args)
-      : shared_(shared), args_(args), unit_(blockIdx.x / kBlocks), units_(gridDim.x / kBlocks) {
+  __device__ Schedule(const Shared<F>& shared, const ExpertsArgs& args)
+      : shared_(shared), args_(args), unit_(blockIdx.x / F::kBlocks), units_(gridDim.x / F::kBlocks) {
     Begin(0);
   }
 
@@ -122,18 +136,19 @@ class Schedule {
     const int local = tile - shared_.tiles[low] * row_tiles_;
     const int index = local % token_tiles;
     const int tokens = shared_.begin[low + 1] - shared_.begin[low];
-    // Equal tiles: 130 tokens are 72 and 58, not 128 and 2.
-    const int wide = DivideUp(DivideUp(tokens, token_tiles), 8 * kBlocks) * 8;
-    const int part = index * kBlocks + blockIdx.x % kBlocks;
+    // Equal parts in columns of 8: 130 tokens are 72 and 58, not 128 and 2.
+    const int part = index * F::kBlocks + blockIdx.x % F::kBlocks, parts = token_tiles * F::kBlocks;
+    const int eights = DivideUp(tokens, 8), least = eights / parts, wider = eights % parts;
+    const int begin = (least * part + min(part, wider)) * 8, end = begin + (least + (part < wider ? 1 : 0)) * 8;
     work.phase = phase_;
     work.group = low;
     work.row_tile = local / token_tiles;
-    work.token_tile = shared_.tiles[low] * kBlocks + part;
-    work.first = shared_.begin[low] + part * wide;
-    work.width = max(0, min(wide, tokens - part * wide));
+    work.token_tile = shared_.tiles[low] * F::kBlocks + part;
+    work.first = shared_.begin[low] + begin;
+    work.width = min(end, tokens) - begin;
   }
 
-  const Shared& shared_;
+  const Shared<F>& shared_;
   const ExpertsArgs& args_;
   const int unit_, units_;
   int phase_, row_tiles_, k_steps_, whole_, steps_, next_tile_, next_step_, last_step_;
@@ -144,44 +159,44 @@ __device__ uint32_t* Flags(const ExpertsArgs& args, uint32_t launch) {
   return args.flags + (launch & 1) * static_cast<size_t>(args.flag_words);
 }
 
-template <int kBlocks>
-__device__ __forceinline__ void LoadWeights(Shared& shared, const ExpertsArgs& args, const CUtensorMap* gate_up,
+template <class F>
+__device__ __forceinline__ void LoadWeights(Shared<F>& shared, const ExpertsArgs& args, const CUtensorMap* gate_up,
                                             const CUtensorMap* down) {
   uint32_t step = 0;
-  Schedule<kBlocks> schedule(shared, args);
+  Schedule<F> schedule(shared, args);
   Work work;
   while (schedule.Next(work)) {
     const int slot = shared.slots[work.group];
     for (int k = work.k_begin; k < work.k_end; ++k, ++step) {
-      const int stage = step % kStages;
-      BarrierWait(&shared.empty[stage], (step / kStages & 1) ^ 1);
+      const int stage = step % F::kStages;
+      BarrierWait(&shared.empty[stage], (step / F::kStages & 1) ^ 1);
       BarrierArriveExpect(&shared.full[stage], kWeightBytes);
 #pragma unroll
-      for (int i = 0; i < 2 / kBlocks; ++i) {
-        const int box = kBlocks == 1 ? i : blockIdx.x % kBlocks;
-        const int tile_box = work.row_tile * 2 + box;
+      for (int i = 0; i < kTileBoxes / F::kBlocks; ++i) {
+        const int box = F::kBlocks == 1 ? i : blockIdx.x % F::kBlocks;
+        const int tile_box = work.row_tile * kTileBoxes + box;
         uint8_t* to = shared.weights[stage] + box * kBoxBytes;
         if (work.phase == 0 && args.gated) {
-          TensorLoad<kBlocks>(to, gate_up, &shared.full[stage], k * kTileK, 0, 0, tile_box * kBoxGroups, slot);
+          TensorLoad<F::kBlocks>(to, gate_up, &shared.full[stage], k * kTileK, 0, 0, tile_box * kBoxGroups, slot);
         } else {
-          TensorLoad<kBlocks>(to, work.phase == 0 ? gate_up : down, &shared.full[stage], k * kTileK,
-                              tile_box * kBoxRows, slot);
+          TensorLoad<F::kBlocks>(to, work.phase == 0 ? gate_up : down, &shared.full[stage], k * kTileK,
+                                 tile_box * kBoxRows, slot);
         }
       }
     }
   }
 }
 
-template <int kBlocks>
-__device__ __forceinline__ void GatherTokens(Shared& shared, const ExpertsArgs& args, int thread) {
+template <class F>
+__device__ __forceinline__ void GatherTokens(Shared<F>& shared, const ExpertsArgs& args, int thread) {
   constexpr int kChunks = kRowBytes / 16;
   constexpr int kRowsAtOnce = kGatherThreads / kChunks;
-  constexpr int kRows = (kTileTokens + kRowsAtOnce - 1) / kRowsAtOnce;
+  constexpr int kRows = (F::kTokens + kRowsAtOnce - 1) / kRowsAtOnce;
   const int chunk = thread % kChunks, row = thread / kChunks;
-  const int ready = 2 * Schedule<kBlocks>::ActivationTiles(args);
+  const int ready = 2 * Schedule<F>::ActivationTiles(args);
   const uint32_t* tile_flags = Flags(args, shared.launch);
   uint32_t step = 0;
-  Schedule<kBlocks> schedule(shared, args);
+  Schedule<F> schedule(shared, args);
   Work work;
   while (schedule.Next(work)) {
     const int width = work.phase == 0 ? args.hidden_size : args.intermediate_size;
@@ -203,8 +218,8 @@ __device__ __forceinline__ void GatherTokens(Shared& shared, const ExpertsArgs& 
       }
     }
     for (int k = work.k_begin; k < work.k_end; ++k, ++step) {
-      const int stage = step % kStages;
-      BarrierWait(&shared.empty[stage], (step / kStages & 1) ^ 1);
+      const int stage = step % F::kStages;
+      BarrierWait(&shared.empty[stage], (step / F::kStages & 1) ^ 1);
       const bool inside = k * kTileK + chunk * 8 < width;
       const uint8_t* from = source + (inside ? k * kRowBytes : 0);
       const uint32_t to = SharedAddress(shared.tokens[stage]);
@@ -228,9 +243,8 @@ __device__ uint32_t PackBf16(float low, float high) {
 }
 
 // One k step of a tile for 128 of its rows: sums[0] for the first 64, sums[1] for the others; N columns.
-template <int N>
-__device__ __forceinline__ void MultiplyStep(float (&sums)[2][kTileTokens / 2], uint64_t a, uint64_t b,
-                                             int accumulate) {
+template <class F, int N>
+__device__ __forceinline__ void MultiplyStep(typename F::Sums& sums, uint64_t a, uint64_t b, int accumulate) {
   WgmmaFence();
 #pragma unroll
   for (int i = 0; i < kTileK / 16; ++i) {
@@ -240,6 +254,16 @@ __device__ __forceinline__ void MultiplyStep(float (&sums)[2][kTileTokens / 2], 
   WgmmaCommit();
 }
 
+// The narrowest that has `width` columns.
+template <class F, int N>
+__device__ __forceinline__ void MultiplyUpTo(typename F::Sums& sums, int width, uint64_t a, uint64_t b,
+                                             int accumulate) {
+  if constexpr (N > 16) {
+    if (width <= N - 16) return MultiplyUpTo<F, N - 16>(sums, width, a, b, accumulate);
+  }
+  MultiplyStep<F, N>(sums, a, b, accumulate);
+}
+
 // Where a warpgroup's thread leaves its sums of a tile that another unit began.
 __device__ uint4* Partials(const ExpertsArgs& args, int phase, int block, int half) {
   return static_cast<uint4*>(args.partials) +
@@ -247,11 +271,12 @@ __device__ uint4* Partials(const ExpertsArgs& args, int phase, int block, int ha
          threadIdx.x % 128;
 }
 
-__device__ __forceinline__ void StorePartials(const float (&sums)[2][kTileTokens / 2], const ExpertsArgs& args,
-                                              const Work& work, int half, uint32_t tag) {
+template <class F>
+__device__ __forceinline__ void StorePartials(const typename F::Sums& sums, const ExpertsArgs& args, const Work& work,
+                                              int half, uint32_t tag) {
   uint4* to = Partials(args, work.phase, blockIdx.x, half);
 #pragma unroll
-  for (int j = 0; j < kTileTokens / 8; ++j) {
+  for (int j = 0; j < F::kTokens / 8; ++j) {
     if (j * 8 >= work.width) break;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -262,10 +287,9 @@ __device__ __forceinline__ void StorePartials(const float (&sums)[2][kTileTokens
 }
 
 // Adds the sums of the units that went on with this unit's tile, in the order of units; loads those of kAtOnce at once.
-template <int kBlocks>
-__device__ __forceinline__ void AddPartials(float (&sums)[2][kTileTokens / 2], const ExpertsArgs& args,
-                                            const Schedule<kBlocks>& schedule, const Work& work, int half,
-                                            uint32_t tag) {
+template <class F>
+__device__ __forceinline__ void AddPartials(typename F::Sums& sums, const ExpertsArgs& args,
+                                            const Schedule<F>& schedule, const Work& work, int half, uint32_t tag) {
   constexpr int kAtOnce = 2;
   int unit = schedule.unit() + 1;
   int begin = schedule.RunBegin(unit);
@@ -275,11 +299,11 @@ __device__ __forceinline__ void AddPartials(float (&sums)[2][kTileTokens / 2], c
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u, ++unit) {
       const int end = begin < tile_end ? schedule.RunBegin(unit + 1) : begin;
-      from[u] = end > begin ? Partials(args, work.phase, unit * kBlocks + blockIdx.x % kBlocks, half) : nullptr;
+      from[u] = end > begin ? Partials(args, work.phase, unit * F::kBlocks + blockIdx.x % F::kBlocks, half) : nullptr;
       begin = end;
     }
 #pragma unroll
-    for (int j = 0; j < kTileTokens / 8; ++j) {
+    for (int j = 0; j < F::kTokens / 8; ++j) {
       if (j * 8 >= work.width) break;
       uint4 v[kAtOnce][4];
       bool whole;
@@ -313,41 +337,36 @@ __device__ __forceinline__ void AddPartials(float (&sums)[2][kTileTokens / 2], c
 }
 
 // Rows of the phase's output, of 128 of the tile's weight rows. `turn` counts the buffers used.
-__device__ __forceinline__ void StoreTile(const float (&sums)[2][kTileTokens / 2], Shared& shared,
-                                          const ExpertsArgs& args, const Work& work, int half, uint32_t& turn) {
-  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
-  const int column = lane / 4, pair = lane % 4 * 2;  // after a transposition
+template <class F>
+__device__ __forceinline__ void StoreTile(const typename F::Sums& sums, Shared<F>& shared, const ExpertsArgs& args,
+                                          const Work& work, int half, uint32_t& turn) {
+  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, matrix = lane / 8;
   const bool hidden = work.phase == 0, activate = hidden && args.gated;
   auto* to = static_cast<__nv_bfloat16*>(hidden ? args.activations : args.out);
   const int width = hidden ? args.intermediate_size : args.hidden_size;
   // Two rows of weights make one gated activation.
   const int own = activate ? kTileRows / 4 : kTileRows / 2;
-  const auto rectified = [&](float v) { return hidden ? Relu(v) : v; };
   const int first_column = (work.row_tile * 2 + half) * own;
   const int chunks = own / 8;  // of 16 bytes
   const int chunk = thread % chunks, chunk_row = thread / chunks;
+  const auto rectified = [&](float v) { return hidden ? Relu(v) : v; };
+  // Where the lane's column of a matrix begins: of 8 activations for each 16 rows (slabs 4 i + warp), or of 8 rows.
+  const uint32_t at = activate ? (matrix % 2 * 8 + lane % 8) * kStoreBytes + (matrix / 2 * 4 + warp) * 16
+                               : (matrix / 2 * 8 + lane % 8) * kStoreBytes + warp * 32 + matrix % 2 * 16;
 #pragma unroll
-  for (int j = 0; j < kTileTokens / 8; j += kStoreTokens / 8) {
+  for (int j = 0; j < F::kTokens / 8; j += kStoreTokens / 8) {
     if (j * 8 >= work.width) break;
-    uint8_t* buffer = shared.rows[half][turn++ % 2];
-#pragma unroll
-    for (int i = 0; i < kStoreTokens / 8; ++i) {
-      uint8_t* row = buffer + (i * 8 + column) * kStoreBytes;
-#pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        const float* v = &sums[b][(j + i) * 4];
-        const int slab = b * 4 + warp;  // of 16 rows of weights
-        if (activate) {
-          // Rows l/4 are gates, and those 8 further their ups.
-          *reinterpret_cast<uint32_t*>(row + (slab * 8 + pair) * 2) =
-              Transpose8x8(PackBf16(Silu(v[0]) * v[2], Silu(v[1]) * v[3]));
-        } else {
-          *reinterpret_cast<uint32_t*>(row + (slab * 16 + pair) * 2) =
-              Transpose8x8(PackBf16(rectified(v[0]), rectified(v[1])));
-          *reinterpret_cast<uint32_t*>(row + (slab * 16 + 8 + pair) * 2) =
-              Transpose8x8(PackBf16(rectified(v[2]), rectified(v[3])));
-        }
-      }
+    uint8_t* const buffer = shared.rows[half][turn++ % 2];
+    const uint32_t to_buffer = SharedAddress(buffer) + at;
+    const float *v0 = &sums[0][j * 4], *v1 = &sums[1][j * 4];
+    if (activate) {
+      // Rows l/4 are gates, and those 8 further their ups.
+      const auto active = [](const float* v) { return PackBf16(Silu(v[0]) * v[2], Silu(v[1]) * v[3]); };
+      StoreTransposed(to_buffer, active(v0), active(v0 + 4), active(v1), active(v1 + 4));
+    } else {
+      const auto packed = [&](const float* v) { return PackBf16(rectified(v[0]), rectified(v[1])); };
+      StoreTransposed(to_buffer, packed(v0), packed(v0 + 2), packed(v0 + 4), packed(v0 + 6));
+      StoreTransposed(to_buffer + 128, packed(v1), packed(v1 + 2), packed(v1 + 4), packed(v1 + 6));
     }
     NamedBarrier(1 + half, 128);
     for (int r = chunk_row; r < kStoreTokens; r += 128 / chunks) {
@@ -359,74 +378,63 @@ __device__ __forceinline__ void StoreTile(const float (&sums)[2][kTileTokens / 2
   }
 }
 
-template <int kBlocks>
-__device__ __forceinline__ void ReleaseStage(Shared& shared, int stage) {
-  if constexpr (kBlocks == 1) {
+template <class F>
+__device__ __forceinline__ void ReleaseStage(Shared<F>& shared, int stage) {
+  if constexpr (F::kBlocks == 1) {
     BarrierArrive(&shared.empty[stage]);
   } else {
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) BarrierArriveAt(&shared.empty[stage], block);
+    for (int block = 0; block < F::kBlocks; ++block) BarrierArriveAt(&shared.empty[stage], block);
   }
 }
 
-template <int kBlocks>
-__device__ __forceinline__ void Multiply(Shared& shared, const ExpertsArgs& args, int half) {
+template <class F>
+__device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& args, int half) {
   const int thread = threadIdx.x % 128, lane = thread % 32;
   uint32_t* flags = Flags(args, shared.launch);
   const uint32_t tag = shared.launch + 1;
   uint32_t step = 0, turn = 0;
-  Schedule<kBlocks> schedule(shared, args);
+  Schedule<F> schedule(shared, args);
   Work work;
   while (schedule.Next(work)) {
-    float sums[2][kTileTokens / 2] = {};
-    const int columns = (work.width + 15) / 16;
+    typename F::Sums sums = {};
     const int k_count = work.k_end - work.k_begin;
+    // Whether the stage before is still being read.
+    bool held = false;
     for (int k = 0; k < k_count; ++k, ++step) {
-      const int stage = step % kStages;
-      BarrierWait(&shared.full[stage], step / kStages & 1);
-      FenceAsyncProxy();
-      const uint64_t a = OperandDescriptor(shared.weights[stage] + half * kBoxBytes);
-      const uint64_t b = OperandDescriptor(shared.tokens[stage]);
-      switch (columns) {
-        case 0:
-        case 1:
-          MultiplyStep<16>(sums, a, b, k);
-          break;
-        case 2:
-          MultiplyStep<32>(sums, a, b, k);
-          break;
-        case 3:
-          MultiplyStep<48>(sums, a, b, k);
-          break;
-        case 4:
-          MultiplyStep<64>(sums, a, b, k);
-          break;
-        case 5:
-          MultiplyStep<80>(sums, a, b, k);
-          break;
-        case 6:
-          MultiplyStep<96>(sums, a, b, k);
-          break;
-        case 7:
-          MultiplyStep<112>(sums, a, b, k);
-          break;
-        default:
-          MultiplyStep<128>(sums, a, b, k);
-          break;
+      const int stage = step % F::kStages;
+      // With nothing to go on with, it is not kept until there is: that would be one stage less on its way.
+      if (held && !BarrierTest(&shared.full[stage], step / F::kStages & 1)) {
+        WgmmaWait<0>();
+        if (lane == 0) ReleaseStage<F>(shared, (step - 1) % F::kStages);
+        held = false;
       }
-      WgmmaWait<1>();
-      if (k > 0 && lane == 0) ReleaseStage<kBlocks>(shared, (step - 1) % kStages);
+      BarrierWait(&shared.full[stage], step / F::kStages & 1);
+      FenceAsyncProxy();
+      const uint64_t a = OperandDescriptor(shared.weights[stage] + half * (kWeightBytes / 2));
+      const uint64_t b = OperandDescriptor(shared.tokens[stage]);
+      MultiplyUpTo<F, F::kTokens>(sums, work.width, a, b, k);
+      if constexpr (!F::kHolds) {
+        WgmmaWait<0>();
+        if (lane == 0) ReleaseStage<F>(shared, stage);
+        continue;
+      }
+      if (held) {
+        WgmmaWait<1>();
+        if (lane == 0) ReleaseStage<F>(shared, (step - 1) % F::kStages);
+      }
+      held = true;
     }
     WgmmaWait<0>();
     PinRegisters(sums[0]);
     PinRegisters(sums[1]);
-    if (lane == 0) ReleaseStage<kBlocks>(shared, (step - 1) % kStages);
+    if (held && lane == 0) ReleaseStage<F>(shared, (step - 1) % F::kStages);
     if (work.k_begin > 0) {
-      StorePartials(sums, args, work, half, tag);
+      StorePartials<F>(sums, args, work, half, tag);
       continue;
     }
-    if (work.k_end < schedule.k_steps()) AddPartials(sums, args, schedule, work, half, tag);
-    StoreTile(sums, shared, args, work, half, turn);
+    if (work.k_end < schedule.k_steps()) AddPartials<F>(sums, args, schedule, work, half, tag);
+    StoreTile<F>(sums, shared, args, work, half, turn);
     if (work.phase == 0) {
       NamedBarrier(1 + half, 128);
       if (thread == 0) AddRelease(flags + work.token_tile, 1);
@@ -434,17 +442,17 @@ __device__ __forceinline__ void Multiply(Shared& shared, const ExpertsArgs& args
   }
 }
 
-template <int kBlocks>
+template <class F>
 __global__ void __launch_bounds__(kThreads, 1)
     ExpertsKernel(const __grid_constant__ CUtensorMap gate_up, const __grid_constant__ CUtensorMap down,
                   const __grid_constant__ ExpertsArgs args) {
-  extern __shared__ uint8_t storage[];
-  auto& shared = *reinterpret_cast<Shared*>(storage + (1024 - SharedAddress(storage) % 1024) % 1024);
+  extern __shared__ __align__(1024) uint8_t storage[];
+  auto& shared = *reinterpret_cast<Shared<F>*>(storage);
   const int thread = threadIdx.x;
   if (thread == 0) {
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < F::kStages; ++i) {
       BarrierInit(&shared.full[i], 1 + kGatherThreads);
-      BarrierInit(&shared.empty[i], kConsumerWarps * kBlocks);
+      BarrierInit(&shared.empty[i], kConsumerWarps * F::kBlocks);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     PrefetchTensorMap(&gate_up);
@@ -454,7 +462,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   WaitForPreviousKernel();
   for (int i = thread; i <= args.num_groups; i += kThreads) shared.begin[i] = args.begin[i];
   if (thread == kThreads - 1) shared.launch = *static_cast<volatile uint32_t*>(args.launch);
-  if constexpr (kBlocks > 1) {
+  if constexpr (F::kBlocks > 1) {
     ClusterBarrier();
   } else {
     __syncthreads();
@@ -463,8 +471,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     int before = 0;
     for (int base = 0; base < args.num_groups; base += 32) {
       const int group = base + thread;
-      const int own =
-          group < args.num_groups ? DivideUp(shared.begin[group + 1] - shared.begin[group], kTileTokens * kBlocks) : 0;
+      const int own = group < args.num_groups
+                          ? DivideUp(shared.begin[group + 1] - shared.begin[group], F::kTokens * F::kBlocks)
+                          : 0;
       int sum = own;
 #pragma unroll
       for (int distance = 1; distance < 32; distance *= 2) {
@@ -481,9 +490,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread < 128) {
     LowerRegisters<88>();
     if (thread == 0) {
-      LoadWeights<kBlocks>(shared, args, &gate_up, &down);
+      LoadWeights<F>(shared, args, &gate_up, &down);
     } else if (thread >= 32) {
-      GatherTokens<kBlocks>(shared, args, thread - 32);
+      GatherTokens<F>(shared, args, thread - 32);
     }
   } else {
     RaiseRegisters<208>();
@@ -494,49 +503,56 @@ __global__ void __launch_bounds__(kThreads, 1)
       args.launch[1] = 0;
       args.launch[0] = shared.launch + 1;
     }
-    Multiply<kBlocks>(shared, args, thread / 128 - 1);
+    Multiply<F>(shared, args, thread / 128 - 1);
   }
   // The other block may still be loading to this one's memory and arriving at its barriers.
-  if constexpr (kBlocks > 1) ClusterBarrier();
+  if constexpr (F::kBlocks > 1) ClusterBarrier();
 }
 
-constexpr size_t kSharedBytes = sizeof(Shared) + 1024;
-
-template <int kBlocks>
-LaunchShape Shape(int blocks) {
-  return {dim3(blocks), kThreads, kSharedBytes, kBlocks, /*cooperative=*/true};
+// A form's kernel and what its launch needs.
+struct Kernel {
+  void (*kernel)(CUtensorMap, CUtensorMap, ExpertsArgs);
+  int cluster;
+  size_t shared_bytes;
+};
+template <class F>
+constexpr Kernel KernelOf() {
+  static_assert(sizeof(Shared<F>) <= 227 * 1024);
+  return {ExpertsKernel<F>, F::kBlocks, sizeof(Shared<F>)};
 }
+constexpr Kernel kKernels[kExpertsKernelForms] = {KernelOf<Narrow>(), KernelOf<Wide>(), KernelOf<Pair>()};
 
 }  // namespace
 
-cudaError_t ExpertsBlocks(bool pairs, int* blocks) {
-  cudaError_t error = AllowSharedMemory(ExpertsKernel<1>, kSharedBytes);
-  if (error == cudaSuccess) error = AllowSharedMemory(ExpertsKernel<kPair>, kSharedBytes);
+cudaError_t ExpertsBlocks(ExpertsKernelForm form, int* blocks) {
+  const Kernel& kernel = kKernels[static_cast<int>(form)];
+  cudaError_t error = AllowSharedMemory(kernel.kernel, kernel.shared_bytes);
   int device = 0;
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(blocks, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess || !pairs) return error;
+  if (error != cudaSuccess || kernel.cluster == 1) return error;
   // A processing cluster with an odd number of multiprocessors leaves one over.
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kPair;
+  attribute.val.clusterDim.x = kernel.cluster;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(*blocks / kPair * kPair);
+  config.gridDim = dim3(*blocks / kernel.cluster * kernel.cluster);
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes;
+  config.dynamicSmemBytes = kernel.shared_bytes;
   config.attrs = &attribute;
   config.numAttrs = 1;
   int clusters = 0;
-  error = cudaOccupancyMaxActiveClusters(&clusters, ExpertsKernel<kPair>, &config);
-  *blocks = clusters * kPair;
+  error = cudaOccupancyMaxActiveClusters(&clusters, kernel.kernel, &config);
+  *blocks = clusters * kernel.cluster;
   return error;
 }
 
-cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args, bool pairs,
-                          int blocks, cudaStream_t stream) {
-  return pairs ? Launch(ExpertsKernel<kPair>, Shape<kPair>(blocks), stream, gate_up, down, args)
-               : Launch(ExpertsKernel<1>, Shape<1>(blocks), stream, gate_up, down, args);
+cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args,
+                          ExpertsKernelForm form, int blocks, cudaStream_t stream) {
+  const Kernel& kernel = kKernels[static_cast<int>(form)];
+  return Launch(kernel.kernel, {dim3(blocks), kThreads, kernel.shared_bytes, kernel.cluster, /*cooperative=*/true},
+                stream, gate_up, down, args);
 }
 
 }  // namespace ballast::internal

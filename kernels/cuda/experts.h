@@ -5,6 +5,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -52,9 +53,9 @@ struct ExpertsStep {
 // for a given `begin` and number of multiprocessors: equal inputs give equal bits, but a row's bits depend on what else
 // is in the step.
 //
-// Roofline: a slot's bytes (6 H I, without gates 4 H I) for each group with rows, read once for every 128 rows, over
-// read bandwidth; as many flops a row over the tensor cores' rate. With fewer than about 190 rows a group (H200) the
-// first is larger.
+// Roofline: a slot's bytes (6 H I, without gates 4 H I) for each group with rows, read once for every 128 rows (48
+// in steps of few rows a group), over read bandwidth; as many flops a row over the tensor cores' rate. With fewer than
+// about 190 rows a group (H200) the first is larger.
 class CudaExperts {
  public:
   // Errors:
@@ -88,9 +89,12 @@ class CudaExperts {
   // Of both kinds of Run.
   absl::Status CheckStep(const ExpertsStep& step, const void* workspace, int max_rows, int max_groups) const;
 
+  // Of any launch.
+  int MostBlocks() const;
+
   ExpertArena arena_;
-  // Of the kernel with single blocks (a multiprocessor each), and with pairs.
-  int blocks_ = 0, paired_blocks_ = 0;
+  // Blocks (of a multiprocessor each) of the kernel's forms.
+  std::array<int, internal::kExpertsKernelForms> blocks_ = {};
   CUtensorMap gate_up_ = {}, down_ = {};
 };
 

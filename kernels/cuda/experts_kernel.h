@@ -22,15 +22,17 @@ enum class ExpertForm {
 
 namespace internal {
 
-// A tile of work: weight rows x tokens, in steps of k.
+// A tile of work: weight rows x tokens, in steps of k. Steps of few rows a group have narrow tiles.
 inline constexpr int kTileRows = 256;
-inline constexpr int kTileTokens = 128;
+inline constexpr int kNarrowTokens = 48;
+inline constexpr int kWideTokens = 128;
 inline constexpr int kTileK = 64;
 // A box of weights has half of a tile's rows: of gate and up, groups of 8 rows in turn.
-inline constexpr int kBoxRows = kTileRows / 2;
+inline constexpr int kTileBoxes = 2;
+inline constexpr int kBoxRows = kTileRows / kTileBoxes;
 inline constexpr int kBoxGroups = kBoxRows / 16;
 // Bytes of one block's partial sums of a tile, with tags.
-inline constexpr int kPartialBytes = kTileRows * kTileTokens * 8;
+inline constexpr int kPartialBytes = kTileRows * kWideTokens * 8;
 
 struct ExpertsArgs {
   const void* x;
@@ -53,11 +55,13 @@ struct ExpertsArgs {
   int flag_words;
 };
 
-// Blocks that work on a tile together, each on its part of the tokens, and share the weights' way from L2.
-inline constexpr int kPair = 2;
+// The kernel's forms: narrow tiles; wide ones; wide ones for pairs of blocks that work on a tile together, each on its
+// part of the tokens, and share the weights' way from L2.
+enum class ExpertsKernelForm { kNarrow, kWide, kPair };
+inline constexpr int kExpertsKernelForms = 3;
 
-// The number of blocks of the kernel with pairs, or without, that the device runs at once.
-cudaError_t ExpertsBlocks(bool pairs, int* blocks);
+// The number of blocks of the kernel that the device runs at once.
+cudaError_t ExpertsBlocks(ExpertsKernelForm form, int* blocks);
 // Out: the combined rows, see CombineArgs.
 struct FewArgs {
   const void* arena;
@@ -91,8 +95,8 @@ __device__ inline float Silu(float v) { return __fdividef(v, 1.0f + __expf(-v));
 __device__ inline float Relu(float v) { return v < 0 ? 0 : v; }
 #endif
 
-cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args, bool pairs,
-                          int blocks, cudaStream_t stream);
+cudaError_t LaunchExperts(const CUtensorMap& gate_up, const CUtensorMap& down, const ExpertsArgs& args,
+                          ExpertsKernelForm form, int blocks, cudaStream_t stream);
 
 }  // namespace internal
 }  // namespace ballast

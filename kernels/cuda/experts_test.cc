@@ -63,8 +63,8 @@ class Fixture {
     DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(pairs_, groups_));
     workspace.Fill(0);
     DeviceArray<int32_t> order(order_), begin(begin_), slots(slots_);
-    // Single blocks, and pairs of them.
-    for (const int typical_rows : {0, std::numeric_limits<int>::max()}) {
+    // Narrow tiles, wide ones, and pairs of blocks.
+    for (const int typical_rows : {0, 64 * groups_, std::numeric_limits<int>::max()}) {
       const ExpertsStep step = {x_.data(),    order.data(), c_.top_k,     begin.data(),
                                 slots.data(), groups_,      typical_rows, out_.data()};
       std::vector<uint16_t> first;

@@ -57,6 +57,21 @@ __device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
       : "memory");
 }
 
+// Whether that phase has ended, for all of a warp alike.
+__device__ inline bool BarrierTest(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "memory");
+  return __all_sync(~0u, done);
+}
+
 // 16 bytes from global to shared memory, past L1; zeros where `valid` is false.
 __device__ inline void CopyAsync16(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)
@@ -147,11 +162,12 @@ __device__ inline uint4 LoadTagged(const uint4* p) {
   return v;
 }
 
-// Transposes an 8x8 matrix of 2-byte elements: lane l holds row l/4, columns 2 (l%4) and the next, before and after.
-__device__ inline uint32_t Transpose8x8(uint32_t v) {
-  uint32_t r;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
-  return r;
+// Four transposed 8x8 matrices of 2-byte elements to shared memory: lane l holds row l/4, columns 2 (l%4) and the next,
+// of each matrix, and the address of column l%8 of matrix l/8 (16 bytes).
+__device__ inline void StoreTransposed(uint32_t shared, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared::cta.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(m0),
+               "r"(m1), "r"(m2), "r"(m3)
+               : "memory");
 }
 
 // The descriptor of an operand tile in shared memory: rows of 64 bf16 of k (128 bytes), 128-byte swizzle, 1024-byte
@@ -206,11 +222,24 @@ struct Wgmma;
 #define BALLAST_REGISTERS_128 BALLAST_REGISTERS_112 ", %56, %57, %58, %59, %60, %61, %62, %63"
 #define BALLAST_SUMS_128 BALLAST_SUMS_112, \
   "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+#define BALLAST_REGISTERS_144 BALLAST_REGISTERS_128 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define BALLAST_SUMS_144 BALLAST_SUMS_128, \
+  "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71])
+#define BALLAST_REGISTERS_160 BALLAST_REGISTERS_144 ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define BALLAST_SUMS_160 BALLAST_SUMS_144, \
+  "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
+#define BALLAST_REGISTERS_176 BALLAST_REGISTERS_160 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define BALLAST_SUMS_176 BALLAST_SUMS_160, \
+  "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87])
+#define BALLAST_REGISTERS_192 BALLAST_REGISTERS_176 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define BALLAST_SUMS_192 BALLAST_SUMS_176, \
+  "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
 // A, B, P: the numbers of the operands after the sums.
 #define BALLAST_WGMMA(N, A, B, P) \
   template <> \
   struct Wgmma<N> { \
-    __device__ static void Run(float (&d)[64], uint64_t a, uint64_t b, int accumulate) { \
+    template <int kSize> \
+    __device__ static void Run(float (&d)[kSize], uint64_t a, uint64_t b, int accumulate) { \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P ", 0;\n" \
                    "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" BALLAST_REGISTERS_##N "}, " \
                    "%" #A ", %" #B ", p, 1, 1, 0, 0;\n}\n" \
@@ -226,6 +255,10 @@ BALLAST_WGMMA(80, 40, 41, 42)
 BALLAST_WGMMA(96, 48, 49, 50)
 BALLAST_WGMMA(112, 56, 57, 58)
 BALLAST_WGMMA(128, 64, 65, 66)
+BALLAST_WGMMA(144, 72, 73, 74)
+BALLAST_WGMMA(160, 80, 81, 82)
+BALLAST_WGMMA(176, 88, 89, 90)
+BALLAST_WGMMA(192, 96, 97, 98)
 #undef BALLAST_WGMMA
 #undef BALLAST_REGISTERS_16
 #undef BALLAST_SUMS_16
@@ -243,6 +276,14 @@ BALLAST_WGMMA(128, 64, 65, 66)
 #undef BALLAST_SUMS_112
 #undef BALLAST_REGISTERS_128
 #undef BALLAST_SUMS_128
+#undef BALLAST_REGISTERS_144
+#undef BALLAST_SUMS_144
+#undef BALLAST_REGISTERS_160
+#undef BALLAST_SUMS_160
+#undef BALLAST_REGISTERS_176
+#undef BALLAST_SUMS_176
+#undef BALLAST_REGISTERS_192
+#undef BALLAST_SUMS_192
 // clang-format on
 
 }  // namespace ballast::internal
