@@ -459,7 +459,11 @@ cudaError_t LaunchLogits(const RouterArgs& args, int parts, cudaStream_t stream)
 
 template <int kOwn>
 cudaError_t LaunchSelect(const RouterArgs& args, int parts, cudaStream_t stream) {
-  if (args.num_tokens <= kFewTokens) {
+  // A block has to add to a cell at least twice to be worth it.
+  const bool many =
+      args.num_tokens > kFewTokens ||
+      (args.num_tokens >= kManyWarps && kManyWarps * args.rule.top_k >= 2 * args.num_tasks * args.rule.num_experts);
+  if (!many) {
     return Launch(SelectFewKernel<kOwn>, {dim3(DivideUp(args.num_tokens, kFewWarps)), kFewWarps * 32}, stream, args,
                   parts);
   }

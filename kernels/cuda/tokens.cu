@@ -11,6 +11,7 @@ constexpr int kGroupWarps = kGroupThreads / 32;
 constexpr int kWarpPairs = kGroupTilePairs / kGroupWarps;
 constexpr int kCombineThreads = 128;
 constexpr int kCombineColumns = 8;  // of a thread: 16 bytes
+constexpr int kCombineRows = 8;     // whose loads are in flight at once
 
 __device__ int GroupOf(const GroupKernelArgs& args, int pair) {
   return pair < args.num_pairs ? args.group_of[args.ids[pair]] : -1;
@@ -32,8 +33,8 @@ __global__ void __launch_bounds__(kGroupThreads) CountTileKernel(const GroupKern
   }
 }
 
-// Exclusive prefix sums over the block's threads; `total` gets the sum of all.
-__device__ int BlockPrefix(int value, int* warp_sums, int& total) {
+// Exclusive prefix sums over the threads of the block's first `warps` warps; `total` gets the sum of all.
+__device__ int BlockPrefix(int value, int warps, int* warp_sums, int& total) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int sum = value;
 #pragma unroll
@@ -45,7 +46,7 @@ __device__ int BlockPrefix(int value, int* warp_sums, int& total) {
   __syncthreads();
   int before = 0;
   total = 0;
-  for (int w = 0; w < kGroupWarps; ++w) {
+  for (int w = 0; w < warps; ++w) {
     if (w == warp) before = total;
     total += warp_sums[w];
   }
@@ -59,7 +60,10 @@ __global__ void __launch_bounds__(kGroupThreads) GroupTileKernel(const GroupKern
   extern __shared__ int32_t next_row[];  // [warps][num_groups]
   __shared__ int warp_sums[kGroupWarps];
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  for (int i = thread; i < kGroupWarps * args.num_groups; i += kGroupThreads) next_row[i] = 0;
+  // Those that have pairs, and those whose threads have groups.
+  const int tile_pairs = min(args.num_pairs - static_cast<int>(blockIdx.x) * kGroupTilePairs, kGroupTilePairs);
+  const int pair_warps = (tile_pairs + kWarpPairs - 1) / kWarpPairs, group_warps = (args.num_groups + 31) / 32;
+  for (int i = thread; i < pair_warps * args.num_groups; i += kGroupThreads) next_row[i] = 0;
   LetNextKernelStart();
   WaitForPreviousKernel();
   __syncthreads();
@@ -73,7 +77,7 @@ __global__ void __launch_bounds__(kGroupThreads) GroupTileKernel(const GroupKern
   __syncthreads();
   int own = 0, before_tiles = 0;
   if (thread < args.num_groups) {
-    for (int w = 0; w < kGroupWarps; ++w) own += next_row[w * args.num_groups + thread];
+    for (int w = 0; w < pair_warps; ++w) own += next_row[w * args.num_groups + thread];
     if (gridDim.x > 1) {
       own = 0;
       for (int tile = 0; tile < gridDim.x; ++tile) {
@@ -84,10 +88,10 @@ __global__ void __launch_bounds__(kGroupThreads) GroupTileKernel(const GroupKern
     }
   }
   int total;
-  const int begin = BlockPrefix(own, warp_sums, total);
+  const int begin = BlockPrefix(own, group_warps, warp_sums, total);
   if (thread < args.num_groups) {
     int row = begin + before_tiles;
-    for (int w = 0; w < kGroupWarps; ++w) {
+    for (int w = 0; w < pair_warps; ++w) {
       int32_t& at = next_row[w * args.num_groups + thread];
       const int count = at;
       at = row;
@@ -97,6 +101,7 @@ __global__ void __launch_bounds__(kGroupThreads) GroupTileKernel(const GroupKern
   }
   if (blockIdx.x == 0 && thread == 0) args.begin[args.num_groups] = total;
   __syncthreads();
+  if (warp >= pair_warps) return;
 #pragma unroll
   for (int i = 0; i < kWarpPairs / 32; ++i) {
     const int pair = first_pair + i * 32 + lane, group = groups[i];
@@ -134,17 +139,26 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineKe
   const int column = (blockIdx.y * kCombineThreads + thread) * kCombineColumns;
   if (column >= args.hidden_size) return;
   float sums[kCombineColumns] = {};
-  const auto* source = static_cast<const __nv_bfloat16*>(args.rows) + column;
-#pragma unroll 8
-  for (int j = 0; j < args.top_k; ++j) {
-    if (rows[j] < 0) continue;
-    const uint4 v = *reinterpret_cast<const uint4*>(source + static_cast<size_t>(rows[j]) * args.hidden_size);
-    const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&v);
+  const auto* source = static_cast<const uint4*>(args.rows) + column / kCombineColumns;
+  const int row_chunks = args.hidden_size / kCombineColumns;
+  for (int base = 0; base < args.top_k; base += kCombineRows) {
+    // All loads first.
+    uint4 v[kCombineRows];
 #pragma unroll
-    for (int i = 0; i < kCombineColumns / 2; ++i) {
-      const float2 f = __bfloat1622float2(pairs[i]);
-      sums[2 * i] = fmaf(weights[j], f.x, sums[2 * i]);
-      sums[2 * i + 1] = fmaf(weights[j], f.y, sums[2 * i + 1]);
+    for (int j = 0; j < kCombineRows; ++j) {
+      const int row = base + j < args.top_k ? rows[base + j] : -1;
+      v[j] = row < 0 ? uint4{} : __ldcg(source + static_cast<size_t>(row) * row_chunks);
+    }
+#pragma unroll
+    for (int j = 0; j < kCombineRows; ++j) {
+      if (base + j >= args.top_k || rows[base + j] < 0) continue;
+      const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&v[j]);
+#pragma unroll
+      for (int i = 0; i < kCombineColumns / 2; ++i) {
+        const float2 f = __bfloat1622float2(pairs[i]);
+        sums[2 * i] = fmaf(weights[base + j], f.x, sums[2 * i]);
+        sums[2 * i + 1] = fmaf(weights[base + j], f.y, sums[2 * i + 1]);
+      }
     }
   }
   uint4 out;
