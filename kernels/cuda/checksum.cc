@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kHeaderBytes = 256;
 
-size_t Chunks(size_t bytes) { return std::max<size_t>(1, bytes / internal::kChecksumChunk); }
+int Chunks(size_t bytes) { return static_cast<int>(std::max<size_t>(1, bytes / internal::kChecksumChunk)); }
 
 absl::Status Field(const char* name, uint64_t value, const char* limit) {
   return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, ", has to be ", limit));
@@ -20,8 +20,7 @@ absl::Status Field(const char* name, uint64_t value, const char* limit) {
 }  // namespace
 
 size_t ChecksumExpertWorkspaceBytes(size_t bytes) {
-  const size_t digests = 16 * Chunks(bytes);
-  return kHeaderBytes + (digests + internal::kDigestAlign - 1) / internal::kDigestAlign * internal::kDigestAlign;
+  return kHeaderBytes + sizeof(uint64_t) * 8 * internal::DigestBlocks(Chunks(bytes));
 }
 
 absl::Status ChecksumExpert(const void* data, size_t bytes, uint64_t* out, void* workspace, cudaStream_t stream) {
@@ -37,10 +36,10 @@ absl::Status ChecksumExpert(const void* data, size_t bytes, uint64_t* out, void*
   }
   if (error != cudaSuccess) return CudaStatus(error, "the device's multiprocessors");
   auto* words = static_cast<uint8_t*>(workspace);
-  const internal::ChecksumArgs args = {data, bytes, reinterpret_cast<uint32_t*>(words),
-                                       reinterpret_cast<uint64_t*>(words + kHeaderBytes), out};
-  return CudaStatus(internal::LaunchChecksum(args, static_cast<int>(Chunks(bytes)), multiprocessors, stream),
-                    "the checksum kernel");
+  const internal::ChecksumArgs args = {
+      data, bytes, Chunks(bytes), reinterpret_cast<uint32_t*>(words), reinterpret_cast<uint64_t*>(words + kHeaderBytes),
+      out};
+  return CudaStatus(internal::LaunchChecksum(args, multiprocessors, stream), "the checksum kernel");
 }
 
 }  // namespace ballast

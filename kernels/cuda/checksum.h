@@ -19,7 +19,8 @@ size_t ChecksumExpertWorkspaceBytes(size_t bytes);
 // at `data`: XXH3-128 of the XXH3-128 of chunks (Collet, xxHash 0.8). `data` is 16-byte aligned; `bytes` a multiple of
 // 64 and at least 256, as every expert's. Enqueued on the stream, one kernel, may be captured.
 //
-// Roofline: reads the bytes once, over read bandwidth; the digests' own checksum follows in one block.
+// Roofline: reads the bytes once, over read bandwidth; the chain of the digests' own checksum, about 20 ns for each MB,
+// follows in one warp.
 //
 // Errors: InvalidArgument, naming field, value and limit; what the launch says.
 absl::Status ChecksumExpert(const void* data, size_t bytes, uint64_t* out, void* workspace, cudaStream_t stream);

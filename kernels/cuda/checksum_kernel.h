@@ -10,18 +10,24 @@
 namespace ballast::internal {
 
 inline constexpr size_t kChecksumChunk = 16384;
-inline constexpr size_t kDigestAlign = 256;
+// Bytes of a block of XXH3.
+inline constexpr size_t kDigestBlock = 1024;
+
+// Digests of 16 bytes, padded to 256 bytes, and the blocks that they make.
+constexpr int DigestSlots(int chunks) { return (chunks + 15) / 16 * 16; }
+constexpr int DigestBlocks(int chunks) { return (chunks + 63) / 64; }
 
 struct ChecksumArgs {
   const void* data;
   size_t bytes;
-  // Workspace: a counter, then the digests.
+  int chunks;
+  // Workspace, zeros between calls: chunks that are done, and what each block of digests adds to the eight sums.
   uint32_t* done;
-  uint64_t* digests;
+  uint64_t* added;
   uint64_t* out;
 };
 
-cudaError_t LaunchChecksum(const ChecksumArgs& args, int chunks, int multiprocessors, cudaStream_t stream);
+cudaError_t LaunchChecksum(const ChecksumArgs& args, int multiprocessors, cudaStream_t stream);
 
 }  // namespace ballast::internal
 
