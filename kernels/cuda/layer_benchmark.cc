@@ -2,12 +2,13 @@
 // time against the floor, the larger of the activated weights' bytes over read bandwidth and flops over the matmul
 // rate.
 //
-//   layer_benchmark [PEER [MODEL [TOKENS]]]
+//   layer_benchmark [PEERS [MODEL [TOKENS]]]
 //
 // MODEL and TOKENS choose one of the layers. The two halves of a layer are also timed alone, each in a graph of its
-// own. Bandwidth is measured here. PEER is what torch_layer.py wrote on the same machine: the matmul rate (else 790
-// TFLOP/s is taken) and PyTorch's times for the same shapes. A step is a layer of a captured graph of 16, each with
-// other tokens and the weights in turn of copies of more than 2 GB together, so that no layer finds its weights in L2.
+// own. Bandwidth is measured here. PEERS is what torch_layer.py and vllm_layer.py wrote on the same machine, one after
+// the other: the matmul rate (else 790 TFLOP/s is taken) and their times for the same shapes, of which those over ours
+// are printed. A step is a layer of a captured graph of 16, each with other tokens and the weights in turn of copies of
+// more than 2 GB together, so that no layer finds its weights in L2.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -32,7 +33,7 @@ namespace ballast {
 namespace {
 
 constexpr int kLayers = 16;
-constexpr int kReplays = 15;
+constexpr int kReplays = 9;
 constexpr size_t kWeightBytes = size_t{2} << 30;
 
 struct Model {
@@ -232,8 +233,8 @@ int Main(int argc, char** argv) {
   const auto matmul = peer.find({"matmul", 0});
   const double flops = matmul != peer.end() ? matmul->second : 790e12;
   std::printf("read bandwidth %.2f TB/s, bf16 matmul %.0f TFLOP/s\n", bandwidth / 1e12, flops / 1e12);
-  std::printf("%-18s %6s %6s %9s %9s %7s %8s %6s  %s\n", "layer", "tokens", "MB", "floor us", "us", "floor", "PyTorch",
-              "ratio", "error     route experts");
+  std::printf("%-18s %6s %6s %9s %9s %7s %7s %7s  %s\n", "layer", "tokens", "MB", "floor us", "us", "floor", "PyTorch",
+              "vLLM", "error     route experts");
   bool right = true;
   for (const Model& model : kModels) {
     if (argc > 2 && std::string(argv[2]) != model.name) continue;
@@ -243,8 +244,14 @@ int Main(int argc, char** argv) {
       const Result r = bench.Run(bandwidth, flops);
       std::printf("%-18s %6d %6.0f %9.1f %9.1f %6.1f%%", model.name, tokens, r.bytes / 1e6, r.floor_seconds * 1e6,
                   r.seconds * 1e6, 100 * r.floor_seconds / r.seconds);
-      const auto other = peer.find({model.name, tokens});
-      if (other != peer.end()) std::printf(" %8.1f %6.2f", other->second * 1e6, other->second / r.seconds);
+      for (const char* who : {"", "vllm:"}) {
+        const auto other = peer.find({std::string(who) + model.name, tokens});
+        if (other == peer.end()) {
+          std::printf(" %7s", "");
+        } else {
+          std::printf(" %7.2f", other->second / r.seconds);
+        }
+      }
       std::printf("  %.1e%s %6.1f %8.1f\n", r.error, r.error < 1e-2 ? "" : " WRONG", r.route_seconds * 1e6,
                   r.experts_seconds * 1e6);
       std::fflush(stdout);

@@ -15,6 +15,7 @@ MODELS = [
     ("switch-base-128", 128, 1, 768, 3072, False),
 ]
 LAYERS = 8
+TOKENS = (1, 8, 32, 128, 1024, 4096, 16384)
 
 
 def layer(x, router, first, down, top_k, gated):
@@ -64,7 +65,7 @@ def main():
         first = torch.empty(shape, device=device, dtype=torch.bfloat16).uniform_(-0.02, 0.02)
         down = torch.empty((copies, experts, hidden, intermediate), device=device, dtype=torch.bfloat16).uniform_(-0.02, 0.02)
         router = torch.empty(experts, hidden, device=device, dtype=torch.bfloat16).uniform_(-0.05, 0.05)
-        for tokens in (1, 8, 32, 128, 1024, 4096, 16384):
+        for tokens in TOKENS:
             x = torch.empty(LAYERS, tokens, hidden, device=device, dtype=torch.bfloat16).uniform_(-1.7, 1.7)
             layer(x[0], router, first[0], down[0], top_k, gated)
             torch.cuda.synchronize()
@@ -78,4 +79,5 @@ def main():
         torch.cuda.empty_cache()
 
 
-main()
+if __name__ == "__main__":
+    main()
