@@ -140,10 +140,10 @@ struct DeviceDecoder::Impl {
   DeviceMemory partials;
   size_t partial_bytes = 0;
   // The step's cache.
-  const std::byte* cache = nullptr;
+  std::byte* cache = nullptr;
   size_t cache_block_bytes = 0;
 
-  std::map<std::tuple<DeviceMoeLayer*, const std::byte*, int, int, int>, Graph> graphs;
+  std::map<std::tuple<DeviceMoeLayer*, std::byte*, int, int, int>, Graph> graphs;
 };
 
 namespace {
@@ -455,7 +455,7 @@ absl::Status DeviceDecoder::Impl::Enqueue(const Launch& launch, DeviceMoeLayer& 
     qkv_args.bias = Floats(layer.qkv_bias);
     qkv_args.q_weight = Floats(layer.q_norm);
     qkv_args.k_weight = Floats(layer.k_norm);
-    qkv_args.cache = const_cast<std::byte*>(cache) + i * layer_elements * sizeof(uint16_t);
+    qkv_args.cache = cache + i * layer_elements * sizeof(uint16_t);
     BALLAST_RETURN_IF_ERROR(StoreQkv(qkv_args, stream));
     attention.cache = qkv_args.cache;
     BALLAST_RETURN_IF_ERROR(Attend(attention, partials.get(), partial_bytes, stream));

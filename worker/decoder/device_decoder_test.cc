@@ -21,10 +21,6 @@ using ::testing::HasSubstr;
 constexpr char kTrained[] = "testdata/olmoe-9m";
 constexpr char kTinyModel[] = "testdata/qwen3moe-tiny";
 
-bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 TEST(DeviceDecoderTest, Exact_EveryChunkingOfAPromptGivesTheSameBits) {
   DeviceModel model(kTrained, {.max_rows = 600, .exact = true});
   const std::vector<int32_t> tokens = RandomTokens(600, model.vocab(), 1);

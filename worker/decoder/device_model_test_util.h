@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <span>
@@ -43,7 +44,8 @@ struct DeviceModel {
   int vocab() const { return decoder->config().vocab_size; }
 
   // Logits [tokens.size()][vocab] of one sequence, run in steps of `chunk` rows.
-  std::vector<float> Logits(std::span<const int32_t> tokens, int chunk) {
+  std::vector<float> Logits(std::span<const int32_t> tokens, int chunk) { return Logits(tokens, chunk, *moe); }
+  std::vector<float> Logits(std::span<const int32_t> tokens, int chunk, DeviceMoeLayer& layers) {
     std::vector<float> logits(tokens.size() * vocab());
     KvSequence kv(*cache);
     BALLAST_CHECK(kv.Reserve(static_cast<int>(tokens.size())).ok());
@@ -53,8 +55,8 @@ struct DeviceModel {
       for (int i = 0; i < rows; ++i) wanted[i] = i;
       const StepSequence step = {&kv, 0, rows, static_cast<int>(at)};
       const absl::Status status =
-          decoder->Forward({.token_ids = tokens.subspan(at, rows), .sequences = {&step, 1}, .logit_rows = wanted}, *moe,
-                           logits.data() + at * vocab(), stream);
+          decoder->Forward({.token_ids = tokens.subspan(at, rows), .sequences = {&step, 1}, .logit_rows = wanted},
+                           layers, logits.data() + at * vocab(), stream);
       BALLAST_CHECK(status.ok()) << status.ToString();
       kv.Commit(rows);
       at += rows;
@@ -74,6 +76,10 @@ inline std::vector<int32_t> RandomTokens(int n, int vocab, uint32_t seed) {
   std::vector<int32_t> tokens(n);
   for (int32_t& token : tokens) token = static_cast<int32_t>(random() % vocab);
   return tokens;
+}
+
+inline bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 // |got - wanted| / |wanted|, Euclidean.

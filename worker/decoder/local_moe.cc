@@ -42,6 +42,10 @@ absl::Status LocalMoe::Run(int moe_layer, const float* hidden, int rows, float* 
   const size_t pairs = static_cast<size_t>(rows) * k;
   RouteTokens(rule_, hidden, decoder_.router_weights(moe_layer), rows, width, logits_.data(), ids_.data(),
               route_weights_.data(), pool_);
+  if (choose_) {
+    choose_(moe_layer, std::span(logits_).first(static_cast<size_t>(rows) * rule_.num_experts),
+            std::span(ids_).first(pairs), std::span(route_weights_).first(pairs));
+  }
   const std::span<const int32_t> ids = std::span(ids_).first(pairs);
   GroupByExpert(ids, rule_.num_experts, begin_, std::span(order_).first(pairs));
   for (size_t i = 0; i < pairs; ++i) {

@@ -40,6 +40,11 @@ class LocalMoe final : public MoeLayer {
 
   absl::Status Run(int moe_layer, const float* hidden, int rows, float* out) override;
 
+  // Called after each layer's routing with logits [rows][E] and the choices, [rows][k], which it may change: ids
+  // distinct in a row. Empty: not called.
+  using Choose = std::function<void(int moe_layer, std::span<const float> logits, std::span<int32_t> ids,
+                                    std::span<float> weights)>;
+  void set_choose(Choose choose) { choose_ = std::move(choose); }
   // Called at the end of each layer; empty: not called.
   void set_trace(std::function<void(const Trace&)> trace) { trace_ = std::move(trace); }
 
@@ -52,6 +57,7 @@ class LocalMoe final : public MoeLayer {
   // [moe layer][expert][slot layout]
   std::vector<uint16_t> weights_;
   size_t expert_elements_ = 0;
+  Choose choose_;
   std::function<void(const Trace&)> trace_;
 
   std::vector<float> logits_, route_weights_, outputs_;
