@@ -18,8 +18,8 @@ namespace ballast {
 // limit; what the launch says.
 //
 // Roofline: a group's weights, read once for every 64 rows, over read bandwidth, or 2 flops a (row, weight) over the
-// tensor cores' rate by mma.sync, about 60 % of the device's; with fewer than 132 tiles of 64 outputs by 64 rows, the
-// multiprocessors that have one read at about 25 GB/s each.
+// tensor cores' rate by mma.sync, about 60 % of the device's; multiprocessors that have none of the tiles of 64 outputs
+// by 64 rows do nothing.
 
 // out[r] = W x[r]: x [rows][inputs] bf16, weights [outputs][inputs] bf16, out [rows][outputs] f32. x and weights
 // 16-byte aligned, inputs a multiple of 8.
