@@ -42,6 +42,11 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
                  "(solved for the counts of the step before), current (for the step's own), or auto: what pays, layer "
                  "by layer")
       ->capture_default_str();
+  app.add_option(
+         "--route-samples", config.route_samples,
+         "Tokens of each task and phase whose whole routes a load report holds, for plans that group experts by "
+         "what is chosen together; 0: none")
+      ->capture_default_str();
   app.add_option("--compute-threads", config.compute_threads, "Threads of the kernels; 0: one a core")
       ->capture_default_str();
   app.add_option("--capacity", config.capacity, "Rows (tokens) of this worker in a step at most")
@@ -120,6 +125,7 @@ absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, in
        {Range{"--slots", static_cast<double>(config.slots), 0, 1 << 24},
         {"--staging-slots", static_cast<double>(config.staging_slots), 1, 1 << 16},
         {"--speed", static_cast<double>(config.speed), 1, 1024},
+        {"--route-samples", static_cast<double>(config.route_samples), 0, 4096},
         {"--compute-threads", static_cast<double>(config.compute_threads), 0, 1024},
         {"--capacity", static_cast<double>(config.capacity), 1, 65536},
         {"--kv-blocks", static_cast<double>(config.kv_blocks), 0, 1 << 28},

@@ -32,6 +32,7 @@ struct WorkerConfig {
   int speed = 1;
   std::string combine = "fast";
   std::string step_shares = "auto";
+  int route_samples = 16;
   int compute_threads = 0;
   int capacity = 256;
   int kv_blocks = 0;

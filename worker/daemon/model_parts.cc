@@ -50,7 +50,8 @@ absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config
   parts->pool = std::make_unique<ThreadPool>(config.compute_threads);
   BALLAST_ASSIGN_OR_RETURN(parts->decoder,
                            Decoder::Create(*parts->checkpoint, *parts->pool, {.max_rows = config.capacity}));
-  parts->counters = std::make_unique<LoadCounters>(model.num_moe_layers(), model.num_experts, model.experts_per_token);
+  parts->counters = std::make_unique<LoadCounters>(model.num_moe_layers(), model.num_experts, model.experts_per_token,
+                                                   config.route_samples);
   BALLAST_ASSIGN_OR_RETURN(
       parts->step_model,
       MakeCpuStepModel(*parts->decoder, *parts->pool,

@@ -1,13 +1,14 @@
 #include "worker/moe/load_counters.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "proto/base/check.h"
 
 namespace ballast {
 
-LoadCounters::LoadCounters(int32_t num_layers, int32_t num_experts, int32_t top_k)
-    : num_layers_(num_layers), num_experts_(num_experts), top_k_(top_k) {
+LoadCounters::LoadCounters(int32_t num_layers, int32_t num_experts, int32_t top_k, int32_t sampled_tokens)
+    : num_layers_(num_layers), num_experts_(num_experts), top_k_(top_k), sampled_tokens_(sampled_tokens) {
   tasks_.reserve(kMaxTasks + 1);
 }
 
@@ -47,7 +48,12 @@ void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::spa
     if (!failed.empty() && failed[row]) continue;
     ++tasks_[label.task].phase_tokens[static_cast<int>(label.phase)];
     std::vector<Cell>& cells = tasks_[label.task].cells[static_cast<int>(label.phase)];
-    if (cells.empty()) cells.resize(static_cast<size_t>(num_layers_) * num_experts_);
+    Task::Sample& sample = tasks_[label.task].samples[static_cast<int>(label.phase)];
+    if (cells.empty()) {
+      cells.resize(static_cast<size_t>(num_layers_) * num_experts_);
+      sample.experts.resize(static_cast<size_t>(sampled_tokens_) * num_layers_ * top_k_);
+    }
+    if (sampled_tokens_ > 0 && layers.size() == static_cast<size_t>(num_layers_)) AddSample(sample, row, layers);
     for (const RoutedLayer& layer : layers) {
       Cell* const of_layer = cells.data() + static_cast<size_t>(layer.layer) * num_experts_;
       for (size_t pair = row * top_k_; pair < (row + 1) * top_k_; ++pair) {
@@ -62,6 +68,20 @@ void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::spa
 std::vector<int32_t> LoadCounters::TakeKeptRoutes() {
   MutexLock lock(mu_);
   return std::exchange(kept_routes_, {});
+}
+
+// Reservoir sampling (Vitter's algorithm R): after n tokens each is kept with the chance sampled_tokens_ / n.
+void LoadCounters::AddSample(Task::Sample& sample, size_t row, std::span<const RoutedLayer> layers) {
+  int64_t place = sample.seen++;
+  if (place >= sampled_tokens_) {
+    // 2^31 - 2 values for at most that many tokens a window: the bias is below one in a million.
+    place = static_cast<int64_t>(random_() % static_cast<uint64_t>(sample.seen));
+    if (place >= sampled_tokens_) return;
+  }
+  int32_t* const token = sample.experts.data() + place * num_layers_ * top_k_;
+  for (const RoutedLayer& layer : layers) {
+    std::copy_n(layer.experts.begin() + static_cast<ptrdiff_t>(row) * top_k_, top_k_, token + layer.layer * top_k_);
+  }
 }
 
 LoadWindow LoadCounters::Take() {
@@ -85,6 +105,14 @@ LoadWindow LoadCounters::Take() {
              .tokens = cell.tokens,
              .gate_mass = cell.gate_mass});
       }
+      const int64_t seen = std::exchange(task.samples[phase].seen, 0);
+      if (seen == 0) continue;
+      const auto kept = static_cast<int32_t>(std::min<int64_t>(seen, sampled_tokens_));
+      const auto begin = task.samples[phase].experts.begin();
+      window.samples.push_back({.task = static_cast<int32_t>(t),
+                                .phase = static_cast<TokenPhase>(phase),
+                                .tokens = kept,
+                                .experts = {begin, begin + static_cast<ptrdiff_t>(kept) * num_layers_ * top_k_}});
     }
   }
   return window;

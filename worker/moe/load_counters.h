@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <random>
 #include <span>
 #include <string>
 #include <string_view>
@@ -49,6 +50,17 @@ struct LoadCount {
   friend bool operator==(const LoadCount&, const LoadCount&) = default;
 };
 
+// Whole routes of some tokens of a task and phase, drawn uniformly from all that were counted.
+struct RouteSample {
+  // Index into LoadWindow::tasks.
+  int32_t task = 0;
+  TokenPhase phase = TokenPhase::kPrefill;
+  int32_t tokens = 0;
+  // [tokens][layers][top_k]
+  std::vector<int32_t> experts;
+  friend bool operator==(const RouteSample&, const RouteSample&) = default;
+};
+
 struct TaskCount {
   std::string task;
   // Tokens that entered the model.
@@ -82,6 +94,8 @@ struct LoadWindow {
   std::vector<TaskCount> tasks;
   // Sorted by (task, phase, layer, expert); what is absent is zero.
   std::vector<LoadCount> counts;
+  // Sorted by (task, phase); none without tokens.
+  std::vector<RouteSample> samples;
   // By phase.
   std::array<BalanceCount, kTokenPhases> balance;
   // Of the last step counted.
@@ -95,7 +109,10 @@ class LoadCounters {
   static constexpr int32_t kMaxTasks = 64;
   static constexpr std::string_view kOtherTasks = "_other";
 
-  LoadCounters(int32_t num_layers, int32_t num_experts, int32_t top_k);
+  // Of at most `sampled_tokens` tokens of each task and phase between two Takes the whole routes are kept: enough to
+  // know which experts are chosen together, at a cost that does not grow with the tokens. Which tokens these are
+  // depends on their number and order alone. Steps that ran some of the layers only are not sampled.
+  LoadCounters(int32_t num_layers, int32_t num_experts, int32_t top_k, int32_t sampled_tokens = 0);
 
   // The index of a request's label; the same label always has the same.
   int32_t InternTask(std::string_view task) BALLAST_EXCLUDES(mu_);
@@ -124,12 +141,22 @@ class LoadCounters {
     int64_t phase_tokens[kTokenPhases] = {};
     // [layer][expert], empty until the first token.
     std::vector<Cell> cells[kTokenPhases];
+    struct Sample {
+      // Tokens that it was drawn from.
+      int64_t seen = 0;
+      // [sampled_tokens_][layer][top_k], allocated with the cells.
+      std::vector<int32_t> experts;
+    } samples[kTokenPhases];
   };
+  // Of the row, maybe.
+  void AddSample(Task::Sample& sample, size_t row, std::span<const RoutedLayer> layers) BALLAST_REQUIRES(mu_);
 
   const int32_t num_layers_;
   const int32_t num_experts_;
   const int32_t top_k_;
+  const int32_t sampled_tokens_;
   Mutex mu_;
+  std::minstd_rand random_ BALLAST_GUARDED_BY(mu_);
   absl::flat_hash_map<std::string, int32_t> index_ BALLAST_GUARDED_BY(mu_);
   std::vector<Task> tasks_ BALLAST_GUARDED_BY(mu_);
   std::array<BalanceCount, kTokenPhases> balance_ BALLAST_GUARDED_BY(mu_);

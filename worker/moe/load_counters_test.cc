@@ -65,6 +65,48 @@ TEST(LoadCounters, FailedRowsDoNotCount) {
   EXPECT_EQ(window.tasks[0].decode_tokens, 1);
 }
 
+TEST(LoadCounters, KeepsWholeRoutesOfSomeTokens) {
+  LoadCounters counters(2, 8, 2, /*sampled_tokens=*/3);
+  const RowLabel rows[] = {
+      {counters.InternTask("a"), TokenPhase::kDecode}, {0, TokenPhase::kDecode}, {0, TokenPhase::kPrefill}};
+  const int32_t layer0[] = {3, 1, 7, 0, 2, 1};
+  const int32_t layer1[] = {0, 4, 5, 1, 6, 3};
+  const float weights[] = {1, 1, 1, 1, 1, 1};
+  // In the order in which they ran, which need not be the layers'.
+  const RoutedLayer layers[] = {{1, layer1, weights}, {0, layer0, weights}};
+  counters.AddStep(Epoch(1), rows, {}, layers, {});
+  LoadWindow window = counters.Take();
+  EXPECT_THAT(window.samples, ElementsAre(RouteSample{0, TokenPhase::kPrefill, 1, {2, 1, 6, 3}},
+                                          RouteSample{0, TokenPhase::kDecode, 2, {3, 1, 0, 4, 7, 0, 5, 1}}));
+  // Neither failed rows nor steps without all layers.
+  const uint8_t failed[] = {0, 1, 1};
+  counters.AddStep(Epoch(1), rows, failed, layers, {});
+  counters.AddStep(Epoch(1), rows, {}, std::span(layers).first(1), {});
+  window = counters.Take();
+  EXPECT_THAT(window.samples, ElementsAre(RouteSample{0, TokenPhase::kDecode, 1, {3, 1, 0, 4}}));
+  EXPECT_THAT(counters.Take().samples, IsEmpty());
+}
+
+// 100 tokens, of which 4 are kept: over 4,000 windows each is kept about 160 times; 60 are five deviations.
+TEST(LoadCounters, EveryTokenIsSampledAlike) {
+  constexpr int kTokens = 100;
+  LoadCounters counters(1, kTokens, 1, 4);
+  const RowLabel row{counters.InternTask("a"), TokenPhase::kDecode};
+  std::vector<int> kept(kTokens);
+  const float weight = 1;
+  for (int i = 0; i < 4000; ++i) {
+    for (int32_t t = 0; t < kTokens; ++t) {
+      const RoutedLayer layer{0, {&t, 1}, {&weight, 1}};
+      counters.AddStep(Epoch(1), {&row, 1}, {}, {&layer, 1}, {});
+    }
+    const LoadWindow window = counters.Take();
+    ASSERT_EQ(window.samples.size(), 1u);
+    ASSERT_EQ(window.samples[0].experts.size(), 4u);
+    for (const int32_t t : window.samples[0].experts) ++kept[t];
+  }
+  for (const int times : kept) EXPECT_NEAR(times, 160, 62);
+}
+
 TEST(LoadCounters, LabelsBeyondTheLimitShareOne) {
   LoadCounters counters(1, 1, 1);
   for (int32_t i = 0; i < LoadCounters::kMaxTasks; ++i) EXPECT_EQ(counters.InternTask("t" + std::to_string(i)), i);

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "proto/base/check.h"
+#include "proto/placement/resample.h"
 
 namespace ballast {
 namespace {
@@ -14,6 +15,32 @@ void SetTime(absl::Time time, google::protobuf::Timestamp& out) {
   const int64_t nanos = absl::ToUnixNanos(time);
   out.set_seconds(nanos / 1'000'000'000);
   out.set_nanos(static_cast<int32_t>(nanos % 1'000'000'000));
+}
+
+// Tokens of the report that the sample was drawn from.
+int64_t Population(const v1::LoadReport& report, const v1::RouteSample& sample) {
+  const v1::TaskTokens& task = report.task_tokens(sample.task());
+  return sample.phase() == v1::PHASE_DECODE ? task.decode_tokens() : task.prefill_tokens();
+}
+
+// Of both what stands for both.
+void MergeSample(const v1::RouteSample& from, int64_t from_population, double offset, v1::RouteSample& to,
+                 int64_t to_population) {
+  const v1::RouteSample old = to;
+  std::vector<double> weights(old.tokens() + from.tokens());
+  for (int32_t t = 0; t < old.tokens(); ++t) weights[t] = static_cast<double>(to_population) / old.tokens();
+  for (int32_t t = 0; t < from.tokens(); ++t) {
+    weights[old.tokens() + t] = static_cast<double>(from_population) / from.tokens();
+  }
+  const int32_t width = old.experts_size() / old.tokens();
+  to.clear_experts();
+  const std::vector<int32_t> kept = Resample(weights, std::max(old.tokens(), from.tokens()), offset);
+  for (const int32_t t : kept) {
+    const v1::RouteSample& source = t < old.tokens() ? old : from;
+    const int32_t token = t < old.tokens() ? t : t - old.tokens();
+    for (int32_t i = 0; i < width; ++i) to.add_experts(source.experts(token * width + i));
+  }
+  to.set_tokens(static_cast<int32_t>(kept.size()));
 }
 
 }  // namespace
@@ -52,6 +79,13 @@ v1::LoadReport MakeReport(const LoadWindow& window, absl::Time start, absl::Time
     entry.set_task(index[count.task]);
     entry.set_tokens(count.tokens);
     entry.set_gate_mass(count.gate_mass);
+  }
+  for (const RouteSample& sample : window.samples) {
+    v1::RouteSample& entry = *report.add_route_samples();
+    entry.set_task(index[sample.task]);
+    entry.set_phase(sample.phase == TokenPhase::kDecode ? v1::PHASE_DECODE : v1::PHASE_PREFILL);
+    entry.set_tokens(sample.tokens);
+    entry.mutable_experts()->Assign(sample.experts.begin(), sample.experts.end());
   }
   for (int phase = 0; phase < kTokenPhases; ++phase) {
     const BalanceCount& balance = window.balance[phase];
@@ -94,6 +128,10 @@ void MergeReport(const v1::LoadReport& from, v1::LoadReport& to) {
     same->set_layers_with_current_shares(same->layers_with_current_shares() + balance.layers_with_current_shares());
   }
 
+  // Populations are those before the tokens are added up.
+  std::vector<int64_t> to_population;
+  for (const v1::RouteSample& sample : to.route_samples()) to_population.push_back(Population(to, sample));
+
   std::map<std::string, int32_t> task_index;
   for (int i = 0; i < to.task_tokens_size(); ++i) task_index[to.task_tokens(i).task()] = i;
   std::vector<int32_t> index_of(from.task_tokens_size());
@@ -120,6 +158,22 @@ void MergeReport(const v1::LoadReport& from, v1::LoadReport& to) {
     } else {
       cell->set_tokens(cell->tokens() + count.tokens());
       cell->set_gate_mass(cell->gate_mass() + count.gate_mass());
+    }
+  }
+  for (const v1::RouteSample& sample : from.route_samples()) {
+    const int32_t task = index_of[sample.task()];
+    int same = 0;
+    while (same < static_cast<int>(to_population.size()) &&
+           (to.route_samples(same).task() != task || to.route_samples(same).phase() != sample.phase())) {
+      ++same;
+    }
+    if (same < static_cast<int>(to_population.size())) {
+      MergeSample(sample, Population(from, sample), SpreadOffset(from.sequence()), *to.mutable_route_samples(same),
+                  to_population[same]);
+    } else {
+      v1::RouteSample& entry = *to.add_route_samples();
+      entry = sample;
+      entry.set_task(task);
     }
   }
 }

@@ -18,7 +18,8 @@ v1::LoadReport MakeReport(const LoadWindow& window, absl::Time start, absl::Time
 // Whether nothing was counted in it.
 bool IsEmpty(const LoadWindow& window);
 
-// Adds `from`, the later of two adjacent numbered reports, to `to`.
+// Adds `from`, the later of two adjacent numbered reports, to `to`. Of two samples of a task's routes it keeps as many
+// tokens as either has, each in the proportion of the tokens that it stands for.
 void MergeReport(const v1::LoadReport& from, v1::LoadReport& to);
 
 // Each report is counted once at the controller however often the session breaks:

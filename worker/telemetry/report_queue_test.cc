@@ -6,6 +6,7 @@
 namespace ballast {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
 // "1 2-4": the sequences that reports cover.
@@ -100,6 +101,45 @@ TEST(MergeReportTest, AddsUpByTaskPhaseAndExpert) {
   EXPECT_EQ(to.balance(0).layers_with_current_shares(), 9);
   EXPECT_EQ(to.balance(1).phase(), v1::PHASE_DECODE);
   EXPECT_EQ(to.balance(1).steps(), 1);
+}
+
+// A window of one task in which each of the tokens chose one expert of one layer.
+v1::LoadReport Sampled(std::string task, int64_t decode_tokens, std::vector<int32_t> sample) {
+  LoadWindow window{.tasks = {{std::move(task), 0, decode_tokens}}};
+  const auto tokens = static_cast<int32_t>(sample.size());
+  window.samples = {{.task = 0, .phase = TokenPhase::kDecode, .tokens = tokens, .experts = std::move(sample)}};
+  return MakeReport(window, absl::FromUnixSeconds(10), absl::FromUnixSeconds(11));
+}
+
+TEST(MergeReportTest, SamplesOfRoutesStandForTheTokensOfBoth) {
+  v1::LoadReport to = Sampled("chat", 8, {1, 2, 3, 4});
+  ASSERT_EQ(to.route_samples_size(), 1);
+  EXPECT_EQ(to.route_samples(0).tokens(), 4);
+  EXPECT_EQ(to.route_samples(0).phase(), v1::PHASE_DECODE);
+  EXPECT_THAT(to.route_samples(0).experts(), ElementsAre(1, 2, 3, 4));
+  to.set_first_sequence(1);
+  to.set_sequence(1);
+  // Three times the tokens: three of four.
+  v1::LoadReport from = Sampled("chat", 24, {11, 12, 13, 14});
+  from.set_first_sequence(2);
+  from.set_sequence(2);
+  MergeReport(from, to);
+  ASSERT_EQ(to.route_samples_size(), 1);
+  EXPECT_EQ(to.route_samples(0).tokens(), 4);
+  EXPECT_THAT(to.route_samples(0).experts(), ElementsAre(1, 11, 12, 13));
+  // The sample stands for all 32 tokens now.
+  from = Sampled("chat", 32, {21, 22});
+  from.set_first_sequence(3);
+  from.set_sequence(3);
+  MergeReport(from, to);
+  EXPECT_THAT(to.route_samples(0).experts(), ElementsAre(11, 13, 21, 22));
+  from = Sampled("code", 5, {31});
+  from.set_first_sequence(4);
+  from.set_sequence(4);
+  MergeReport(from, to);
+  ASSERT_EQ(to.route_samples_size(), 2);
+  EXPECT_EQ(to.route_samples(1).task(), 1);
+  EXPECT_THAT(to.route_samples(1).experts(), ElementsAre(31));
 }
 
 TEST(ReportQueueTest, SendsOnceAndRepeatsWhatIsNotStored) {
