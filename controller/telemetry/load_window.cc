@@ -1,6 +1,7 @@
 #include "controller/telemetry/load_window.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -10,6 +11,7 @@
 #include "controller/store/records.pb.h"
 #include "proto/base/check.h"
 #include "proto/placement/balancedness.h"
+#include "proto/placement/resample.h"
 
 namespace ballast {
 namespace {
@@ -64,12 +66,18 @@ bool ValidTask(std::string_view task) {
 
 }  // namespace
 
-LoadWindow::LoadWindow(std::string group, int32_t layers, int32_t experts, const Options& options)
-    : group_(std::move(group)), layers_(layers), experts_(experts), options_(options) {
+LoadWindow::LoadWindow(std::string group, int32_t layers, int32_t experts, const Options& options,
+                       int32_t experts_per_token)
+    : group_(std::move(group)),
+      layers_(layers),
+      experts_(experts),
+      options_(options),
+      experts_per_token_(experts_per_token) {
   for (const int phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE}) {
     phase_tokens_[phase].resize(static_cast<size_t>(layers) * experts);
   }
-  BALLAST_CHECK(options.bucket >= absl::Seconds(1) && options.window >= options.bucket && options.max_tasks >= 1);
+  BALLAST_CHECK(options.bucket >= absl::Seconds(1) && options.window >= options.bucket && options.max_tasks >= 1 &&
+                options.max_routes >= 1);
 }
 
 int64_t LoadWindow::BucketOf(absl::Time at) const {
@@ -97,6 +105,61 @@ LoadWindow::Cell& LoadWindow::CellOf(const CellId& id) {
     expired_.erase(id);
   }
   return it->second;
+}
+
+absl::Status LoadWindow::CheckRoutes(const v1::LoadReport& report) const {
+  std::set<std::pair<int, int>> seen;
+  for (const v1::RouteSample& sample : report.route_samples()) {
+    const auto bad = [](const char* field, int64_t value, const std::string& limit) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("load_report.route_samples.", field, ": ", value, " is not ", limit));
+    };
+    if (sample.task() < 0 || sample.task() >= report.task_tokens_size()) {
+      return bad("task", sample.task(), absl::StrCat("in 0 to ", report.task_tokens_size() - 1));
+    }
+    if (sample.phase() != v1::PHASE_PREFILL && sample.phase() != v1::PHASE_DECODE) {
+      return bad("phase", sample.phase(), "a phase");
+    }
+    if (!seen.insert({sample.task(), sample.phase()}).second) {
+      return bad("task", sample.task(), "the only one of its phase");
+    }
+    const v1::TaskTokens& task = report.task_tokens(sample.task());
+    const int64_t population = sample.phase() == v1::PHASE_DECODE ? task.decode_tokens() : task.prefill_tokens();
+    if (sample.tokens() < 1 || sample.tokens() > population) {
+      return bad("tokens", sample.tokens(), absl::StrCat("in 1 to ", population, ", the task's tokens"));
+    }
+    const size_t width = experts_per_token_ > 0 ? route_width() : sample.experts_size() / sample.tokens();
+    if (static_cast<size_t>(sample.experts_size()) != width * sample.tokens()) {
+      return bad("experts", sample.experts_size(),
+                 absl::StrCat(sample.tokens(), " tokens of ", width, " numbers, experts a token times layers"));
+    }
+    for (const int32_t e : sample.experts()) {
+      if (e < 0 || e >= experts_) return bad("experts", e, absl::StrCat("in 0 to ", experts_ - 1));
+    }
+    for (int at = 0; at < sample.experts_size() && experts_per_token_ > 0; at += experts_per_token_) {
+      const int32_t* const of_layer = sample.experts().data() + at;
+      for (int32_t i = 1; i < experts_per_token_; ++i) {
+        if (std::find(of_layer, of_layer + i, of_layer[i]) != of_layer + i) {
+          return bad("experts", of_layer[i], "distinct within a token and layer");
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+void LoadWindow::AddRoutes(std::span<const int32_t> experts, double each, Cell& cell) {
+  cell.routes.insert(cell.routes.end(), experts.begin(), experts.end());
+  cell.stands_for.resize(cell.routes.size() / route_width(), each);
+  if (static_cast<int>(cell.stands_for.size()) <= options_.max_routes) return;
+  const double sum = std::accumulate(cell.stands_for.begin(), cell.stands_for.end(), 0.0);
+  std::vector<int32_t> kept;
+  for (const int32_t t : Resample(cell.stands_for, options_.max_routes, SpreadOffset(++thinned_))) {
+    const auto token = cell.routes.begin() + static_cast<ptrdiff_t>(t * route_width());
+    kept.insert(kept.end(), token, token + static_cast<ptrdiff_t>(route_width()));
+  }
+  cell.routes = std::move(kept);
+  cell.stands_for.assign(options_.max_routes, sum / options_.max_routes);
 }
 
 absl::Status LoadWindow::Add(const v1::LoadReport& report, absl::Time now) {
@@ -129,6 +192,7 @@ absl::Status LoadWindow::Add(const v1::LoadReport& report, absl::Time now) {
   for (const v1::StepBalance& balance : report.balance()) {
     if (absl::Status status = CheckBalance(balance); !status.ok()) return status;
   }
+  if (absl::Status status = CheckRoutes(report); !status.ok()) return status;
 
   const absl::Time end = report.has_end() ? absl::FromUnixSeconds(report.end().seconds()) : now;
   // The window's oldest bucket expires in a moment: what is older than the window counts as its oldest whole bucket.
@@ -153,6 +217,15 @@ absl::Status LoadWindow::Add(const v1::LoadReport& report, absl::Time now) {
     const size_t index = static_cast<size_t>(count.layer()) * experts_ + count.expert();
     CellOf(id).tokens[index] += static_cast<double>(count.tokens());
     phase_tokens_[id.phase][index] += static_cast<double>(count.tokens());
+    dirty_.insert(id);
+  }
+  for (const v1::RouteSample& sample : report.route_samples()) {
+    if (experts_per_token_ == 0) break;
+    const v1::TaskTokens& task = report.task_tokens(sample.task());
+    const int64_t population = sample.phase() == v1::PHASE_DECODE ? task.decode_tokens() : task.prefill_tokens();
+    const CellId id{bucket, sample.phase(), names[sample.task()]};
+    AddRoutes({sample.experts().data(), static_cast<size_t>(sample.experts_size())},
+              static_cast<double>(population) / sample.tokens(), CellOf(id));
     dirty_.insert(id);
   }
   return absl::OkStatus();
@@ -184,6 +257,8 @@ std::vector<StoreWrite> LoadWindow::TakeWrites() {
       record.add_index(static_cast<uint32_t>(i));
       record.add_tokens(static_cast<uint64_t>(cell.tokens[i]));
     }
+    record.mutable_routes()->Assign(cell.routes.begin(), cell.routes.end());
+    record.mutable_stands_for()->Assign(cell.stands_for.begin(), cell.stands_for.end());
     writes.push_back({Key(id), record.SerializeAsString()});
   }
   expired_.clear();
@@ -215,6 +290,73 @@ void LoadWindow::Load(std::string_view key, std::string_view value) {
   }
   cell.entered += record.entered();
   total_tokens_ += record.entered();
+  if (experts_per_token_ == 0 || record.routes_size() != record.stands_for_size() * static_cast<int>(route_width()) ||
+      std::any_of(record.routes().begin(), record.routes().end(),
+                  [this](int32_t e) { return e < 0 || e >= experts_; })) {
+    return;
+  }
+  cell.routes.assign(record.routes().begin(), record.routes().end());
+  cell.stands_for.assign(record.stands_for().begin(), record.stands_for().end());
+}
+
+int64_t LoadWindow::SampledTokens(const std::string& task) const {
+  int64_t tokens = 0;
+  for (const auto& [id, cell] : cells_) {
+    if (id.task == task) tokens += static_cast<int64_t>(cell.stands_for.size());
+  }
+  return tokens;
+}
+
+int64_t LoadWindow::total_routes() const {
+  int64_t tokens = 0;
+  for (const auto& [id, cell] : cells_) tokens += static_cast<int64_t>(cell.stands_for.size());
+  return tokens;
+}
+
+std::vector<std::map<std::string, int64_t>> LoadWindow::TasksByBucket() const {
+  std::map<int64_t, std::map<std::string, int64_t>> buckets;
+  for (const auto& [id, cell] : cells_) {
+    if (cell.entered > 0) buckets[id.bucket][id.task] += cell.entered;
+  }
+  std::vector<std::map<std::string, int64_t>> out;
+  for (auto& [start, tasks] : buckets) out.push_back(std::move(tasks));
+  return out;
+}
+
+Routes LoadWindow::SampledRoutes(const TaskMix& mix, int64_t max_tokens) const {
+  struct Sampled {
+    std::vector<const int32_t*> tokens;
+    std::vector<double> stands_for;
+  };
+  std::map<std::string, Sampled> sampled;
+  std::map<std::string, double> parts;
+  for (const auto& [id, cell] : cells_) {
+    parts[id.task] += static_cast<double>(cell.entered);
+    for (size_t t = 0; t < cell.stands_for.size(); ++t) {
+      Sampled& task = sampled[id.task];
+      task.tokens.push_back(cell.routes.data() + t * route_width());
+      task.stands_for.push_back(cell.stands_for[t]);
+    }
+  }
+  if (!mix.empty()) parts = {mix.begin(), mix.end()};
+  std::erase_if(sampled, [&](const auto& task) { return !parts.contains(task.first) || parts.at(task.first) <= 0; });
+  Routes out{layers_, experts_, experts_per_token_, {}};
+  const auto k = static_cast<size_t>(experts_per_token_);
+  for (const auto& [name, task] : sampled) {
+    TaskRoutes& routes = out.tasks.emplace_back();
+    routes.name = name;
+    routes.weight = parts.at(name);
+    const int64_t most = std::max<int64_t>(1, max_tokens / static_cast<int64_t>(sampled.size()));
+    const auto count = static_cast<int32_t>(std::min(most, static_cast<int64_t>(task.tokens.size())));
+    routes.experts.resize(layers_);
+    for (const int32_t t : Resample(task.stands_for, count, .5)) {
+      for (int32_t l = 0; l < layers_; ++l) {
+        const int32_t* const chosen = task.tokens[t] + l * k;
+        routes.experts[l].insert(routes.experts[l].end(), chosen, chosen + k);
+      }
+    }
+  }
+  return out;
 }
 
 bool LoadWindow::Selected(const Selection& selection, const CellId& id, absl::Time now) const {

@@ -1,4 +1,5 @@
-// Load of one group over the planning window: tokens by (phase, task, layer, expert) in buckets of time.
+// Load of one group over the planning window: tokens by (phase, task, layer, expert) in buckets of time, and with them
+// whole routes of some of the tokens, which know what experts are chosen together.
 //
 // Not thread-safe. Pure but for its own state: time comes in as arguments, what must be stored goes out as writes.
 #ifndef BALLAST_CONTROLLER_TELEMETRY_LOAD_WINDOW_H_
@@ -19,7 +20,9 @@
 #include "absl/time/time.h"
 #include "ballast/v1/common.pb.h"
 #include "ballast/v1/worker_session.pb.h"
+#include "controller/planner/grouping/routes.h"
 #include "controller/store/store.h"
+#include "controller/telemetry/task_mix.h"
 #include "proto/placement/placement.h"
 
 namespace ballast {
@@ -35,11 +38,16 @@ class LoadWindow {
     absl::Duration bucket = absl::Seconds(10);
     // Tasks kept apart at a time; the rest is pooled under kPooledTask.
     int max_tasks = 32;
+    // Tokens of a (bucket, phase, task) whose routes are kept. A window of 30 buckets then knows a chance p to within
+    // sqrt(p (1 - p) / 1920), one deviation, of a task that every bucket has tokens of.
+    int max_routes = 64;
   };
 
-  LoadWindow(std::string group, int32_t layers, int32_t experts, const Options& options);
+  // `experts_per_token`: what routes of tokens must have in each layer; 0: routes are left out.
+  LoadWindow(std::string group, int32_t layers, int32_t experts, const Options& options, int32_t experts_per_token = 0);
 
-  // Adds a report's counts to the bucket of its end, brought into [now - window, now].
+  // Adds a report's counts to the bucket of its end, brought into [now - window, now]. Of routes a bucket keeps
+  // max_routes, in the proportion of the tokens that they stand for (resample.h).
   //   InvalidArgument names the field, the value and the limit; nothing is added.
   absl::Status Add(const v1::LoadReport& report, absl::Time now);
 
@@ -72,6 +80,16 @@ class LoadWindow {
     int64_t decode = 0;
   };
   std::vector<TaskTotal> Tasks(const Selection& selection, absl::Time now) const;
+  // What tokens chose, by task (sorted), the phases in the proportion of their tokens: at most `max_tokens` in all, as
+  // many for each task as it has and they allow. Weights are the tasks' parts of `mix`, or of the window's tokens where
+  // that is empty; tasks without routes, or without a part, are left out. No tasks: there is nothing.
+  Routes SampledRoutes(const TaskMix& mix, int64_t max_tokens) const;
+  // Tokens of `task` whose routes are kept.
+  int64_t SampledTokens(const std::string& task) const;
+  // The same of all tasks.
+  int64_t total_routes() const;
+  // Tokens that entered the model, by task, of each bucket that has any, oldest first.
+  std::vector<std::map<std::string, int64_t>> TasksByBucket() const;
   // All tokens that entered the model in the window.
   int64_t total_tokens() const { return total_tokens_; }
   // Start of the oldest bucket that the selection takes in.
@@ -91,8 +109,14 @@ class LoadWindow {
   struct Cell {
     std::vector<double> tokens;
     int64_t entered = 0;
+    // [tokens kept][layers][experts per token], and how many tokens each stands for.
+    std::vector<int32_t> routes;
+    std::vector<double> stands_for;
   };
   Cell& CellOf(const CellId& id);
+  absl::Status CheckRoutes(const v1::LoadReport& report) const;
+  void AddRoutes(std::span<const int32_t> experts, double each, Cell& cell);
+  size_t route_width() const { return static_cast<size_t>(layers_) * experts_per_token_; }
   bool Selected(const Selection& selection, const CellId& id, absl::Time now) const;
   int64_t BucketOf(absl::Time at) const;
   std::string Key(const CellId& id) const;
@@ -101,12 +125,15 @@ class LoadWindow {
   const int32_t layers_;
   const int32_t experts_;
   const Options options_;
+  const int32_t experts_per_token_;
   std::map<CellId, Cell> cells_;
   // Tasks kept apart, with the number of cells each has.
   std::map<std::string, int> tasks_;
   std::set<CellId> dirty_;
   std::set<CellId> expired_;
   int64_t total_tokens_ = 0;
+  // Times that a cell's routes were thinned out.
+  uint64_t thinned_ = 0;
   // Sum of all cells, by phase.
   std::map<int, std::vector<double>> phase_tokens_;
 };

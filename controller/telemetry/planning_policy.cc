@@ -37,14 +37,16 @@ PlanningDecision DecidePlanning(const PlanningFacts& facts, const PlanningLimits
   for (const ScenarioDrift& scenario : facts.drift.scenarios) {
     balancedness = std::min(balancedness, 1 / (1 + scenario.excess));
   }
-  if (balancedness >= limits.plan_below) {
+  const double gain = std::max(facts.drift.gain, facts.mix.drifted ? facts.mix.beyond : 0);
+  if (!facts.mix.drifted && balancedness >= limits.plan_below) {
     return nothing(absl::StrFormat("balancedness %.3f is not below %.3f", balancedness, limits.plan_below));
   }
-  if (!facts.drift.drifted) return nothing(facts.drift.reason);
-  if (facts.fruitless > 0 && facts.drift.gain < facts.fruitless_gain + limits.hysteresis &&
+  if (!facts.mix.drifted && !facts.drift.drifted) return nothing(facts.drift.reason);
+  if (facts.fruitless > 0 && gain < facts.fruitless_gain + limits.hysteresis &&
       now < facts.last_planned + limits.interval * (1 << std::min(facts.fruitless, kMostFruitless))) {
     return nothing(absl::StrCat("the last ", facts.fruitless, " plans were not worth their moves"));
   }
+  if (facts.mix.drifted) return {PlanningDecision::Kind::kPlan, facts.mix.reason};
   return {PlanningDecision::Kind::kPlan,
           absl::StrFormat("balancedness %.3f is below %.3f; %s", balancedness, limits.plan_below, facts.drift.reason)};
 }

@@ -7,6 +7,7 @@
 
 #include "absl/time/time.h"
 #include "controller/planner/drift.h"
+#include "controller/telemetry/task_mix.h"
 
 namespace ballast {
 
@@ -33,6 +34,8 @@ struct PlanningFacts {
   int64_t window_tokens = 0;
   // Of the loads to plan for, under the placement in force; looked at only where nothing else speaks against a plan.
   DriftReport drift;
+  // Of policies that plan from routes: has the mix of tasks moved away from the one that was grouped for?
+  MixDrift mix;
 };
 
 struct PlanningLimits {
@@ -57,9 +60,9 @@ struct PlanningDecision {
   std::string reason;
 };
 
-// After plans that were not worth their moves the next one is made twice as late each time, up to 32 times
-// limits.interval, unless the load has moved on. A plan that its budget cut short is followed by one from where it
-// stopped, so that a row of such plans ends when nothing more is worth it.
+// The mix of tasks calls for a plan however level its load is. After plans that were not worth their moves the next one
+// is made twice as late each time, up to 32 times limits.interval, unless the load has moved on. A plan that its budget
+// cut short is followed by one from where it stopped, so that a row of such plans ends when nothing more is worth it.
 //
 // A group that is not whole is not planned for its load, but after limits.heal_after planned without the workers that
 // are gone; again after as long where that did not come about. Hold-offs are about load and do not delay it.

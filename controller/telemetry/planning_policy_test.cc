@@ -43,6 +43,20 @@ TEST(DecidePlanning, Table) {
   // Another scenario is far from level, but with nothing to gain beyond chance and what the plan in force leaves.
   EXPECT_EQ(decide([](auto& f) { f.drift.drifted = false; }), Kind::kNothing);
 
+  // Another mix of tasks calls for a plan of what is level.
+  const auto mix = [&](double beyond, auto change) {
+    return decide([&](PlanningFacts& f) {
+      f.drift = {};
+      f.mix = {.beyond = beyond, .drifted = true, .reason = "the mix drifted"};
+      change(f);
+    });
+  };
+  EXPECT_EQ(mix(.2, [](auto& f) {}), Kind::kPlan);
+  EXPECT_EQ(mix(.2, [](auto& f) { f.mix.drifted = false; }), Kind::kNothing);
+  EXPECT_EQ(mix(.2, [](auto& f) { f.window_tokens = 99; }), Kind::kNothing);
+  EXPECT_EQ(mix(.2, [](auto& f) { f.fruitless = 1, f.fruitless_gain = .2; }), Kind::kNothing);
+  EXPECT_EQ(mix(.5, [](auto& f) { f.fruitless = 1, f.fruitless_gain = .2; }), Kind::kPlan);
+
   // A budget cut the plan in force short, or it was worth it: the rest is planned at the next interval. Plans that were
   // not worth their moves: 2, 4 ... 32 intervals later, or once more is to gain than then.
   const auto fruitless = [&](int plans, absl::Duration ago, double gained) {
