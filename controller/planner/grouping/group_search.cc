@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -393,6 +394,13 @@ GroupedLayer GroupSearch::Result() const {
     out.task_maxvio = std::max(out.task_maxvio, maxvio);
   }
   Loads(counts, weight_, 0, &out.maxvio);
+  out.cost = Energy(counts, 0);
+  if (problem_.current) {
+    out.cost_before = Energy(Count(Assign(*problem_.current, cover_.experts())), 0);
+    for (int32_t e = 0; e < cover_.experts(); ++e) {
+      for (const int32_t w : best_.experts[e].workers) out.moves += New(e, w);
+    }
+  }
 
   // Shares as they come out of the rule, tasks weighted; of 2^40 in all.
   Cover::Program program;
@@ -438,8 +446,8 @@ std::vector<int32_t> HomeSizes(int32_t experts, std::span<const int32_t> slots) 
   return sizes;
 }
 
-// Free slots take a replica each: of the expert with most pairs a replica that the worker lacks.
-void FillSlots(std::span<const double> load, std::span<const int32_t> slots, Packs& packs) {
+// Free slots take a replica each, `most` at most: of the expert with most pairs a replica that the worker lacks.
+void FillSlots(std::span<const double> load, std::span<const int32_t> slots, int64_t most, Packs& packs) {
   std::vector<int32_t> replicas(load.size());
   for (const std::vector<int32_t>& pack : packs) {
     for (const int32_t e : pack) ++replicas[e];
@@ -447,7 +455,7 @@ void FillSlots(std::span<const double> load, std::span<const int32_t> slots, Pac
   for (bool filled = true; filled;) {
     filled = false;
     for (size_t w = 0; w < packs.size(); ++w) {
-      if (static_cast<int32_t>(packs[w].size()) >= slots[w]) continue;
+      if (most == 0 || static_cast<int32_t>(packs[w].size()) >= slots[w]) continue;
       int32_t best = -1;
       for (int32_t e = 0; e < static_cast<int32_t>(load.size()); ++e) {
         if (std::find(packs[w].begin(), packs[w].end(), e) != packs[w].end()) continue;
@@ -456,6 +464,7 @@ void FillSlots(std::span<const double> load, std::span<const int32_t> slots, Pac
       if (best < 0) continue;
       packs[w].push_back(best);
       ++replicas[best];
+      --most;
       filled = true;
     }
   }
@@ -477,7 +486,7 @@ Packs PlaceCoactivation(const LayerRoutes& layer, std::span<const int32_t> slots
   if (swaps) SwapPacks(pooled, homes);
   Packs packs(slots.size());
   for (size_t i = 0; i < workers.size(); ++i) packs[workers[i]] = std::move(homes[i]);
-  FillSlots(MixLoad(layer), slots, packs);
+  FillSlots(MixLoad(layer), slots, std::numeric_limits<int64_t>::max(), packs);
   return packs;
 }
 
@@ -485,7 +494,7 @@ GroupedLayer GroupExpertsByRoutes(const GroupProblem& problem) {
   Packs start;
   if (problem.current) {
     start = *problem.current;
-    FillSlots(MixLoad(*problem.layer), problem.slots, start);
+    FillSlots(MixLoad(*problem.layer), problem.slots, problem.max_moves, start);
   } else {
     start = PlaceCoactivation(*problem.layer, problem.slots, true);
   }

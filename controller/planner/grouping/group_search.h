@@ -53,6 +53,11 @@ struct GroupedLayer {
   double hops = 0;
   double maxvio = 0;
   double task_maxvio = 0;
+  // With a placement in force: replicas in new places, and what is minimised but for the price of moves, before (with
+  // free choice among the replicas in force) and after.
+  int64_t moves = 0;
+  double cost_before = 0;
+  double cost = 0;
 };
 
 // Annealing, from there on: two replicas change workers; a spare replica of one expert becomes one of another; tokens

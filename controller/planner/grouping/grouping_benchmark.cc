@@ -9,17 +9,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
-#include <map>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "benchmark/benchmark.h"
-#include "controller/formats/load_file.h"
 #include "controller/planner/alias.h"
 #include "controller/planner/anneal.h"
+#include "controller/planner/grouping/deepseek_routes.h"
 #include "controller/planner/grouping/group_search.h"
 #include "controller/planner/grouping/hops.h"
 #include "controller/planner/grouping/tacg.h"
@@ -29,48 +27,6 @@
 
 namespace ballast {
 namespace {
-
-struct Split {
-  Routes planned, held_out;
-};
-
-Split Read(const std::string& folder, int32_t every) {
-  Split out;
-  for (Routes* routes : {&out.planned, &out.held_out}) *routes = {0, 64, 0, {}};
-  for (const char* task : {"intent", "law", "summary", "translation"}) {
-    const auto file = ReadLoad(folder + "/routes_" + task + ".csv.gz");
-    BALLAST_CHECK(file.ok()) << file.status();
-    const RouteTrace& trace = file->routes;
-    TaskRoutes parts[2] = {{task, 1, {}}, {task, 1, {}}};
-    for (size_t row = 0; row < trace.experts.size(); ++row) {
-      // Dense layers have no tokens; of the others the first, and every so many.
-      if (trace.experts[row].empty()) continue;
-      if (static_cast<int32_t>(row) % every != 1 % every) continue;
-      for (TaskRoutes& part : parts) part.experts.emplace_back();
-      // Samples by their order: halves whatever their numbers.
-      std::map<int64_t, int32_t> number;
-      for (const int64_t s : std::set<int64_t>(trace.samples[row].begin(), trace.samples[row].end())) {
-        number.emplace(s, static_cast<int32_t>(number.size()));
-      }
-      for (size_t t = 0; t < trace.samples[row].size(); ++t) {
-        const auto token = trace.experts[row].begin() + static_cast<int64_t>(t) * trace.top_k;
-        auto& to = parts[number.at(trace.samples[row][t]) % 2].experts.back();
-        to.insert(to.end(), token, token + trace.top_k);
-      }
-    }
-    Routes* const halves[] = {&out.planned, &out.held_out};
-    for (int32_t half = 0; half < 2; ++half) {
-      halves[half]->top_k = trace.top_k;
-      halves[half]->layers = static_cast<int32_t>(parts[half].experts.size());
-      halves[half]->tasks.push_back(std::move(parts[half]));
-    }
-  }
-  for (const Routes* routes : {&out.planned, &out.held_out}) {
-    const absl::Status status = Validate(*routes);
-    BALLAST_CHECK(status.ok()) << status;
-  }
-  return out;
-}
 
 DispatchTable Table(const Packs& packs, int32_t experts) {
   DispatchTable table = ToTable(packs, experts);
@@ -82,29 +38,29 @@ DispatchTable Table(const Packs& packs, int32_t experts) {
 class Comparison {
  public:
   // `split` outlives the benchmarks.
-  Comparison(const Split& split, int32_t gpus) : split_(split), gpus_(gpus) {}
+  Comparison(const RouteSplit& split, int32_t gpus) : split_(split), gpus_(gpus) {}
 
   // Replicas are dispatched as workers do, by the tables' shares.
   void Add(const std::string& name, std::function<DispatchTable(const LayerRoutes&, int32_t)> place) const {
-    Register<DispatchTable>(
-        name, std::move(place),
-        [](const std::vector<DispatchTable>& layers, const Split& split, const Topology& topology, int64_t& replicas) {
-          for (const DispatchTable& layer : layers) replicas += layer.num_replicas();
-          return ScoreHops(layers, split.held_out, topology);
-        });
+    Register<DispatchTable>(name, std::move(place),
+                            [](const std::vector<DispatchTable>& layers, const RouteSplit& split,
+                               const Topology& topology, int64_t& replicas) {
+                              for (const DispatchTable& layer : layers) replicas += layer.num_replicas();
+                              return ScoreHops(layers, split.held_out, topology);
+                            });
   }
 
   // Served with the published guard.
   void AddGuarded(const std::string& name, double theta,
                   std::function<Packs(const LayerRoutes&, int32_t)> place) const {
-    Register<Packs>(
-        name, std::move(place),
-        [theta](const std::vector<Packs>& layers, const Split& split, const Topology& topology, int64_t& replicas) {
-          for (const Packs& packs : layers) {
-            for (const auto& pack : packs) replicas += static_cast<int64_t>(pack.size());
-          }
-          return ScoreGuarded(layers, split.held_out, topology, {.theta = theta});
-        });
+    Register<Packs>(name, std::move(place),
+                    [theta](const std::vector<Packs>& layers, const RouteSplit& split, const Topology& topology,
+                            int64_t& replicas) {
+                      for (const Packs& packs : layers) {
+                        for (const auto& pack : packs) replicas += static_cast<int64_t>(pack.size());
+                      }
+                      return ScoreGuarded(layers, split.held_out, topology, {.theta = theta});
+                    });
   }
 
  private:
@@ -140,11 +96,11 @@ class Comparison {
         ->Unit(benchmark::kSecond);
   }
 
-  const Split& split_;
+  const RouteSplit& split_;
   const int32_t gpus_;
 };
 
-void Register(const Split& split, int32_t gpus) {
+void Register(const RouteSplit& split, int32_t gpus) {
   const Comparison report(split, gpus);
   const std::vector<int32_t> homes(gpus, 64 / gpus);
   const std::vector<int32_t> quarter_more(gpus, 80 / gpus);
@@ -237,7 +193,8 @@ int main(int argc, char** argv) {
     return 0;
   }
   const char* every = std::getenv("LAYERS");
-  const ballast::Split split = ballast::Read(folder, every == nullptr ? 1 : std::max(1, std::atoi(every)));
+  const ballast::RouteSplit split =
+      ballast::ReadDeepSeekRoutes(folder, every == nullptr ? 1 : std::max(1, std::atoi(every)));
   for (const int32_t gpus : {16, 8}) ballast::Register(split, gpus);
   benchmark::RunSpecifiedBenchmarks();
   return 0;

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
-#include <optional>
+#include <numeric>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -11,21 +12,20 @@
 #include "absl/strings/str_cat.h"
 #include "controller/planner/packs.h"
 #include "controller/planner/score.h"
+#include "proto/base/check.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
 namespace {
 
-absl::Status ValidateFor(const Routes& routes, const PlanRequest& request, std::string_view policy) {
+constexpr int32_t kUnlimited = std::numeric_limits<int32_t>::max();
+
+absl::Status ValidateFor(const Routes& routes, const PlanRequest& request) {
   BALLAST_RETURN_IF_ERROR(Validate(routes));
   const LoadMatrix& load = request.scenarios[0].load;
   if (routes.layers != load.layers || routes.experts != load.experts) {
     return absl::InvalidArgumentError(absl::StrCat("routes of ", routes.layers, " layers and ", routes.experts,
                                                    " experts; the loads have ", load.layers, " and ", load.experts));
-  }
-  if (request.replicas_per_worker) {
-    return absl::InvalidArgumentError(absl::StrCat(std::string(policy), " gives every layer as many replicas, not ",
-                                                   *request.replicas_per_worker, " a worker over all layers"));
   }
   return absl::OkStatus();
 }
@@ -41,18 +41,64 @@ std::vector<int32_t> Kinds(const Topology& topology, std::span<const int32_t> sl
   return kind;
 }
 
-// The placement in force as packs; none where the search cannot start from it.
-std::optional<Packs> CurrentPacks(const DispatchTable& layer, std::span<const int32_t> slots) {
-  Packs packs(slots.size());
-  for (int32_t e = 0; e < layer.num_experts(); ++e) {
-    if (layer.begin[e] == layer.begin[e + 1]) return std::nullopt;
-    for (int32_t r = layer.begin[e]; r < layer.begin[e + 1]; ++r) {
-      std::vector<int32_t>& pack = packs[layer.rank[r]];
-      pack.push_back(e);
-      if (static_cast<int32_t>(pack.size()) > slots[layer.rank[r]]) return std::nullopt;
-    }
+// Replicas of `to` that `from` has not.
+int64_t Arrivals(const DispatchTable& from, const DispatchTable& to) {
+  int64_t out = 0;
+  for (int32_t e = 0; e < to.num_experts(); ++e) {
+    const auto begin = from.rank.begin() + from.begin[e], end = from.rank.begin() + from.begin[e + 1];
+    for (int32_t r = to.begin[e]; r < to.begin[e + 1]; ++r) out += std::find(begin, end, to.rank[r]) == end;
   }
-  return packs;
+  return out;
+}
+
+// [layers][workers] slots of workers that each have room for as many experts as the others, or one more, and `replicas`
+// more over all layers: in each step the layer gets another one on every worker that gains most by it, by a short
+// search.
+std::vector<std::vector<int32_t>> AllotSlots(const Routes& routes, std::span<const uint32_t> speed,
+                                             std::span<const double> price, const GroupLimits& limits, int32_t workers,
+                                             int32_t replicas) {
+  constexpr int64_t kShort = 15'000;
+  const int32_t each = routes.experts / workers, more = routes.experts % workers;
+  std::vector<std::vector<int32_t>> slots(routes.layers, std::vector<int32_t>(workers, each));
+  // What does not divide goes round, so that every worker has as many over all layers.
+  for (int32_t l = 0; l < routes.layers; ++l) {
+    for (int32_t i = 0; i < more; ++i) ++slots[l][(static_cast<int64_t>(l) * more + i) % workers];
+  }
+  const auto cost = [&](int32_t l, int32_t extra) {
+    const LayerRoutes layer = LayerOf(routes, l);
+    std::vector<int32_t> with = slots[l];
+    for (int32_t& s : with) s = std::min(s + extra, routes.experts);
+    return GroupExpertsByRoutes({&layer, with, speed, price, limits, {}, 0, kUnlimited, kShort}).cost;
+  };
+  std::vector<double> now(routes.layers), next(routes.layers);
+  for (int32_t l = 0; l < routes.layers && replicas > 0; ++l) {
+    now[l] = cost(l, 0);
+    next[l] = cost(l, 1);
+  }
+  for (int32_t r = 0; r < replicas; ++r) {
+    int32_t best = -1;
+    for (int32_t l = 0; l < routes.layers; ++l) {
+      if (*std::min_element(slots[l].begin(), slots[l].end()) >= routes.experts) continue;
+      if (best < 0 || now[l] - next[l] > now[best] - next[best]) best = l;
+    }
+    if (best < 0) break;
+    for (int32_t& s : slots[best]) s = std::min(s + 1, routes.experts);
+    now[best] = next[best];
+    if (r + 1 < replicas) next[best] = cost(best, 1);
+  }
+  return slots;
+}
+
+// [workers] equal for workers with as many slots in every layer.
+std::vector<int32_t> AlikeInSlots(const std::vector<std::vector<int32_t>>& slots) {
+  std::vector<int32_t> out;
+  std::map<std::vector<int32_t>, int32_t> known;
+  for (size_t w = 0; w < slots[0].size(); ++w) {
+    std::vector<int32_t> of_worker;
+    for (const std::vector<int32_t>& layer : slots) of_worker.push_back(layer[w]);
+    out.push_back(known.emplace(std::move(of_worker), static_cast<int32_t>(known.size())).first->second);
+  }
+  return out;
 }
 
 // Each replica's part of its expert's pairs.
@@ -105,6 +151,53 @@ std::vector<double> Transitions(const Routes& routes, int32_t layer) {
 }
 
 }  // namespace
+
+Packs FitPacks(const DispatchTable& layer, std::span<const int32_t> slots, std::span<const double> load) {
+  Packs packs(slots.size());
+  std::vector<int32_t> replicas(layer.num_experts());
+  for (int32_t e = 0; e < layer.num_experts(); ++e) {
+    for (int32_t r = layer.begin[e]; r < layer.begin[e + 1]; ++r) packs[layer.rank[r]].push_back(e);
+    replicas[e] = layer.begin[e + 1] - layer.begin[e];
+  }
+  // Of those that may go, the one with the least load a replica.
+  const auto least = [&](const std::vector<int32_t>& pack, bool spare) {
+    auto best = pack.end();
+    for (auto e = pack.begin(); e != pack.end(); ++e) {
+      if (spare && replicas[*e] < 2) continue;
+      if (best == pack.end() || load[*e] * replicas[*best] < load[*best] * replicas[*e]) best = e;
+    }
+    return best;
+  };
+  for (size_t w = 0; w < packs.size(); ++w) {
+    std::vector<int32_t>& pack = packs[w];
+    while (static_cast<int32_t>(pack.size()) > slots[w]) {
+      auto gone = least(pack, true);
+      if (gone == pack.end()) gone = least(pack, false);
+      --replicas[*gone];
+      pack.erase(gone);
+    }
+  }
+  for (int32_t e = 0; e < layer.num_experts(); ++e) {
+    if (replicas[e] > 0) continue;
+    size_t to = packs.size();
+    for (size_t w = 0; w < packs.size(); ++w) {
+      const auto room = slots[w] - static_cast<int32_t>(packs[w].size());
+      if (room > 0 && (to == packs.size() || room > slots[to] - static_cast<int32_t>(packs[to].size()))) to = w;
+    }
+    // No room: as there are slots for all experts, some hold spare replicas.
+    for (size_t w = 0; to == packs.size(); ++w) {
+      BALLAST_CHECK(w < packs.size()) << "fewer slots than experts";
+      const auto spare = least(packs[w], true);
+      if (spare == packs[w].end()) continue;
+      --replicas[*spare];
+      packs[w].erase(spare);
+      to = w;
+    }
+    packs[to].push_back(e);
+    ++replicas[e];
+  }
+  return packs;
+}
 
 std::vector<double> CopyPrices(const Topology& topology) {
   const double near = 1 / topology.node_bytes_per_second, far = 1 / topology.cross_node_bytes_per_second;
@@ -171,7 +264,11 @@ void AlignLayers(const Routes& routes, std::span<const int32_t> kind, std::vecto
 }
 
 absl::StatusOr<std::vector<DispatchTable>> TacgPolicy::Place(const PlanRequest& request) const {
-  BALLAST_RETURN_IF_ERROR(ValidateFor(routes_, request, name()));
+  BALLAST_RETURN_IF_ERROR(ValidateFor(routes_, request));
+  if (request.replicas_per_worker) {
+    return absl::InvalidArgumentError(absl::StrCat("tacg gives every layer as many replicas, not ",
+                                                   *request.replicas_per_worker, " a worker over all layers"));
+  }
   BALLAST_ASSIGN_OR_RETURN(const int32_t slots, SlotsPerLayer(request));
   const auto workers = static_cast<int32_t>(request.topology.workers.size());
   std::vector<int32_t> sizes, room;
@@ -208,23 +305,91 @@ absl::StatusOr<std::vector<DispatchTable>> TacgPolicy::Place(const PlanRequest& 
 }
 
 absl::StatusOr<std::vector<DispatchTable>> TaskAwarePolicy::Place(const PlanRequest& request) const {
-  BALLAST_RETURN_IF_ERROR(ValidateFor(routes_, request, name()));
-  BALLAST_ASSIGN_OR_RETURN(const std::vector<int32_t> slots, SlotsOfWorkers(request));
+  BALLAST_RETURN_IF_ERROR(ValidateFor(routes_, request));
   const std::vector<uint32_t> speed = Speeds(request.topology);
   const std::vector<double> price = CopyPrices(request.topology);
-  std::vector<DispatchTable> current;
-  if (request.current) current = Onto(*request.current, request.topology);
-  std::vector<DispatchTable> layers;
-  for (int32_t l = 0; l < routes_.layers; ++l) {
-    const LayerRoutes layer = LayerOf(routes_, l);
-    GroupProblem problem{&layer, slots, speed, price, options_.limits};
-    if (!current.empty()) problem.current = CurrentPacks(current[l], slots);
-    problem.move_price = problem.current ? options_.move_price : 0;
-    problem.proposals = options_.proposals;
-    DispatchTable table = GroupExpertsByRoutes(problem).table;
-    layers.push_back(std::move(table));
+  // [layers][workers]
+  std::vector<std::vector<int32_t>> slots;
+  if (request.replicas_per_worker) {
+    slots = AllotSlots(routes_, speed, price, options_.limits, static_cast<int32_t>(request.topology.workers.size()),
+                       *request.replicas_per_worker);
+    for (size_t w = 0; w < request.topology.workers.size(); ++w) {
+      const TopologyWorker& worker = request.topology.workers[w];
+      int32_t sum = 0;
+      for (const std::vector<int32_t>& layer : slots) sum += layer[w];
+      if (const int32_t fit = worker.capacity.slots - worker.capacity.staging_slots; sum > fit) {
+        return absl::FailedPreconditionError(absl::StrCat("replicas_per_worker: ", *request.replicas_per_worker,
+                                                          " make ", sum, " slots; worker '", worker.name,
+                                                          "' has room for ", fit));
+      }
+    }
+  } else {
+    BALLAST_ASSIGN_OR_RETURN(const std::vector<int32_t> each, SlotsOfWorkers(request));
+    slots.assign(routes_.layers, each);
   }
-  if (current.empty()) AlignLayers(routes_, Kinds(request.topology, slots, price), layers);
+  std::vector<DispatchTable> current;
+  if (request.current && !options_.anew) current = Onto(*request.current, request.topology);
+  if (current.empty()) {
+    std::vector<DispatchTable> layers;
+    for (int32_t l = 0; l < routes_.layers; ++l) {
+      const LayerRoutes layer = LayerOf(routes_, l);
+      layers.push_back(
+          GroupExpertsByRoutes({&layer, slots[l], speed, price, options_.limits, {}, 0, kUnlimited, options_.proposals})
+              .table);
+    }
+    AlignLayers(routes_, Kinds(request.topology, AlikeInSlots(slots), price), layers);
+    return layers;
+  }
+  BALLAST_ASSIGN_OR_RETURN(const int64_t budget, AllowedMoves(options_.budget, request.expert_bytes));
+  const auto most =
+      options_.budget.limited() ? static_cast<int32_t>(std::min<int64_t>(budget, kUnlimited)) : kUnlimited;
+  // What has to move is not the search's to decide: it is neither priced nor limited.
+  std::vector<Packs> start;
+  std::vector<bool> fits;
+  int64_t left = most;
+  for (int32_t l = 0; l < routes_.layers; ++l) {
+    start.push_back(FitPacks(current[l], slots[l], MixLoad(LayerOf(routes_, l))));
+    const DispatchTable table = ToTable(start[l], routes_.experts);
+    fits.push_back(table.begin == current[l].begin && table.rank == current[l].rank);
+    left -= Arrivals(current[l], table);
+  }
+  left = std::max<int64_t>(0, left);
+  const auto search = [&](int32_t l, int64_t moves) {
+    const LayerRoutes layer = LayerOf(routes_, l);
+    return GroupExpertsByRoutes({&layer, slots[l], speed, price, options_.limits, start[l], options_.move_price,
+                                 static_cast<int32_t>(moves), options_.proposals});
+  };
+  std::vector<GroupedLayer> found;
+  int64_t moves = 0;
+  for (int32_t l = 0; l < routes_.layers; ++l) {
+    found.push_back(search(l, left));
+    moves += found[l].moves;
+  }
+  if (moves > left) {
+    std::vector<int32_t> order(found.size());
+    std::iota(order.begin(), order.end(), 0);
+    const auto gain = [&](int32_t l) {
+      return (found[l].cost_before - found[l].cost) / static_cast<double>(found[l].moves);
+    };
+    // Those that move nothing cost nothing.
+    std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      if (found[a].moves == 0 || found[b].moves == 0)
+        return std::pair(found[a].moves > 0, a) < std::pair(found[b].moves > 0, b);
+      return std::pair(-gain(a), a) < std::pair(-gain(b), b);
+    });
+    for (const int32_t l : order) {
+      if (found[l].moves > left) {
+        if (left == 0 && fits[l]) {
+          found[l].table = current[l];
+          continue;
+        }
+        found[l] = search(l, left);
+      }
+      left -= found[l].moves;
+    }
+  }
+  std::vector<DispatchTable> layers;
+  for (GroupedLayer& layer : found) layers.push_back(std::move(layer.table));
   return layers;
 }
 

@@ -1,6 +1,7 @@
 #include "controller/planner/grouping/policies.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "controller/planner/grouping/grouping_test_util.h"
@@ -70,20 +71,73 @@ TEST(TaskAware, FromThePlacementInForce) {
   const auto next = MakePlan(again, request);
   ASSERT_TRUE(next.ok()) << next.status();
   EXPECT_LT(next->moves, 30);
-  // A worker has gone: its experts' layers start anew, and all have a worker.
+  // A budget is kept, and what it buys is the best of it.
+  TaskAwareOptions few = Short();
+  few.limits.maxvio = std::numeric_limits<double>::infinity();
+  const auto free = MakePlan(TaskAwarePolicy(later, few), request);
+  ASSERT_TRUE(free.ok()) << free.status();
+  int64_t last_moves = 0;
+  double last_hops = 0;
+  for (const int64_t moves : {1, 4, 1000}) {
+    few.budget.max_moves = moves;
+    const auto plan = MakePlan(TaskAwarePolicy(later, few), request);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_LE(plan->moves, moves);
+    EXPECT_GE(plan->moves, last_moves);
+    const double hops = ScoreHops(Onto(plan->placement, request.topology), later, request.topology)[0].hops;
+    if (last_moves > 0) EXPECT_LT(hops, last_hops + .02);
+    last_moves = plan->moves;
+    last_hops = hops;
+  }
+  EXPECT_EQ(last_moves, free->moves);
+  // A worker has gone: its experts find another one.
   request.topology.workers.pop_back();
   request.slots_per_layer = 7;
   for (TopologyWorker& w : request.topology.workers) w.capacity.slots = 30;
   EXPECT_TRUE(MakePlan(policy, request).ok());
 }
 
+TEST(TaskAware, ReplicasGoToTheLayersThatGain) {
+  Routes routes = RandomRoutes(kShape, 4);
+  // Layer 1: every token chooses experts 0, 1 and 2, which then are best on every worker.
+  for (TaskRoutes& task : routes.tasks) {
+    for (size_t i = 0; i < task.experts[1].size(); ++i) task.experts[1][i] = static_cast<int32_t>(i % 3);
+  }
+  PlanRequest request = Request(routes, 4, 4);
+  request.slots_per_layer = 0;
+  request.replicas_per_worker = 3;
+  for (TopologyWorker& w : request.topology.workers) w.capacity = {3 * 4 + 3 + 2, 2};
+  const auto plan = MakePlan(TaskAwarePolicy(routes, Short()), request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->placement.replicas.size(), 3u * 16 + 3 * 4);
+  std::vector<int32_t> in_layer(3);
+  for (const Replica& r : plan->placement.replicas) ++in_layer[r.expert.layer];
+  request.replicas_per_worker = 4;
+  EXPECT_THAT(TaskAwarePolicy(routes, Short()).Place(request).status().message(), HasSubstr("has room for 15"));
+  EXPECT_GE(in_layer[1], 16 + 2 * 4) << in_layer[0] << " " << in_layer[1] << " " << in_layer[2];
+}
+
+TEST(FitPacks, SpareReplicasGiveWayFirst) {
+  DispatchTable table;
+  // Expert 0 on 0 and 1, expert 1 on 0, expert 2 on 0 and 1, expert 3 nowhere.
+  table.begin = {0, 2, 3, 5, 5};
+  table.rank = {0, 1, 0, 0, 1};
+  table.weight = {1, 1, 1, 1, 1};
+  const std::vector<double> load = {.4, .3, .2, .1};
+  EXPECT_THAT(FitPacks(table, std::vector<int32_t>{3, 3}, load),
+              ElementsAre(ElementsAre(0, 1, 2), ElementsAre(0, 2, 3)));
+  // Worker 0's spare of expert 2 is the lightest.
+  EXPECT_THAT(FitPacks(table, std::vector<int32_t>{2, 3}, load), ElementsAre(ElementsAre(0, 1), ElementsAre(0, 2, 3)));
+  // Neither has room for expert 3: a spare replica makes some.
+  EXPECT_THAT(FitPacks(table, std::vector<int32_t>{2, 2}, load), ElementsAre(ElementsAre(1, 3), ElementsAre(0, 2)));
+  EXPECT_THAT(FitPacks(table, std::vector<int32_t>{1, 3}, load), ElementsAre(ElementsAre(1), ElementsAre(0, 2, 3)));
+}
+
 TEST(Policies, SayWhatTheyCannotDo) {
   const Routes routes = RandomRoutes(kShape, 3);
   PlanRequest request = Request(routes, 4, 5);
   request.replicas_per_worker = 2;
-  const TaskAwarePolicy ours(routes, Short());
   const TacgPolicy tacg(routes);
-  EXPECT_THAT(ours.Place(request).status().message(), HasSubstr("task-aware gives every layer as many replicas"));
   EXPECT_THAT(tacg.Place(request).status().message(), HasSubstr("tacg gives every layer as many replicas"));
   request.replicas_per_worker.reset();
   RouteShape other = kShape;
