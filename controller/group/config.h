@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "ballast/v1/common.pb.h"
 #include "ballast/v1/group_service.pb.h"
+#include "controller/planner/grouping/group_search.h"
 #include "controller/telemetry/load_window.h"
 
 namespace ballast {
@@ -51,8 +52,16 @@ struct PlanningRules {
   double hysteresis = 0.02;
   // Variance over mean of the window's counts, where 1 is independent tokens.
   double dispersion = 1;
-  // What one plan of policy cost-aware may move; 0: no limit. With a limit plans change the placement in force where
-  // that gains most; the next plan goes on from there. Policy eplb plans from nothing.
+  // Policies that plan from routes: how much the recent mix of tasks must differ from the one that the placement is
+  // grouped for, beyond chance, for a plan (task_mix.h); and of how much time it is.
+  double mix_drift = 0.1;
+  absl::Duration mix_window = absl::Minutes(1);
+  // Of policy task-aware. A task alone must be about level, too, without a plan of its own.
+  GroupLimits group_limits = {.maxvio = 0.06, .task_maxvio = 0.3};
+  // Tokens whose routes a plan is made from, tasks together.
+  int64_t max_route_tokens = 16'384;
+  // What one plan of policy cost-aware or task-aware may move; 0: no limit. With a limit plans change the placement in
+  // force where that gains most; the next plan goes on from there. Policies eplb and tacg plan from nothing.
   int64_t max_moves = 512;
   int64_t max_move_bytes = 0;
   // A worker that is gone for longer is planned around: the others take over its experts.

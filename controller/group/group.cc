@@ -1,6 +1,7 @@
 #include "controller/group/group.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -129,7 +130,7 @@ absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
   BALLAST_RETURN_IF_ERROR(Read(store, absl::StrCat("marks/", config.name), marks).status());
   ledger_.Load(marks);
   if (formed()) {
-    MakeLoadWindow();
+    MakeLoadWindow(record_.model());
     BALLAST_ASSIGN_OR_RETURN(const auto cells, store.List(LoadWindow::StorePrefix(config.name)));
     for (const auto& [key, value] : cells) load_->Load(key, value);
     BALLAST_RETURN_IF_ERROR(LoadBook(store));
@@ -163,10 +164,11 @@ absl::Status Group::LoadBook(const Store& store) {
   return absl::OkStatus();
 }
 
-void Group::MakeLoadWindow() {
+void Group::MakeLoadWindow(const v1::ModelIdentity& model) {
   book_.emplace(ScenarioBook::Options{});
   remembered_.clear();
-  load_ = std::make_unique<LoadWindow>(name(), placement_.num_layers, placement_.num_experts, options_.load);
+  load_ = std::make_unique<LoadWindow>(name(), placement_.num_layers, placement_.num_experts, options_.load,
+                                       model.experts_per_token());
   const size_t experts = static_cast<size_t>(placement_.num_layers) * placement_.num_experts;
   counted_prefill_.assign(experts, 0);
   counted_decode_.assign(experts, 0);
@@ -307,6 +309,22 @@ std::vector<PlanScenario> Group::PlanScenarios(absl::Time now) const {
   return scenarios;
 }
 
+size_t Group::MixBuckets() const {
+  return std::max<size_t>(
+      1, static_cast<size_t>(std::ceil(absl::FDivDuration(options_.planning.mix_window, options_.load.bucket))));
+}
+
+Routes Group::SampledRoutes() const {
+  return load_->SampledRoutes(MixOf(load_->TasksByBucket(), MixBuckets()), options_.planning.max_route_tokens);
+}
+
+MixDrift Group::DetectMixDrift() const {
+  TaskMix settled;
+  for (const store::MixRecord& part : record_.settled_mix()) settled[part.task()] = part.ratio();
+  return ballast::DetectMixDrift(settled, load_->TasksByBucket(),
+                                 {.recent = MixBuckets(), .min_distance = options_.planning.mix_drift});
+}
+
 DriftReport Group::Drift(absl::Time now) const {
   Topology topology;
   for (const std::string& worker : placement_.workers) {
@@ -345,6 +363,7 @@ void Group::MaybePlan(Turn& turn) {
     next_look_ = turn.now + options_.planning.interval / kLooksAnInterval;
     Remember();
     facts.drift = Drift(turn.now);
+    if (PlansFromRoutes(policy()) && load_->total_routes() > 0) facts.mix = DetectMixDrift();
   }
   for (const auto& [id, plan] : plans_) {
     if (plan.plan().state() != v1::PLAN_STATE_PROPOSED) continue;
@@ -367,8 +386,8 @@ void Group::MaybePlan(Turn& turn) {
       last_planned_ = turn.now;
       return StartJob(turn,
                       Job{.purpose = Job::Purpose::kAuto,
-                          .drift_gain = facts.drift.gain,
-                          .policy = options_.config.policy,
+                          .drift_gain = std::max(facts.drift.gain, facts.mix.drifted ? facts.mix.beyond : 0),
+                          .policy = policy(),
                           .reason = decision.reason},
                       std::nullopt);
     case PlanningDecision::Kind::kHeal:
@@ -481,7 +500,7 @@ void Group::Form(Turn& turn, const MembershipStep& step) {
   *record_.mutable_model() = first.model();
   record_.set_combine(first.combine());
   record_dirty_ = placement_dirty_ = true;
-  MakeLoadWindow();
+  MakeLoadWindow(record_.model());
   Say(turn, Severity::kInfo,
       absl::StrCat("forming with ", absl::StrJoin(step.workers, ", "), ": placement epoch ", placement_.epoch.value()));
   for (const std::string& name : step.workers) SendLoadPlacement(turn, name, workers_.at(name));

@@ -70,6 +70,8 @@ class Group {
   absl::StatusOr<v1::Plan> Reject(const std::string& id, const std::string& reason, absl::Time now, Effects& effects);
   absl::StatusOr<v1::Plan> Rollback(const std::string& reason, absl::Time now, Effects& effects);
   void SetMode(v1::GroupMode mode, absl::Time now, Effects& effects);
+  // One that plans are made by (CheckPolicy of controller/service/planning.h).
+  void SetPolicy(const std::string& policy, absl::Time now, Effects& effects);
   void SetPaused(bool paused, absl::Time now, Effects& effects);
 
   // --- Reading.
@@ -92,6 +94,11 @@ class Group {
   }
   // What a plan is made for: the window by phase, and loads remembered from before. The group is formed.
   std::vector<PlanScenario> PlanScenarios(absl::Time now) const;
+  // What the window's tokens chose, tasks weighted by the recent mix. No tasks: nothing is known.
+  Routes SampledRoutes() const;
+  const std::string& policy() const { return record_.policy().empty() ? options_.config.policy : record_.policy(); }
+  // How far the recent mix of tasks is from the one that the placement is grouped for. The group is formed.
+  MixDrift DetectMixDrift() const;
   // Of the newest load report that was counted; infinite past: none.
   absl::Time newest_report() const { return newest_report_; }
 
@@ -166,9 +173,10 @@ class Group {
   uint32_t SpeedOf(const std::string& worker) const;
   std::vector<uint32_t> PlacementSpeeds() const;
   DriftReport Drift(absl::Time now) const;
+  size_t MixBuckets() const;
   bool ViewInstalledEverywhere() const;
   std::vector<std::string> ViewWorkers() const;
-  void MakeLoadWindow();
+  void MakeLoadWindow(const v1::ModelIdentity& model);
 
   // group_sessions.cc
   absl::Status CheckHello(const v1::Hello& hello) const;

@@ -142,6 +142,7 @@ v1::Hello GroupHarness::MakeHello(int index) const {
   hello.mutable_model()->set_fingerprint("f00d");
   hello.mutable_model()->set_num_moe_layers(options_.layers);
   hello.mutable_model()->set_num_experts(options_.experts);
+  hello.mutable_model()->set_experts_per_token(2);
   hello.mutable_model()->set_expert_bytes(1000);
   hello.set_kernel_fingerprint("k");
   hello.set_combine(v1::COMBINE_MODE_EXACT);
@@ -369,13 +370,64 @@ void GroupHarness::SendLeaving(int index) {
   workers_[index].to_controller.emplace_back().mutable_leaving()->set_reason("SIGTERM");
 }
 
-void GroupHarness::SendReport(int index, int64_t tokens, int hottest) {
-  FakeWorker& worker = workers_[index];
-  if (!worker.running) return;
+v1::LoadReport GroupHarness::NextReport(FakeWorker& worker) {
   v1::LoadReport report;
   report.set_sequence(worker.next_report++);
   report.set_first_sequence(report.sequence());
   report.mutable_end()->set_seconds(absl::ToUnixSeconds(now_));
+  return report;
+}
+
+void GroupHarness::Send(FakeWorker& worker, v1::LoadReport report) {
+  worker.unstored.push_back(report);
+  if (worker.session != 0) *worker.to_controller.emplace_back().mutable_load_report() = std::move(report);
+}
+
+std::pair<int32_t, int32_t> GroupHarness::TaskExperts(const std::string& task, int layer) const {
+  // With eight experts the pairs of four tasks have none in common, and none is on one of four workers at first.
+  const int32_t first = 6 * (task[0] - 'a') + layer;
+  return {first % options_.experts, (first + 3) % options_.experts};
+}
+
+void GroupHarness::SendTasks(int index, const std::map<std::string, int64_t>& tokens) {
+  FakeWorker& worker = workers_[index];
+  if (!worker.running) return;
+  v1::LoadReport report = NextReport(worker);
+  for (const auto& [name, count] : tokens) {
+    v1::RouteSample& sample = *report.add_route_samples();
+    sample.set_task(report.task_tokens_size());
+    sample.set_phase(v1::PHASE_DECODE);
+    sample.set_tokens(static_cast<int32_t>(std::min<int64_t>(16, count)));
+    v1::TaskTokens& task = *report.add_task_tokens();
+    task.set_task(name);
+    task.set_decode_tokens(count);
+    for (int32_t t = 0; t < sample.tokens(); ++t) {
+      for (int l = 0; l < options_.layers; ++l) {
+        const auto [first, second] = TaskExperts(name, l);
+        sample.add_experts(first);
+        sample.add_experts(second);
+      }
+    }
+    for (int l = 0; l < options_.layers; ++l) {
+      const auto [first, second] = TaskExperts(name, l);
+      for (const int32_t e : {first, second}) {
+        v1::LoadCount& load = *report.add_counts();
+        load.set_layer(l);
+        load.set_expert(e);
+        load.set_phase(v1::PHASE_DECODE);
+        load.set_task(sample.task());
+        load.set_tokens(count);
+      }
+    }
+    tokens_reported_ += count;
+  }
+  Send(worker, std::move(report));
+}
+
+void GroupHarness::SendReport(int index, int64_t tokens, int hottest) {
+  FakeWorker& worker = workers_[index];
+  if (!worker.running) return;
+  v1::LoadReport report = NextReport(worker);
   v1::TaskTokens& task = *report.add_task_tokens();
   task.set_task("t");
   task.set_decode_tokens(tokens);
@@ -389,8 +441,7 @@ void GroupHarness::SendReport(int index, int64_t tokens, int hottest) {
     }
   }
   tokens_reported_ += tokens;
-  worker.unstored.push_back(report);
-  if (worker.session != 0) *worker.to_controller.emplace_back().mutable_load_report() = std::move(report);
+  Send(worker, std::move(report));
 }
 
 void GroupHarness::Heartbeats() {

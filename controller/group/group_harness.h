@@ -77,8 +77,13 @@ class GroupHarness {
   void SendLeaving(int worker);
   // A load report with `tokens` for each layer, skewed to the low experts, or to those from `hottest` on.
   void SendReport(int worker, int64_t tokens, int hottest = 0);
+  // A load report of these tasks' tokens, at most 16 of each as whole routes. In each layer a task's tokens choose the
+  // same two experts, TaskExperts: a pair of their own for each of the tasks "a" to "d".
+  void SendTasks(int worker, const std::map<std::string, int64_t>& tokens);
+  std::pair<int32_t, int32_t> TaskExperts(const std::string& task, int layer) const;
   int64_t tokens_reported() const { return tokens_reported_; }
   uint64_t worker_epoch(int worker) const { return workers_[worker].epoch; }
+  const Placement& worker_placement(int worker) const { return workers_[worker].placement; }
   uint64_t worker_view(int worker) const { return workers_[worker].view; }
   absl::Status last_close(int worker) const { return workers_[worker].last_close; }
 
@@ -121,6 +126,8 @@ class GroupHarness {
     std::deque<v1::ConnectResponse> to_worker;
   };
 
+  v1::LoadReport NextReport(FakeWorker& worker);
+  void Send(FakeWorker& worker, v1::LoadReport report);
   void Perform(Effects effects);
   bool Act();
   void Restart();

@@ -26,6 +26,15 @@ uint64_t PlanNumber(const std::string& id) {
   return dash == std::string::npos ? 0 : std::strtoull(id.c_str() + dash + 1, nullptr, 10);
 }
 
+void SetMix(const TaskMix& mix, google::protobuf::RepeatedPtrField<store::MixRecord>& out) {
+  out.Clear();
+  for (const auto& [task, part] : mix) {
+    store::MixRecord& record = *out.Add();
+    record.set_task(task);
+    record.set_ratio(part);
+  }
+}
+
 }  // namespace
 
 absl::Status Group::CanPlan(absl::Time now) const {
@@ -58,6 +67,10 @@ void Group::StartJob(Turn& turn, Job job, std::optional<Placement> target) {
               .max_moves = options_.planning.max_moves,
               .max_move_bytes = options_.planning.max_move_bytes,
               .max_bytes_per_second = options_.planning.max_bytes_per_second};
+  if (PlansFromRoutes(job.policy) && !out.target.has_value() && !out.heal) {
+    out.routes = SampledRoutes();
+    out.group_limits = options_.planning.group_limits;
+  }
   for (const std::string& worker : placement_.workers) {
     if (!Serves(worker)) continue;
     const v1::Hello& hello = workers_.at(worker).hello;
@@ -84,7 +97,7 @@ void Group::CreatePlan(uint64_t call, const v1::CreatePlanRequest& request, absl
            Job{.purpose = Job::Purpose::kCall,
                .call = call,
                .dry_run = request.dry_run(),
-               .policy = request.policy().empty() ? options_.config.policy : request.policy(),
+               .policy = request.policy().empty() ? policy() : request.policy(),
                .reason = "asked for"},
            std::nullopt);
   EndStep(turn);
@@ -153,6 +166,11 @@ void Group::Planned(uint64_t ticket, absl::StatusOr<PlanOutcome> outcome, absl::
     if (job.purpose == Job::Purpose::kAuto) {
       ++fruitless_;
       fruitless_gain_ = job.drift_gain;
+      // Looked at for this mix, the placement need not be changed for it.
+      if (status.ok() && !outcome->settled_mix.empty()) {
+        SetMix(outcome->settled_mix, *record_.mutable_settled_mix());
+        record_dirty_ = true;
+      }
     }
     EndStep(turn);
     return;
@@ -209,6 +227,8 @@ void Group::AddWaves(Turn& turn, store::PlanRecord& plan, const PlanOutcome& out
     record.set_scenario(settled.name);
     record.set_excess(settled.excess);
   }
+  SetMix(outcome.settled_mix, *plan.mutable_settled_mix());
+  plan.mutable_reasons()->Assign(outcome.reasons.begin(), outcome.reasons.end());
   for (const PlannedWave& wave : outcome.waves) {
     shown.set_moves_total(shown.moves_total() + static_cast<int32_t>(wave.moves.size()));
     for (const v1::Move& move : wave.moves) shown.set_bytes_total(shown.bytes_total() + move.bytes());
@@ -313,6 +333,20 @@ void Group::SetMode(v1::GroupMode mode, absl::Time now, Effects& effects) {
   Settle(turn);
 }
 
+void Group::SetPolicy(const std::string& policy, absl::Time now, Effects& effects) {
+  Turn turn{effects, now, {}};
+  if (this->policy() != policy) {
+    record_.set_policy(policy);
+    record_dirty_ = true;
+    // What is settled was so by the policy before, and its plans that were not worth it say nothing of this one's.
+    record_.clear_settled();
+    record_.clear_settled_mix();
+    fruitless_ = 0;
+    Say(turn, Severity::kInfo, absl::StrCat("policy ", policy));
+  }
+  Settle(turn);
+}
+
 void Group::SetPaused(bool paused, absl::Time now, Effects& effects) {
   Turn turn{effects, now, {}};
   if (record_.paused() != paused) {
@@ -334,7 +368,7 @@ v1::Group Group::Describe(absl::Time now) const {
   group.set_mode(record_.mode());
   group.set_size(options_.config.size);
   group.set_paused(record_.paused());
-  group.set_policy(options_.config.policy);
+  group.set_policy(policy());
   group.set_term(term_.value());
   group.set_state(v1::GROUP_STATE_FORMING);
   group.set_plan(record_.active_plan().empty() ? record_.newest_plan() : record_.active_plan());
@@ -439,6 +473,7 @@ std::optional<v1::GetLoadResponse> Group::Load(const LoadWindow::Selection& sele
     task.set_task(total.task);
     task.set_prefill_tokens(total.prefill);
     task.set_decode_tokens(total.decode);
+    task.set_sampled_tokens(load_->SampledTokens(total.task));
   }
   return response;
 }
@@ -469,6 +504,7 @@ std::optional<v1::GetPlanResponse> Group::Plan(const std::string& id) const {
   v1::GetPlanResponse response;
   *response.mutable_plan() = Shown(plan->second);
   *response.mutable_layers() = plan->second.layers();
+  *response.mutable_reasons() = plan->second.reasons();
   return response;
 }
 

@@ -225,7 +225,11 @@ void Group::Finish(Turn& turn, store::PlanRecord& plan, v1::PlanState state, con
   if (hold_off != absl::InfinitePast()) *record_.mutable_hold_off_until() = ToProto(hold_off);
   if (shown.waves_done() > 0) {
     record_.clear_settled();
-    if (!plan.rollback()) *record_.mutable_settled() = plan.settled();
+    record_.clear_settled_mix();
+    if (!plan.rollback()) {
+      *record_.mutable_settled() = plan.settled();
+      *record_.mutable_settled_mix() = plan.settled_mix();
+    }
   }
   record_.set_active_plan(record_.next_plan());
   record_.clear_next_plan();
@@ -253,7 +257,7 @@ void Group::WorkOut(Turn& turn, store::PlanRecord& plan) {
     plans_dirty_.insert(plan.plan().id());
     return;
   }
-  Job job{.purpose = Job::Purpose::kRollback, .policy = options_.config.policy, .plan = plan.plan().id()};
+  Job job{.purpose = Job::Purpose::kRollback, .policy = policy(), .plan = plan.plan().id()};
   StartJob(turn, std::move(job), previous_);
 }
 

@@ -172,6 +172,7 @@ TEST(Hello, IsRefusedWithWhatDoesNotFit) {
     hello.mutable_model()->set_fingerprint("f00d");
     hello.mutable_model()->set_num_moe_layers(4);
     hello.mutable_model()->set_num_experts(8);
+    hello.mutable_model()->set_experts_per_token(2);
     hello.mutable_model()->set_expert_bytes(1000);
     hello.set_kernel_fingerprint("k");
     hello.set_combine(v1::COMBINE_MODE_EXACT);

@@ -5,15 +5,22 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "ballast/v1/common.pb.h"
 #include "ballast/v1/plan_service.pb.h"
 #include "controller/planner/drift.h"
+#include "controller/planner/grouping/group_search.h"
+#include "controller/planner/grouping/routes.h"
+#include "controller/telemetry/task_mix.h"
 #include "proto/placement/placement.h"
 
 namespace ballast {
+
+// Whether plans of the policy are made from what tokens choose together.
+inline bool PlansFromRoutes(std::string_view policy) { return policy == "task-aware" || policy == "tacg"; }
 
 struct PlanWorker {
   std::string name;
@@ -47,7 +54,12 @@ struct PlanJob {
   std::optional<Placement> target;
   // Workers are gone for good: the fewest moves that give every expert a live replica, and a placement without them.
   bool heal = false;
-  // What a plan of policy cost-aware may move; 0: no limit. The others move what they must.
+  // For policies that plan from routes: what the window's tokens chose, tasks weighted by the mix. No tasks: nothing is
+  // known.
+  Routes routes;
+  // Of policy task-aware.
+  GroupLimits group_limits;
+  // What a plan of policy cost-aware or task-aware may move; 0: no limit. The others move what they must.
   int64_t max_moves = 0;
   int64_t max_move_bytes = 0;
   int64_t max_bytes_per_second = 0;
@@ -72,6 +84,10 @@ struct PlanOutcome {
   // By scenario, what the last wave's placement is predicted to leave; see drift.h. None where the plan's budget cut it
   // short.
   std::vector<SettledScenario> settled;
+  // The mix that it was grouped for; empty: it was not, or its budget cut it short.
+  TaskMix settled_mix;
+  // Of the replicas that it brings somewhere, most hops saved first; where it was made from routes.
+  std::vector<v1::ReplicaReason> reasons;
   // Whether it pays for its moves, and one sentence with the numbers.
   bool worth = false;
   std::string reason;

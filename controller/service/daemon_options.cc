@@ -148,8 +148,9 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
   app.add_option(
       "--group", groups,
       "A group of workers, repeatable: name=NAME,size=WORKERS[,role=prefill|decode|mixed]"
-      "[,mode=observe|approve|auto][,policy=cost-aware|eplb][,combine=fast|exact]. mode counts for a new group; what "
-      "operators set later is kept. Without combine the first worker decides. At least one");
+      "[,mode=observe|approve|auto][,policy=cost-aware|eplb|task-aware|tacg][,combine=fast|exact]. mode counts for a "
+      "new group; what "
+      "operators set later, the policy too, is kept. Without combine the first worker decides. At least one");
 
   app.add_flag("--engines-only", engines_only,
                "No group is needed: serve engines that are not Ballast workers, which register themselves\n"
@@ -169,6 +170,11 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
   AddDuration(app, "--load-window", o.load.window, absl::Seconds(1), absl::Hours(24), "Load that plans are made from");
   app.add_option("--max-tasks", o.load.max_tasks, "Tasks whose load is kept apart in a group; the rest is pooled")
       ->check(CLI::Range(1, 10'000))
+      ->capture_default_str();
+  app.add_option("--routes-per-bucket", o.load.max_routes,
+                 "Whole routes that are kept of each task and phase in a thirtieth of the load window; more "
+                 "than there are tokens, here and in the workers' --route-samples: co-activation is exact")
+      ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   app.add_option("--min-tokens", o.planning.min_tokens, "Tokens that the window must hold for a plan")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 50))
@@ -191,10 +197,24 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
                  "themselves, more where neighbours choose alike")
       ->check(Between(0.01, 1e6))
       ->capture_default_str();
-  app.add_option(
-         "--max-plan-moves", o.planning.max_moves,
-         "Replicas that one plan of policy cost-aware may move; the next one goes on from there. 0: no limit, then "
-         "plans start from nothing, as those of eplb do")
+  app.add_option("--max-vio", o.planning.group_limits.maxvio,
+                 "Policy task-aware: how far a layer's busiest worker may be above the mean, under the mix of tasks")
+      ->check(Between(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--task-max-vio", o.planning.group_limits.task_maxvio, "The same under each task alone")
+      ->check(Between(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--mix-drift", o.planning.mix_drift,
+                 "Policies task-aware and tacg: plan when so much of the recent tokens, beyond chance, are of other "
+                 "tasks than in the mix that the placement is for")
+      ->check(Between(0.0, 1.0))
+      ->capture_default_str();
+  AddDuration(app, "--mix-window", o.planning.mix_window, absl::Seconds(1), absl::Hours(24),
+              "The recent tokens that the mix of tasks is taken from");
+  app.add_option("--max-plan-moves", o.planning.max_moves,
+                 "Replicas that one plan of policy cost-aware or task-aware may move; the next one goes on from there. "
+                 "0: no limit, then "
+                 "plans of cost-aware start from nothing, as those of eplb and tacg do")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
       ->capture_default_str();
   app.add_option("--max-plan-bytes", o.planning.max_move_bytes, "The same in bytes")

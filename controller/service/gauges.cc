@@ -47,6 +47,29 @@ const std::vector<MetricDef>& ControllerMetrics() {
        "tokens",
        {"model", "group", "task", "phase"},
        "Tokens that entered the model, by the label of their request."},
+      {"ballast_task_routes",
+       MetricType::kGauge,
+       "tokens",
+       {"model", "group", "task"},
+       "Tokens of the planning window whose whole routes are known: what grouping by task is planned from."},
+      {"ballast_task_mix_distance_ratio",
+       MetricType::kGauge,
+       "ratio",
+       {"model", "group"},
+       "How far the recent mix of tasks is from the one that the placement is grouped for: half the sum of the tasks' "
+       "differences, 1 where it is grouped for none."},
+      {"ballast_task_mix_noise_ratio",
+       MetricType::kGauge,
+       "ratio",
+       {"model", "group"},
+       "What chance shows of ballast_task_mix_distance_ratio."},
+      {"ballast_plan_predicted_copies_per_token",
+       MetricType::kGauge,
+       "1",
+       {"model", "group"},
+       "Copies of a token that go to other workers, summed over MoE layers, as the newest plan predicts; absent where "
+       "it "
+       "was not made from routes."},
       {"ballast_replicas",
        MetricType::kGauge,
        "1",
@@ -129,6 +152,12 @@ void Gauges::Update(const Group& group, absl::Time now) {
   metrics_.Gauge("ballast_rebalancing", {model, name}).Set(group.record().active_plan().empty() ? 0 : 1);
   if (const auto plan = group.Plan(group.record().newest_plan()); plan.has_value()) {
     metrics_.Gauge("ballast_plan_predicted_balancedness_ratio", {model, name}).Set(plan->plan().balancedness_after());
+    if (plan->plan().effect().has_traffic_after()) {
+      metrics_.Gauge("ballast_plan_predicted_copies_per_token", {model, name})
+          .Set(plan->plan().effect().traffic_after().copies_per_token());
+    } else {
+      metrics_.Remove("ballast_plan_predicted_copies_per_token", {model, name});
+    }
   }
   if (group.newest_report() != absl::InfinitePast()) {
     metrics_.Gauge("ballast_telemetry_lag_seconds", {name})
@@ -139,6 +168,9 @@ void Gauges::Update(const Group& group, absl::Time now) {
   for (size_t l = 0; l < replicas.size(); ++l) {
     metrics_.Gauge("ballast_replicas", {model, name, absl::StrCat(l)}).Set(replicas[l]);
   }
+  const MixDrift mix = group.DetectMixDrift();
+  metrics_.Gauge("ballast_task_mix_distance_ratio", {model, name}).Set(mix.distance);
+  metrics_.Gauge("ballast_task_mix_noise_ratio", {model, name}).Set(mix.noise);
   UpdateBalance(group, now);
   UpdateExperts(group);
 }
@@ -161,11 +193,13 @@ void Gauges::UpdateBalance(const Group& group, absl::Time now) {
     const auto all = show({.phase = phase}, kAllTasks);
     for (const v1::TaskLoad& task : all->tasks()) {
       tasks.insert(task.task());
+      metrics_.Gauge("ballast_task_routes", {model, name, task.task()}).Set(static_cast<double>(task.sampled_tokens()));
       show({.phase = phase, .task = task.task()}, task.task());
     }
   }
   for (const std::string& task : tasks_) {
     if (tasks.contains(task)) continue;
+    metrics_.Remove("ballast_task_routes", {model, name, task});
     for (const char* phase : {"prefill", "decode"}) {
       metrics_.Remove("ballast_layer_balancedness_ratio", {model, name, phase, task});
     }

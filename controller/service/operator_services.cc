@@ -4,10 +4,15 @@
 #include <limits>
 #include <map>
 #include <optional>
+#include <set>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "controller/planner/grouping/reasons.h"
+#include "controller/planner/score.h"
+#include "controller/rollout/traffic_effect.h"
 #include "controller/service/grpc_status.h"
 #include "controller/service/pages.h"
 #include "controller/service/planning.h"
@@ -70,6 +75,45 @@ grpc::Status Answer(absl::StatusOr<T> value, T* field) {
   if (!value.ok()) return ToGrpc(value.status());
   *field = *std::move(value);
   return grpc::Status::OK;
+}
+
+// Puts the reasons for the replicas of `expert` in place of the plan's, by the routes of the window now.
+absl::Status Explain(Runtime& runtime, const v1::ExpertRef& expert, absl::Time deadline,
+                     v1::GetPlanResponse& response) {
+  if (!response.has_placement()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("expert: the waves of plan ", response.plan().id(), " are not known"));
+  }
+  BALLAST_ASSIGN_OR_RETURN(const Placement after, FromProto(response.placement()));
+  for (const auto& [field, value, limit] : {std::tuple("layer", expert.layer(), after.num_layers),
+                                            std::tuple("expert", expert.expert(), after.num_experts)}) {
+    if (value >= 0 && value < limit) continue;
+    return absl::InvalidArgumentError(absl::StrCat("expert.", field, ": ", value, " is not in 0 to ", limit - 1));
+  }
+  BALLAST_ASSIGN_OR_RETURN(const Routes routes, runtime.Call<Routes>(response.plan().group(), deadline,
+                                                                     [](Group& g, absl::Time now,
+                                                                        Effects& effects) -> absl::StatusOr<Routes> {
+                                                                       if (g.placement().epoch.value() == 0)
+                                                                         return Routes();
+                                                                       return g.SampledRoutes();
+                                                                     }));
+  if (routes.tasks.empty() || routes.layers != after.num_layers || routes.experts != after.num_experts) {
+    return absl::FailedPreconditionError("expert: the load window holds no routes of tokens");
+  }
+  Topology topology;
+  for (const std::string& worker : after.workers) topology.workers.push_back({.name = worker});
+  // Whether the plan has brought it there is known of the moves.
+  std::set<std::string> moved;
+  for (const v1::Move& move : response.moves()) {
+    if (move.layer() == expert.layer() && move.expert() == expert.expert()) moved.insert(move.destination());
+  }
+  response.clear_reasons();
+  for (ReplicaReason& reason : ReasonsOf({expert.layer(), expert.expert()}, {}, Onto(after, topology), routes,
+                                         static_cast<int32_t>(after.workers.size()))) {
+    reason.moved = moved.contains(after.workers[reason.worker]);
+    *response.add_reasons() = ToProto(reason, after.workers);
+  }
+  return absl::OkStatus();
 }
 
 // Groups to ask: `group`, or all when it is empty.
@@ -184,6 +228,19 @@ grpc::Status GroupServiceImpl::SetMode(grpc::ServerContext* context, const v1::S
       response->mutable_group());
 }
 
+grpc::Status GroupServiceImpl::SetPolicy(grpc::ServerContext* context, const v1::SetPolicyRequest* request,
+                                         v1::SetPolicyResponse* response) {
+  if (absl::Status status = CheckGiven("group", request->group()); !status.ok()) return ToGrpc(status);
+  if (absl::Status status = CheckPolicy(request->policy()); !status.ok()) return ToGrpc(status);
+  return Answer(runtime_.Call<v1::Group>(request->group(), Deadline(*context, runtime_),
+                                         [policy = request->policy()](Group& g, absl::Time now,
+                                                                      Effects& effects) -> absl::StatusOr<v1::Group> {
+                                           g.SetPolicy(policy, now, effects);
+                                           return g.Describe(now);
+                                         }),
+                response->mutable_group());
+}
+
 grpc::Status GroupServiceImpl::Pause(grpc::ServerContext* context, const v1::PauseRequest* request,
                                      v1::PauseResponse* response) {
   return Answer(SetPaused(runtime_, request->group(), true, Deadline(*context, runtime_)), response->mutable_group());
@@ -247,7 +304,8 @@ grpc::Status PlanServiceImpl::GetPlan(grpc::ServerContext* context, const v1::Ge
     *response->mutable_placement() = std::move(*wave.mutable_placement());
     response->mutable_placement()->set_epoch(response->plan().target_epoch());
   }
-  return grpc::Status::OK;
+  if (!request->has_expert()) return grpc::Status::OK;
+  return ToGrpc(Explain(runtime_, request->expert(), Deadline(*context, runtime_), *response));
 }
 
 grpc::Status PlanServiceImpl::ListPlans(grpc::ServerContext* context, const v1::ListPlansRequest* request,

@@ -25,6 +25,8 @@ class GroupServiceImpl final : public v1::GroupService::Service {
                        v1::GetLoadResponse* response) override;
   grpc::Status SetMode(grpc::ServerContext* context, const v1::SetModeRequest* request,
                        v1::SetModeResponse* response) override;
+  grpc::Status SetPolicy(grpc::ServerContext* context, const v1::SetPolicyRequest* request,
+                         v1::SetPolicyResponse* response) override;
   grpc::Status Pause(grpc::ServerContext* context, const v1::PauseRequest* request,
                      v1::PauseResponse* response) override;
   grpc::Status Resume(grpc::ServerContext* context, const v1::ResumeRequest* request,

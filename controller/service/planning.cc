@@ -5,12 +5,17 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "controller/planner/eplb.h"
 #include "controller/planner/failure.h"
+#include "controller/planner/grouping/homes.h"
+#include "controller/planner/grouping/policies.h"
+#include "controller/planner/grouping/reasons.h"
 #include "controller/planner/level.h"
 #include "controller/planner/planner.h"
 #include "controller/rollout/plan_effect.h"
+#include "controller/rollout/traffic_effect.h"
 #include "proto/base/clock.h"
 #include "proto/base/status_macros.h"
 
@@ -18,6 +23,10 @@ namespace ballast {
 namespace {
 
 constexpr char kCostAware[] = "cost-aware";
+constexpr char kTaskAware[] = "task-aware";
+constexpr char kTacg[] = "tacg";
+// Moved replicas whose reasons a plan keeps.
+constexpr size_t kMostReasons = 20;
 
 PlanRequest MakeRequest(const PlanJob& job, const GateLimits& gate) {
   PlanRequest request;
@@ -46,12 +55,29 @@ PlanRequest MakeRequest(const PlanJob& job, const GateLimits& gate) {
   return request;
 }
 
+// Homes on other workers: worker w's number becomes to[w]; those with -1 are left out, and tasks without any.
+std::vector<TaskHomes> Renumber(const std::vector<TaskHomes>& homes, std::span<const int32_t> to) {
+  std::vector<TaskHomes> out;
+  for (const TaskHomes& task : homes) {
+    TaskHomes kept{task.task, {}};
+    for (TaskHome home : task.homes) {
+      if (to[home.worker] < 0) continue;
+      home.worker = to[home.worker];
+      kept.homes.push_back(home);
+    }
+    if (!kept.homes.empty()) out.push_back(std::move(kept));
+  }
+  return out;
+}
+
 // `placement`, over the workers that serve, over all of `workers`: those that do not serve hold nothing.
 Placement OverWorkers(Placement placement, const std::vector<std::string>& workers) {
-  for (Replica& replica : placement.replicas) {
-    const std::string& name = placement.workers[replica.worker];
-    replica.worker = static_cast<int32_t>(std::find(workers.begin(), workers.end(), name) - workers.begin());
+  std::vector<int32_t> to;
+  for (const std::string& name : placement.workers) {
+    to.push_back(static_cast<int32_t>(std::find(workers.begin(), workers.end(), name) - workers.begin()));
   }
+  for (Replica& replica : placement.replicas) replica.worker = to[replica.worker];
+  placement.task_homes = Renumber(placement.task_homes, to);
   placement.workers = workers;
   placement.Sort();
   return placement;
@@ -63,12 +89,13 @@ Placement Serving(const Placement& current, const Topology& topology) {
   serving.workers.clear();
   for (const TopologyWorker& worker : topology.workers) serving.workers.push_back(worker.name);
   serving.replicas.clear();
+  const std::vector<int32_t> to = WorkersOf(current, topology);
   for (Replica replica : current.replicas) {
-    const auto found = std::find(serving.workers.begin(), serving.workers.end(), current.workers[replica.worker]);
-    if (found == serving.workers.end()) continue;
-    replica.worker = static_cast<int32_t>(found - serving.workers.begin());
+    if (to[replica.worker] < 0) continue;
+    replica.worker = to[replica.worker];
     serving.replicas.push_back(replica);
   }
+  serving.task_homes = Renumber(current.task_homes, to);
   serving.Sort();
   return serving;
 }
@@ -118,7 +145,46 @@ absl::StatusOr<Plan> MakePlanFor(const PlanJob& job, const PlanRequest& request)
   if (job.heal) return Heal(request);
   BALLAST_RETURN_IF_ERROR(CheckPolicy(job.policy));
   if (job.policy == kCostAware) return MakePlan(CostAwarePolicy(), request);
-  return MakePlan(EplbPolicy(), request);
+  if (!PlansFromRoutes(job.policy)) return MakePlan(EplbPolicy(), request);
+  if (job.routes.tasks.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("policy ", job.policy,
+                     " plans from routes of tokens, and the window holds none: see --route-samples of the workers"));
+  }
+  if (job.policy == kTacg) return MakePlan(TacgPolicy(job.routes), request);
+  TaskAwareOptions options{.limits = job.group_limits,
+                           .budget = {.max_moves = job.max_moves, .max_bytes = job.max_move_bytes}};
+  BALLAST_ASSIGN_OR_RETURN(const int64_t budget, AllowedMoves(options.budget, job.expert_bytes));
+  int64_t slots = 0;
+  for (const PlanWorker& worker : job.workers) slots += worker.capacity.slots - worker.capacity.staging_slots;
+  options.anew = job.current.task_homes.empty() && slots <= budget;
+  return MakePlan(TaskAwarePolicy(job.routes, options), request);
+}
+
+// What a plan made from routes says beside the others, and whether it pays: by the time of a token, in pairs on the
+// busiest worker and copies that are sent. `placement` has its homes, `serving` those in force.
+void JudgeByRoutes(const PlanJob& job, const PlanRequest& request, const Plan& plan, const Placement& serving,
+                   const Placement& placement, PlanOutcome& outcome) {
+  const std::vector<DispatchTable> before = Onto(serving, request.topology), after = Onto(placement, request.topology);
+  SetTraffic(before, after, job.routes, request.topology, outcome.effect);
+  const double pairs = static_cast<double>(job.routes.layers) * job.routes.top_k;
+  const auto time = [&](const std::vector<DispatchTable>& layers, const Placement& of, const v1::Traffic& traffic) {
+    return TokenMicroseconds(traffic, pairs, HomeSavings(layers, job.routes, of.task_homes, request.topology),
+                             request.cost_model);
+  };
+  const v1::Traffic& was = outcome.effect.traffic_before();
+  const v1::Traffic& is = outcome.effect.traffic_after();
+  GateInput input = MakeGateInput(request, plan);
+  input.gain = 1 - time(after, placement, is) / time(before, serving, was);
+  const GateDecision gate = Decide(input, request.gate);
+  outcome.worth = gate.worth;
+  outcome.reason = absl::StrFormat(
+      "%.2f copies a token in place of %.2f, busiest worker of a layer %.3f above the mean in place of %.3f; %s",
+      is.copies_per_token(), was.copies_per_token(), is.maxvio(), was.maxvio(), gate.reason);
+  for (const ReplicaReason& reason : ReasonsForMoves(
+           before, after, job.routes, static_cast<int32_t>(request.topology.workers.size()), kMostReasons)) {
+    outcome.reasons.push_back(ToProto(reason, placement.workers));
+  }
 }
 
 int32_t CountReplicas(const Placement& placement, int32_t layer) {
@@ -139,7 +205,7 @@ v1::Move ToProto(const Move& move, const PlanJob& job) {
 
 }  // namespace
 
-std::vector<std::string> PolicyNames() { return {kCostAware, "eplb"}; }
+std::vector<std::string> PolicyNames() { return {kCostAware, "eplb", kTacg, kTaskAware}; }
 
 absl::Status CheckPolicy(std::string_view policy) {
   const std::vector<std::string> names = PolicyNames();
@@ -155,9 +221,20 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
 
   PlanOutcome outcome;
   const Placement serving = Serving(job.current, request.topology);
+  const bool grouped = !job.target.has_value() && !job.heal && PlansFromRoutes(job.policy);
+  std::vector<TaskHomes> homes;
+  if (job.target.has_value()) {
+    homes = Renumber(job.target->task_homes, WorkersOf(*job.target, request.topology));
+  } else if (job.heal) {
+    homes = serving.task_homes;
+  } else if (grouped) {
+    homes = HomesOf(Onto(plan.placement, request.topology), job.routes, request.topology);
+  }
   Placement placement = serving;
   for (const Wave& wave : plan.waves) {
     placement = ApplyWave(std::move(placement), wave);
+    // Homes go with the last replicas.
+    if (&wave == &plan.waves.back()) placement.task_homes = homes;
     PlannedWave& planned = outcome.waves.emplace_back();
     planned.placement = OverWorkers(placement, job.current.workers);
     if (job.heal) planned.placement = KeepLost(job.current, std::move(planned.placement));
@@ -166,6 +243,11 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
   if (job.heal && outcome.waves.empty()) {
     // Nothing moves, but the placement no longer counts on who is gone.
     outcome.waves.push_back({OverWorkers(serving, job.current.workers), {}});
+  }
+  if (grouped && outcome.waves.empty() && homes != serving.task_homes) {
+    // Every replica is where it should be, and tasks start elsewhere.
+    placement.task_homes = homes;
+    outcome.waves.push_back({OverWorkers(placement, job.current.workers), {}});
   }
   // All phases together, as the window's figures are.
   Scenario all{.name = "all", .load = LoadMatrix(job.current.num_layers, job.current.num_experts)};
@@ -189,7 +271,8 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
     effect.set_replicas_after(CountReplicas(placement, l));
   }
   // A plan that its budget cut short leaves what the next one may take.
-  const MoveBudget& budget = request.move_budget;
+  const MoveBudget budget =
+      job.policy == kTaskAware ? MoveBudget{job.max_moves, job.max_move_bytes} : request.move_budget;
   const bool cut_short = (budget.max_moves > 0 && plan.moves >= budget.max_moves) ||
                          (budget.max_bytes > 0 && plan.bytes + job.expert_bytes > budget.max_bytes);
   if (!cut_short) outcome.settled = Settle(placement, request.topology, request.scenarios, ShareMode::kFixed);
@@ -197,6 +280,12 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
   outcome.reason = job.heal ? absl::StrCat("serves with ", job.workers.size(), " of ", job.current.workers.size(),
                                            " workers after ", plan.moves, " moves")
                             : plan.gate.reason;
+  if (grouped) {
+    JudgeByRoutes(job, request, plan, serving, placement, outcome);
+    if (!cut_short) {
+      for (const v1::TaskEffect& task : outcome.effect.tasks()) outcome.settled_mix[task.task()] = task.mix_ratio();
+    }
+  }
   outcome.planning_time = Clock::Real().Now() - start;
   return outcome;
 }

@@ -47,6 +47,7 @@ class FakeWorker {
     hello.mutable_model()->set_fingerprint("f00d");
     hello.mutable_model()->set_num_moe_layers(kLayers);
     hello.mutable_model()->set_num_experts(kExperts);
+    hello.mutable_model()->set_experts_per_token(2);
     hello.mutable_model()->set_expert_bytes(1000);
     hello.set_combine(v1::COMBINE_MODE_FAST);
     hello.set_slots(10);
@@ -99,6 +100,16 @@ class FakeWorker {
         count.set_expert(e);
         count.set_phase(v1::PHASE_DECODE);
         count.set_tokens(tokens / (e + 1));
+      }
+    }
+    // First and last together, second and last but one, ...
+    v1::RouteSample& sample = *report.add_route_samples();
+    sample.set_phase(v1::PHASE_DECODE);
+    sample.set_tokens(kExperts / 2);
+    for (int t = 0; t < kExperts / 2; ++t) {
+      for (int l = 0; l < kLayers; ++l) {
+        sample.add_experts(t);
+        sample.add_experts(kExperts - 1 - t);
       }
     }
     Write(request);
@@ -308,6 +319,49 @@ TEST_F(ServiceTest, FormsPlansRollsOutAndRemembers) {
   EXPECT_EQ(after.view().view(), group.view().view());
   EXPECT_EQ(after.term(), group.term() + 1);
   EXPECT_EQ(after.window_tokens(), 100'000);
+}
+
+TEST_F(ServiceTest, PlansFromRoutesAndSaysWhy) {
+  FormGroup();
+  ReportLoad();
+  v1::SetPolicyRequest set;
+  set.set_group("g");
+  set.set_policy("magic");
+  v1::SetPolicyResponse changed;
+  grpc::Status status = Groups(&v1::GroupService::Stub::SetPolicy, set, &changed);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("task-aware"));
+  set.set_policy("task-aware");
+  status = Groups(&v1::GroupService::Stub::SetPolicy, set, &changed);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(changed.group().policy(), "task-aware");
+
+  const v1::Plan plan = CreatePlan();
+  EXPECT_EQ(plan.policy(), "task-aware");
+  EXPECT_EQ(plan.effect().traffic_before().hops_per_token(), kLayers);
+  EXPECT_EQ(plan.effect().traffic_after().hops_per_token(), 0);
+  v1::GetPlanRequest get;
+  get.set_id(plan.id());
+  v1::GetPlanResponse got;
+  ASSERT_TRUE(Plans(&v1::PlanService::Stub::GetPlan, get, &got).ok());
+  ASSERT_EQ(got.reasons_size(), plan.moves_total());
+  for (const v1::ReplicaReason& reason : got.reasons()) EXPECT_TRUE(reason.moved());
+  ASSERT_EQ(got.placement().task_homes_size(), 1);
+  EXPECT_EQ(got.placement().task_homes(0).task(), "");
+
+  // Of any expert, moved or not.
+  get.mutable_expert()->set_layer(1);
+  get.mutable_expert()->set_expert(2);
+  ASSERT_TRUE(Plans(&v1::PlanService::Stub::GetPlan, get, &got).ok());
+  ASSERT_EQ(got.reasons_size(), 1);
+  EXPECT_EQ(got.reasons(0).expert(), 2);
+  ASSERT_EQ(got.reasons(0).partners_size(), 1);
+  EXPECT_EQ(got.reasons(0).partners(0).expert(), kExperts - 3);
+  EXPECT_GT(got.reasons(0).hops_saved_per_token(), 0);
+  get.mutable_expert()->set_expert(kExperts);
+  status = Plans(&v1::PlanService::Stub::GetPlan, get, &got);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("expert.expert: 8 is not in 0 to 7"));
 }
 
 TEST_F(ServiceTest, SessionsEndWithTheirReason) {
