@@ -3,9 +3,12 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "ballast/v1/group_service.grpc.pb.h"
 #include "ballast/v1/inference.grpc.pb.h"
@@ -26,6 +29,7 @@ struct ClusterOptions {
   std::string group;
   std::string id;
   std::string policy;
+  std::string expert;
   std::string reason;
   std::string mode;
   std::string worker;
@@ -241,7 +245,8 @@ void PrintPlan(const v1::Plan& p, std::ostream& out) {
   if (!p.reason().empty()) out << "  why           " << p.reason() << "\n";
   out << "  balancedness  " << Ratio(p.balancedness_before()) << " -> " << Ratio(p.balancedness_after()) << " (at most "
       << Ratio(p.balancedness_bound()) << " in these slots)\n"
-      << EffectText(p) << "  epochs        " << p.base_epoch() << " -> " << p.target_epoch() << "\n"
+      << EffectText(p) << TrafficText(p.effect()) << "  epochs        " << p.base_epoch() << " -> " << p.target_epoch()
+      << "\n"
       << "  waves         " << p.waves_done() << " of " << p.waves_total() << " done\n"
       << "  moves         " << p.moves_done() << " of " << p.moves_total() << " done, " << HumanBytes(p.bytes_done())
       << " of " << HumanBytes(p.bytes_total()) << "\n"
@@ -253,9 +258,29 @@ absl::Status DescribePlan(CtlContext& context, const ClusterOptions& options) {
   Client client(context);
   v1::GetPlanRequest request;
   request.set_id(options.id);
+  if (!options.expert.empty()) {
+    const std::vector<std::string> parts = absl::StrSplit(options.expert, '/');
+    int32_t layer = 0, expert = 0;
+    if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &layer) || !absl::SimpleAtoi(parts[1], &expert)) {
+      return absl::InvalidArgumentError(absl::StrCat("--expert: '", options.expert, "' is not LAYER/EXPERT"));
+    }
+    request.mutable_expert()->set_layer(layer);
+    request.mutable_expert()->set_expert(expert);
+  }
   BALLAST_ASSIGN_OR_RETURN(auto response, client.Call(client.plans(), &v1::PlanService::Stub::GetPlan, request));
   return Print(context, response, [&] {
+    const std::vector<v1::ReplicaReason> reasons(response.reasons().begin(), response.reasons().end());
+    if (request.has_expert()) {
+      context.out << ReasonsText(reasons, static_cast<int64_t>(reasons.size()));
+      return;
+    }
     PrintPlan(response.plan(), context.out);
+    if (const std::string homes = HomesText(response.placement()); !homes.empty()) {
+      context.out << "\nWhere requests should start:\n" << homes;
+    }
+    if (!reasons.empty()) {
+      context.out << "\nWhy experts move:\n" << ReasonsText(reasons, response.plan().moves_total());
+    }
     Table layers({"LAYER", "BEFORE", "AFTER", "REPLICAS"});
     for (const v1::LayerEffect& l : response.layers()) {
       layers.AddRow({absl::StrCat(l.layer()), Ratio(l.balancedness_before()), Ratio(l.balancedness_after()),
@@ -296,8 +321,8 @@ absl::Status GroupVerb(CtlContext& context, const ClusterOptions& options, Reque
   BALLAST_ASSIGN_OR_RETURN(auto response, client.Call(client.groups(), method, request));
   return Print(context, response, [&] {
     const v1::Group& g = response.group();
-    context.out << "Group " << g.name() << ": mode " << Show(g.mode()) << (g.paused() ? ", paused" : "") << ", "
-                << Show(g.state()) << ", epoch " << g.epoch() << "\n";
+    context.out << "Group " << g.name() << ": mode " << Show(g.mode()) << ", policy " << g.policy()
+                << (g.paused() ? ", paused" : "") << ", " << Show(g.state()) << ", epoch " << g.epoch() << "\n";
   });
 }
 
@@ -406,9 +431,11 @@ void AddClusterVerbs(CLI::App& app, CtlContext& context) {
 
   CLI::App* describe = app.add_subcommand("describe", "Show one thing with everything known of it");
   describe->require_subcommand(1);
-  Verb(*describe, context, "plan", "Effect by layer, moves by wave, history", [&] { return DescribePlan(context, o); })
-      ->add_option("id", o.id, "The plan's id, from 'get plans'")
-      ->required();
+  CLI::App* plan =
+      Verb(*describe, context, "plan", "Effect by layer and task, why experts move, moves by wave, history",
+           [&] { return DescribePlan(context, o); });
+  plan->add_option("id", o.id, "The plan's id, from 'get plans'")->required();
+  plan->add_option("--expert", o.expert, "LAYER/EXPERT: only why this expert is where the plan has it");
 
   CLI::App* propose = Verb(app, context, "propose", "Make a plan from the load seen, for somebody to approve", [&] {
     Client client(context);
@@ -462,6 +489,20 @@ void AddClusterVerbs(CLI::App& app, CtlContext& context) {
   mode->add_option("mode", o.mode, "observe: plan only; approve: wait for approval; auto: roll out what pays")
       ->required()
       ->check(CLI::IsMember({"observe", "approve", "auto"}));
+  CLI::App* policy = app.add_subcommand("policy", "How plans are made");
+  policy->require_subcommand(1);
+  group_option(Verb(*policy, context, "get", "The group's policy",
+                    [&] { return GroupVerb(context, o, v1::GetGroupRequest(), &v1::GroupService::Stub::GetGroup); }));
+  CLI::App* set = Verb(*policy, context, "set", "Plan by another policy from now on", [&] {
+    v1::SetPolicyRequest request;
+    request.set_policy(o.policy);
+    return GroupVerb(context, o, request, &v1::GroupService::Stub::SetPolicy);
+  });
+  group_option(set);
+  set->add_option("policy", o.policy,
+                  "cost-aware: level; task-aware: experts that are chosen together live together, too; tacg, eplb: as "
+                  "published")
+      ->required();
   group_option(Verb(app, context, "watch", "Follow a group: views, plans, waves, as they happen",
                     [&] { return Watch(context, o); }));
 

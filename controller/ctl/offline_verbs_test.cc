@@ -116,8 +116,10 @@ TEST_F(OfflineVerbsTest, GroupsByRoutes) {
     EXPECT_FALSE(Json("score --plan @plan.json --load @counts.csv").contains("hops_per_token"));
     EXPECT_EQ(Run("plan --policy " + policy + " --load @load.json --gpus 2 --slots-per-gpu 3 --out @plan.json"), 1);
     EXPECT_THAT(err_.str(), HasSubstr("counts alone"));
-    EXPECT_EQ(Run("plan --policy " + policy + " --load @a.csv --gpus 2 --replicas-per-gpu 1 --out @plan.json"), 1);
-    EXPECT_THAT(err_.str(), HasSubstr("use --slots-per-gpu"));
+    const bool replicas = policy == "task-aware";
+    EXPECT_EQ(Run("plan --policy " + policy + " --load @a.csv --gpus 2 --replicas-per-gpu 1 --out @plan.json"),
+              replicas ? 0 : 1);
+    EXPECT_THAT(replicas ? out_.str() : err_.str(), HasSubstr(replicas ? ": 5 replicas" : "use --slots-per-gpu"));
     EXPECT_EQ(Run("plan --policy " + policy +
                   " --scenario x=@a.csv --scenario y=@b.csv --plans 2 --gpus 2 "
                   "--slots-per-gpu 2 --out @plan.json"),
@@ -128,6 +130,20 @@ TEST_F(OfflineVerbsTest, GroupsByRoutes) {
                 "--max-vio 0.2 --task-max-vio 0.1 --out @plan.json"),
             0)
       << err_.str();
+  // Both pairs are apart; one exchange brings them together, if it may.
+  Write("apart.csv", "layer,sample,token,e0,e1\n0,0,0,0,1\n0,1,0,2,3\n");
+  ASSERT_EQ(Run("plan --policy task-aware --load @apart.csv --gpus 2 --slots-per-gpu 2 --out @now.json"), 0)
+      << err_.str();
+  for (const auto& [moves, hops] : {std::pair(1, 1.0), {2, 0.0}}) {
+    ASSERT_EQ(
+        Run("plan --policy task-aware --load @a.csv --load @b.csv --current @now.json --slots-per-gpu 2 --max-moves " +
+            std::to_string(moves) + " --out @next.json"),
+        0)
+        << err_.str();
+    EXPECT_EQ(Json("score --plan @next.json --load @a.csv --load @b.csv")["hops_per_token"], hops) << moves << " moves";
+  }
+  EXPECT_EQ(Run("plan --policy tacg --load @a.csv --current @now.json --max-moves 1 --out @next.json"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("tacg plans from nothing"));
 }
 
 TEST_F(OfflineVerbsTest, ScenariosAndDiff) {

@@ -1,5 +1,8 @@
 #include "controller/ctl/plan_text.h"
 
+#include <utility>
+#include <vector>
+
 #include "gtest/gtest.h"
 
 namespace ballast {
@@ -61,6 +64,74 @@ TEST(EffectText, ALossIsALoss) {
   EXPECT_EQ(PlanGain(plan), "-5.0 %");
   EXPECT_EQ(PlanGainTime(plan), "-2.500 s");
   EXPECT_EQ(PlanTransferTime(plan), "1.250 s");
+}
+
+TEST(TrafficText, MixAndTasks) {
+  v1::PlanEffect effect;
+  EXPECT_EQ(TrafficText(effect), "");
+  v1::Traffic& before = *effect.mutable_traffic_before();
+  before.set_hops_per_token(10);
+  before.set_copies_per_token(12);
+  before.set_maxvio(.5);
+  v1::Traffic& after = *effect.mutable_traffic_after();
+  after.set_hops_per_token(7.256);
+  after.set_copies_per_token(9);
+  after.set_cross_node_copies_per_token(4);
+  after.set_maxvio(.0625);
+  after.set_maxvio_worst_layer(.1);
+  after.set_maxvio_solved_shares(.002);
+  v1::TaskEffect& task = *effect.add_tasks();
+  task.set_mix_ratio(.25);
+  *task.mutable_after() = after;
+  EXPECT_EQ(
+      TrafficText(effect),
+      "  a token       hops 10.00 -> 7.26, copies 12.00 -> 9.00 (between nodes 0.00 -> 4.00), busiest worker above "
+      "the mean 0.500 -> 0.062 (worst layer 0.100; 0.002 with shares of its own)\n"
+      "    of unlabelled requests, 25 % of the mix: hops 7.26, copies 9.00 (between nodes 4.00), busiest worker "
+      "above the mean 0.062 (worst layer 0.100; 0.002 with shares of its own)\n");
+}
+
+TEST(ReasonsText, SaysWhyInWords) {
+  std::vector<v1::ReplicaReason> reasons(2);
+  reasons[0].set_layer(3);
+  reasons[0].set_expert(17);
+  reasons[0].set_worker("w1");
+  reasons[0].set_moved(true);
+  for (const auto& [expert, ratio] : {std::pair(4, .51), {40, .25}}) {
+    reasons[0].add_partners()->set_expert(expert);
+    reasons[0].mutable_partners()->rbegin()->set_ratio(ratio);
+  }
+  reasons[0].add_tasks()->set_task("code");
+  reasons[0].mutable_tasks(0)->set_ratio(.9);
+  reasons[0].set_hops_saved_per_token(.01234);
+  reasons[1].set_worker("w0");
+  reasons[1].set_hops_saved_per_token(-.001);
+  EXPECT_EQ(
+      ReasonsText(reasons, 9),
+      "  layer 3 expert 17 moves to w1, where its tokens also choose 4 (51 % of them), 40 (25 %); they are of task "
+      "code (90 %); that saves 0.0123 hops a token\n"
+      "  layer 0 expert 0 is on w0, where none of its tokens' other experts are; that costs, for balance, 0.0010 "
+      "hops a token\n"
+      "  and 7 moves that save less; --expert LAYER/EXPERT tells of any\n");
+  EXPECT_EQ(ReasonsText({}, 9), "");
+}
+
+TEST(HomesText, ALineATask) {
+  v1::Placement placement;
+  EXPECT_EQ(HomesText(placement), "");
+  placement.add_workers("w0");
+  placement.add_workers("w1");
+  v1::TaskHomes& task = *placement.add_task_homes();
+  task.set_task("_other");
+  for (const int32_t w : {1, 0}) {
+    v1::TaskHome& home = *task.add_homes();
+    home.set_worker(w);
+    home.set_weight(w == 1 ? 3 : 1);
+    home.set_copies_saved_per_token(w + .5);
+  }
+  EXPECT_EQ(HomesText(placement),
+            "  tasks beyond those kept apart on w1 (75 %, saves 1.50 copies a token), w0 (25 %, saves 0.50 copies a "
+            "token)\n");
 }
 
 }  // namespace

@@ -87,13 +87,10 @@ bool ByRoutes(const Options& o) { return o.policy == "tacg" || o.policy == "task
 // `routes` are there for the policies that go by them, and outlive the policy.
 absl::StatusOr<std::unique_ptr<PlannerPolicy>> MakePolicy(const Options& o, const std::optional<Routes>& routes) {
   if (ByRoutes(o)) {
-    if (o.replicas_per_gpu) {
-      return absl::InvalidArgumentError(absl::StrCat("--policy ", o.policy,
-                                                     " gives every layer as many replicas: use --slots-per-gpu in "
-                                                     "place of --replicas-per-gpu"));
-    }
-    if (o.policy == "tacg") return std::make_unique<TacgPolicy>(*routes);
-    return std::make_unique<TaskAwarePolicy>(*routes, o.task_aware);
+    if (o.policy == "task-aware") return std::make_unique<TaskAwarePolicy>(*routes, o.task_aware);
+    if (!o.replicas_per_gpu) return std::make_unique<TacgPolicy>(*routes);
+    return absl::InvalidArgumentError(
+        "--policy tacg gives every layer as many replicas: use --slots-per-gpu in place of --replicas-per-gpu");
   }
   if (o.policy == "cost-aware") return std::make_unique<CostAwarePolicy>();
   if (o.policy == "craft") {
@@ -179,6 +176,10 @@ absl::Status CheckOptions(const Options& o) {
     if (o.plans == 0 && o.move_budget.max_moves > 0) return absl::InvalidArgumentError("--max-moves needs --current");
     if (o.plans == 0 && o.move_budget.max_bytes > 0) return absl::InvalidArgumentError("--max-bytes needs --current");
     if (!o.dead.empty()) return absl::InvalidArgumentError("--dead needs --current");
+  }
+  if (o.policy == "tacg" && o.dead.empty() && o.move_budget.limited()) {
+    return absl::InvalidArgumentError(
+        "--policy tacg plans from nothing, as published, not within --max-moves or --max-bytes");
   }
   const int given = (o.slots_per_gpu > 0 ? 1 : 0) + (o.replicas.empty() ? 0 : 1) + (o.hbm_bytes ? 1 : 0);
   if (given > 1 || (given == 0 && o.topology.empty() && o.current.empty())) {
@@ -291,7 +292,12 @@ absl::Status Run(Options o, CtlContext& context) {
   request.scenarios = std::move(set.scenarios);
   request.expert_bytes = o.expert_bytes;
   request.slots_per_layer = o.slots_per_gpu;
-  request.move_budget = o.move_budget;
+  // Its own search keeps the budget; what brings experts of dead workers back does so itself.
+  if (o.policy == "task-aware" && o.dead.empty()) {
+    o.task_aware.budget = o.move_budget;
+  } else {
+    request.move_budget = o.move_budget;
+  }
   request.gate.horizon_seconds = o.horizon_seconds;
   if (!o.cost_model.empty()) {
     BALLAST_ASSIGN_OR_RETURN(request.cost_model, ReadCostModel(o.cost_model));
