@@ -85,7 +85,9 @@ TEST(TaskAware, FromThePlacementInForce) {
     EXPECT_LE(plan->moves, moves);
     EXPECT_GE(plan->moves, last_moves);
     const double hops = ScoreHops(Onto(plan->placement, request.topology), later, request.topology)[0].hops;
-    if (last_moves > 0) EXPECT_LT(hops, last_hops + .02);
+    if (last_moves > 0) {
+      EXPECT_LT(hops, last_hops + .02);
+    }
     last_moves = plan->moves;
     last_hops = hops;
   }
