@@ -25,7 +25,7 @@ class Client {
  public:
   explicit Client(const CtlContext& context)
       : context_(context),
-        channel_(grpc::CreateChannel(context.controller, grpc::InsecureChannelCredentials())),
+        channel_(context.security.Connect(context.controller, {}, context.tls_server_name)),
         groups_(v1::GroupService::NewStub(channel_)),
         plans_(v1::PlanService::NewStub(channel_)),
         models_(v1::ModelService::NewStub(channel_)),

@@ -371,7 +371,7 @@ absl::Status Generate(CtlContext& context, const ClusterOptions& options) {
                                                  " serves; 'ballastctl get workers' shows their states"));
     }
   }
-  const auto stub = v1::Inference::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  const auto stub = v1::Inference::NewStub(context.security.Connect(address));
   v1::GenerateRequest request;
   request.set_text(options.prompt);
   request.set_task(options.task);

@@ -1,6 +1,7 @@
 #include "controller/ctl/context.h"
 
 #include <map>
+#include <utility>
 
 #include "proto/base/flags.h"
 
@@ -15,6 +16,14 @@ void AddGlobalOptions(CLI::App& app, CtlContext& context) {
   app.add_option("--controller", context.controller, "Address of the controller")
       ->envname("BALLAST_CONTROLLER")
       ->capture_default_str();
+  AddTlsFlags(app, context.tls);
+  for (const auto& [flag, variable] : {std::pair("--tls-cert", "BALLAST_TLS_CERT"),
+                                       {"--tls-key", "BALLAST_TLS_KEY"},
+                                       {"--tls-ca", "BALLAST_TLS_CA"}}) {
+    app.get_option(flag)->envname(variable);
+  }
+  app.add_option("--tls-server-name", context.tls_server_name,
+                 "The name that the controller's certificate must bear; default: the address's host");
   app.add_option("--timeout", context.timeout_seconds, "Seconds that a call may take")
       ->check(Between(0.001, 86400.0))
       ->capture_default_str();

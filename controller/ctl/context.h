@@ -8,6 +8,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "proto/base/tls.h"
 
 namespace ballast {
 
@@ -18,6 +19,11 @@ struct CtlContext {
   OutputFormat output = OutputFormat::kTable;
   // host:port of the controller's gRPC services, for the verbs that ask it.
   std::string controller = "127.0.0.1:7070";
+  TlsFiles tls;
+  // The name that the controller's certificate must bear, where that is not the address's host.
+  std::string tls_server_name;
+  // From `tls`, once the command line has been parsed.
+  TransportSecurity security;
   // Of one call; a watch has none.
   double timeout_seconds = 10;
   std::function<absl::Status()> run;
@@ -27,7 +33,7 @@ struct CtlContext {
   std::ostream& err = std::cerr;
 };
 
-// --output, --controller and --timeout, which every verb takes.
+// --output, --controller, --timeout and those of TLS, which every verb takes.
 void AddGlobalOptions(CLI::App& app, CtlContext& context);
 
 // One function a file of verbs: adds its subcommands to `app`. `context` outlives the parsing and the run.

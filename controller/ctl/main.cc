@@ -3,6 +3,7 @@
 
 #include "CLI/CLI.hpp"
 #include "controller/ctl/context.h"
+#include "proto/base/clock.h"
 #include "proto/base/flags.h"
 
 int main(int argc, char** argv) {
@@ -24,7 +25,9 @@ int main(int argc, char** argv) {
   ballast::AddTraceVerbs(app, context);
   ballast::AddSidecarVerb(app, context);
   if (const auto exit = ballast::ParseFlags(app, argc, argv)) return *exit;
-  const absl::Status status = context.run();
+  const auto security = ballast::TransportSecurity::Create(context.tls, ballast::Clock::Real().Now());
+  if (security.ok()) context.security = *security;
+  const absl::Status status = security.ok() ? context.run() : security.status();
   context.out.flush();
   if (!status.ok()) {
     std::cerr << "ballastctl: " << status.message() << "\n";

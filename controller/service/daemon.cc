@@ -26,6 +26,7 @@ std::string WithPort(const std::string& address, int port) {
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options, Store& store, Clock& clock) {
   auto daemon = std::unique_ptr<Daemon>(new Daemon());
+  BALLAST_ASSIGN_OR_RETURN(const TransportSecurity security, TransportSecurity::Create(options.tls, clock.Now()));
   daemon->metrics_ = std::make_unique<Metrics>(ControllerMetrics());
   BALLAST_ASSIGN_OR_RETURN(const int metrics_port, daemon->metrics_->Serve(options.metrics_listen));
   daemon->metrics_address_ = WithPort(options.metrics_listen, metrics_port);
@@ -56,7 +57,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(options.listen, security.ServerCredentials(), &port);
   // A second controller on the port is an error, not a share of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   // Placements of large models.

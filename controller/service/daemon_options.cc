@@ -101,7 +101,7 @@ absl::StatusOr<GroupConfig> ParseGroup(std::string_view text) {
   return group;
 }
 
-absl::Status CheckListen(std::string_view option, std::string_view address, bool allow_insecure) {
+absl::Status CheckListen(std::string_view option, std::string_view address, bool may_leave_machine) {
   const size_t colon = address.rfind(':');
   int port = 0;
   if (colon == std::string_view::npos || colon == 0 ||
@@ -110,12 +110,12 @@ absl::Status CheckListen(std::string_view option, std::string_view address, bool
                                                    "' is not HOST:PORT with a port from 0 to 65535"));
   }
   const std::string_view host = address.substr(0, colon);
-  if (allow_insecure || host.starts_with("127.") || host == "localhost" || host == "[::1]") return absl::OkStatus();
+  if (may_leave_machine || host.starts_with("127.") || host == "localhost" || host == "[::1]") return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       std::string(option), ": ", std::string(address),
       " can be reached from other machines, and without TLS anyone there could read prompts' statistics, "
-      "approve plans and pose as a worker. Listen on 127.0.0.1, or give --allow-insecure where the network "
-      "keeps strangers out"));
+      "approve plans and pose as a worker. Give --tls-cert, --tls-key and --tls-ca, listen on 127.0.0.1, or give "
+      "--allow-insecure where the network keeps strangers out"));
 }
 
 std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
@@ -139,6 +139,7 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
   app.add_option("--listen", o.listen, "gRPC address; port 0 takes any free one")->capture_default_str();
   app.add_option("--metrics-listen", o.metrics_listen, "Prometheus address (GET /metrics); port 0 takes any free one")
       ->capture_default_str();
+  AddTlsFlags(app, o.tls);
   app.add_flag(
       "--allow-insecure", o.allow_insecure,
       "Listen beyond this machine without TLS. Gives up that callers are who they say and that nobody reads or "
@@ -266,7 +267,7 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
   }
   for (const auto& [option, address] :
        {std::pair("listen", &o.listen), std::pair("metrics-listen", &o.metrics_listen)}) {
-    if (absl::Status status = CheckListen(option, *address, o.allow_insecure); !status.ok()) {
+    if (absl::Status status = CheckListen(option, *address, o.allow_insecure || o.tls.given()); !status.ok()) {
       return fail(status.message());
     }
   }

@@ -13,12 +13,14 @@
 #include "controller/planner/gate.h"
 #include "proto/base/flags.h"
 #include "proto/base/log.h"
+#include "proto/base/tls.h"
 
 namespace ballast {
 
 struct DaemonOptions {
   std::string listen = "127.0.0.1:7070";
   std::string metrics_listen = "127.0.0.1:7071";
+  TlsFiles tls;
   bool allow_insecure = false;
   std::string store = "ballast-controller.db";
   std::vector<GroupConfig> groups;
@@ -35,9 +37,9 @@ struct DaemonOptions {
 //   InvalidArgument names the key, the value and what is allowed.
 absl::StatusOr<GroupConfig> ParseGroup(std::string_view text);
 
-// FailedPrecondition unless `address` ("host:port") is one of this machine alone or `allow_insecure` is set; the
-// message says what to do. InvalidArgument when it is no host:port.
-absl::Status CheckListen(std::string_view option, std::string_view address, bool allow_insecure);
+// FailedPrecondition unless `address` ("host:port") is one of this machine alone or `may_leave_machine`; the message says
+// what to do. InvalidArgument when it is no host:port.
+absl::Status CheckListen(std::string_view option, std::string_view address, bool may_leave_machine);
 
 // As ParseFlags; fills `options`.
 std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& options);

@@ -71,6 +71,14 @@ TEST(ParseDaemonOptions, CommandLineAndFile) {
   EXPECT_EQ(options.load.bucket, absl::Seconds(10));
 }
 
+TEST(ParseDaemonOptions, TlsMayLeaveTheMachine) {
+  DaemonOptions options;
+  EXPECT_EQ(
+      Parse({"--group=name=a,size=1", "--listen=0.0.0.0:0", "--tls-cert=c", "--tls-key=k", "--tls-ca=a"}, options),
+      std::nullopt);
+  EXPECT_EQ(options.tls.key, "k");
+}
+
 TEST(ParseDaemonOptions, RefusesNonsense) {
   DaemonOptions options;
   EXPECT_NE(Parse({}, options).value_or(0), 0);

@@ -42,7 +42,7 @@ int main(int argc, char** argv) {
                 {"metrics", (*daemon)->metrics_address()},
                 {"store", options.store},
                 {"term", (*daemon)->runtime().term()}});
-  if (options.allow_insecure) {
+  if (options.allow_insecure && !options.tls.given()) {
     ballast::Log(ballast::Severity::kWarning,
                  "--allow-insecure: callers are not authenticated and nothing is encrypted on the wire");
   }

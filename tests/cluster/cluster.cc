@@ -16,17 +16,24 @@ namespace {
 
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
 
-std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) {
+}  // namespace
+
+std::shared_ptr<grpc::Channel> Cluster::OpenChannel(const std::string& address) const {
   grpc::ChannelArguments args;
   // A channel of its own, so that one stub's trouble is not another's; and quick to find a restarted daemon.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
+  return security_.Connect(address, args);
 }
 
-}  // namespace
+void Cluster::AddTlsFlags(std::vector<std::string>& argv) const {
+  if (!options_.tls.given()) return;
+  argv.push_back("--tls-cert=" + options_.tls.certificate);
+  argv.push_back("--tls-key=" + options_.tls.key);
+  argv.push_back("--tls-ca=" + options_.tls.authorities);
+}
 
 absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterOptions options) {
   {
@@ -34,8 +41,9 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterOptions options) 
     secret << "a secret for processes on this machine alone\n";
   }
   std::unique_ptr<Cluster> cluster(new Cluster(std::move(options)));
+  BALLAST_ASSIGN_OR_RETURN(cluster->security_, TransportSecurity::Create(cluster->options_.tls, Clock::Real().Now()));
   BALLAST_RETURN_IF_ERROR(cluster->StartController("127.0.0.1:0", "127.0.0.1:0"));
-  const auto channel = OpenChannel(cluster->controller_address_);
+  const auto channel = cluster->OpenChannel(cluster->controller_address_);
   cluster->groups_ = v1::GroupService::NewStub(channel);
   cluster->plans_ = v1::PlanService::NewStub(channel);
   return cluster;
@@ -55,6 +63,7 @@ absl::Status Cluster::StartController(const std::string& listen, const std::stri
   std::vector<std::string> argv = {options_.controller_binary, "--listen=" + listen,
                                    "--metrics-listen=" + metrics_listen, "--store=" + store_path()};
   for (const std::string& group : options_.groups) argv.push_back("--group=" + group);
+  AddTlsFlags(argv);
   argv.insert(argv.end(), options_.controller_flags.begin(), options_.controller_flags.end());
   BALLAST_ASSIGN_OR_RETURN(controller_,
                            Process::Start(argv, options_.directory + "/controller.log", options_.environment));
@@ -81,6 +90,7 @@ absl::Status Cluster::StartWorkers(const std::vector<WorkerOptions>& options) {
                                      "--combine=" + options_.combine,
                                      "--group-secret-file=" + options_.directory + "/group.secret",
                                      absl::StrCat("--compute-threads=", o.compute_threads)};
+    AddTlsFlags(argv);
     if (o.slots > 0) argv.push_back(absl::StrCat("--slots=", o.slots));
     argv.insert(argv.end(), o.extra_flags.begin(), o.extra_flags.end());
     BALLAST_ASSIGN_OR_RETURN(

@@ -13,6 +13,7 @@
 #include "ballast/v1/group_service.grpc.pb.h"
 #include "ballast/v1/inference.grpc.pb.h"
 #include "ballast/v1/plan_service.grpc.pb.h"
+#include "proto/base/tls.h"
 #include "tests/cluster/process.h"
 
 namespace ballast {
@@ -39,6 +40,8 @@ struct ClusterOptions {
   std::vector<std::string> groups;
   std::vector<std::string> controller_flags;
   std::map<std::string, std::string> environment;
+  // Of every process and stub; empty: no TLS.
+  TlsFiles tls;
 };
 
 // Not thread-safe; stubs are.
@@ -90,8 +93,11 @@ class Cluster {
 
   explicit Cluster(ClusterOptions options) : options_(std::move(options)) {}
   absl::Status StartController(const std::string& listen, const std::string& metrics_listen);
+  void AddTlsFlags(std::vector<std::string>& argv) const;
+  std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) const;
 
   const ClusterOptions options_;
+  TransportSecurity security_;
   std::unique_ptr<Process> controller_;
   std::string controller_address_;
   std::string controller_metrics_;

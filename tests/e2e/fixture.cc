@@ -37,6 +37,7 @@ std::unique_ptr<Cluster> ClusterTest::Serving(const Shape& shape) {
   options.groups = {
       absl::StrCat("name=g,size=", shape.workers, ",mode=", shape.mode, ",policy=eplb,combine=", shape.combine)};
   options.controller_flags = shape.controller_flags;
+  options.tls = shape.tls;
   auto cluster = Cluster::Start(std::move(options));
   EXPECT_TRUE(cluster.ok()) << cluster.status();
   if (!cluster.ok()) return nullptr;

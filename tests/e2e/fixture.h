@@ -28,6 +28,7 @@ class ClusterTest : public ::testing::Test {
     // Slots of one layer that placements may use on each worker.
     int slots_per_layer = 10;
     std::vector<std::string> controller_flags;
+    TlsFiles tls;
   };
 
   // A cluster that serves; the group is "g", its workers w0, w1, ...

@@ -129,6 +129,17 @@ cc_library(
     deps = [":versions"],
 )
 
+# OpenSSL's libssl, for what gRPC's own TLS does not say.
+cc_library(
+    name = "ssl",
+    linkopts = select({
+        ":link_static": ["-l:libssl.a"],
+        ":link_full_static": ["-l:libssl.a"],
+        "//conditions:default": ["-lssl"],
+    }),
+    deps = [":crypto"],
+)
+
 # OpenSSL's libcrypto.
 cc_library(
     name = "crypto",

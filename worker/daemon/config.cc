@@ -25,6 +25,7 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
   app.add_option("--advertise-host", config.advertise_host,
                  "Host under which others reach this worker; default: the host of the listen options");
   app.add_option("--group-secret-file", config.group_secret_file, "File with the secret shared by the group's workers");
+  AddTlsFlags(app, config.tls);
   app.add_flag("--allow-insecure", config.allow_insecure,
                "Serve beyond loopback without TLS: anyone who reaches the ports can send requests, read answers and "
                "weights, and, holding the secret, join the group");
@@ -160,11 +161,11 @@ absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, in
                                         {"--data-listen", &config.data_listen}}) {
     const absl::StatusOr<HostPort> parsed = ParseHostPort(*address);
     if (!parsed.ok()) return absl::InvalidArgumentError(absl::StrCat(option, ": ", parsed.status().message()));
-    if (!IsLoopback(parsed->host) && !config.allow_insecure) {
+    if (!IsLoopback(parsed->host) && !config.allow_insecure && !config.tls.given()) {
       return absl::FailedPreconditionError(absl::StrCat(
           option, " is ", *address,
           ", beyond loopback, and there is no TLS: anyone who reaches the port could use it and read along. Give "
-          "--allow-insecure to accept that, inside a network policy"));
+          "--tls-cert, --tls-key and --tls-ca, or --allow-insecure to accept that, inside a network policy"));
     }
     if (std::string_view(option) == "--data-listen" && !IsLoopback(parsed->host) && config.group_secret_file.empty()) {
       return absl::InvalidArgumentError(

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "proto/base/tls.h"
 
 namespace ballast {
 
@@ -26,6 +27,7 @@ struct WorkerConfig {
   std::string data_listen = "127.0.0.1:7082";
   std::string advertise_host;
   std::string group_secret_file;
+  TlsFiles tls;
   bool allow_insecure = false;
   int slots = 0;
   int staging_slots = 2;
@@ -62,7 +64,7 @@ bool IsWildcard(const std::string& host);
 
 // Fills in what was left empty (model_name, name, node, advertise_host, compute_threads) and checks the rest.
 //   InvalidArgument     names the option, the value and what is allowed
-//   FailedPrecondition  an address beyond loopback without allow_insecure; says what is given up
+//   FailedPrecondition  an address beyond loopback with neither tls nor allow_insecure; says what is given up
 absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, int cores);
 
 // How many slots and KV blocks a worker takes when it is not told.

@@ -63,6 +63,13 @@ TEST(WorkerConfigTest, WildcardIsAdvertisedByTheHostsName) {
   EXPECT_EQ(config.advertise_host, "host7");
 }
 
+TEST(WorkerConfigTest, TlsMayLeaveTheMachine) {
+  WorkerConfig config = Good();
+  config.listen = "0.0.0.0:0";
+  config.tls = {.certificate = "c", .key = "k", .authorities = "a"};
+  EXPECT_EQ(FinishConfig(config, "host7", 1), absl::OkStatus());
+}
+
 TEST(HostPortTest, ThereAndBack) {
   for (const char* address : {"127.0.0.1:80", "[::1]:0", "host.example:7080"}) {
     const auto parsed = ParseHostPort(address);

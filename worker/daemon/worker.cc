@@ -16,6 +16,7 @@
 #include "proto/base/log.h"
 #include "proto/base/mutex.h"
 #include "proto/base/status_macros.h"
+#include "proto/base/tls.h"
 #include "worker/daemon/mesh_factory.h"
 #include "worker/daemon/model_parts.h"
 #include "worker/daemon/peer_experts.h"
@@ -108,6 +109,7 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   const WorkerConfig config_;
   const std::function<void(const absl::Status&)> give_up_;
   Clock& clock_ = Clock::Real();
+  TransportSecurity security_;
   WorkerAddresses addresses_;
 
   std::unique_ptr<WorkerMetrics> metrics_;
@@ -190,7 +192,8 @@ absl::Status Worker::Impl::StartServer() {
   addresses_.metrics = Advertised(config_, metrics.host, metrics_port);
 
   router_ = std::make_unique<RequestRouter>(
-      config_.name, [](const std::string& address) { return v1::Inference::NewStub(OpenPeerChannel(address)); },
+      config_.name,
+      [this](const std::string& address) { return v1::Inference::NewStub(OpenPeerChannel(security_, address)); },
       [this] {
         const BatcherStats stats = model_->batcher->stats();
         return WorkerLoad{
@@ -220,7 +223,7 @@ absl::Status Worker::Impl::StartServer() {
   // Two daemons on one port are a mistake, not a load balancer.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   int port = 0;
-  builder.AddListeningPort(config_.listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(config_.listen, security_.ServerCredentials(), &port);
   builder.RegisterService(service_.get());
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port == 0) {
@@ -236,13 +239,14 @@ void Worker::Impl::StartSession() {
   hello.set_data_address(addresses_.data);
   hello.set_serving_address(addresses_.serving);
 
-  stub_ = v1::WorkerSession::NewStub(OpenSessionChannel(config_.controller));
+  stub_ = v1::WorkerSession::NewStub(OpenSessionChannel(security_, config_.controller));
   auto client = std::make_shared<SessionClient>(*stub_, std::move(hello), SessionOptions{}, *this, clock_);
   MutexLock lock(control_mu_);
   client_ = std::move(client);
 }
 
 absl::Status Worker::Impl::Start() {
+  BALLAST_ASSIGN_OR_RETURN(security_, TransportSecurity::Create(config_.tls, clock_.Now()));
   metrics_ = std::make_unique<WorkerMetrics>(config_.name);
   BALLAST_ASSIGN_OR_RETURN(model_, OpenModel(config_, clock_));
   BALLAST_RETURN_IF_ERROR(StartDataPort());

@@ -201,7 +201,7 @@ class HandoverTest : public ::testing::Test {
   // Lives until the process ends, as a worker's channel to its controller does: see OpenPeerChannel.
   static std::shared_ptr<grpc::Channel> Channel(const std::string& address) {
     static auto& opened = *new std::vector<std::shared_ptr<grpc::Channel>>;
-    opened.push_back(OpenPeerChannel(address));
+    opened.push_back(OpenPeerChannel(TransportSecurity(), address));
     return opened.back();
   }
 

@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
-#include "grpcpp/create_channel.h"
 
 namespace ballast {
 namespace {
@@ -98,13 +97,13 @@ std::shared_ptr<RemoteCall> Start(Peer& peer, const std::string& own_name, Reque
 
 }  // namespace
 
-std::shared_ptr<grpc::Channel> OpenPeerChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> OpenPeerChannel(const TransportSecurity& security, const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 500);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetMaxReceiveMessageSize(-1);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return security.Connect(address, arguments);
 }
 
 std::shared_ptr<RemoteCall> StartRemote(Peer& peer, const std::string& own_name, v1::GenerateRequest request,

@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "ballast/v1/inference.grpc.pb.h"
 #include "grpcpp/channel.h"
+#include "proto/base/tls.h"
 #include "worker/homes/request_router.h"
 
 namespace ballast {
@@ -16,9 +17,10 @@ namespace ballast {
 // Metadata of a request that was handed over: the name of the worker that did. Such a request is not handed on.
 inline constexpr char kHandedOverBy[] = "ballast-handed-over-by";
 
-// A channel to a worker's services. Gives up connecting in half a second, and does not limit what answers may weigh. It
-// may go away where another with callback calls stays, as a worker's to its controller does (session_client.h).
-std::shared_ptr<grpc::Channel> OpenPeerChannel(const std::string& address);
+// A channel to a worker's services at `address`, host:port. Gives up connecting in half a second, and does not limit
+// what answers may weigh. It may go away where another with callback calls stays, as a worker's to its controller does
+// (session_client.h).
+std::shared_ptr<grpc::Channel> OpenPeerChannel(const TransportSecurity& security, const std::string& address);
 
 // A call under way; it keeps itself alive until it has ended.
 class RemoteCall {

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "grpcpp/client_context.h"
-#include "grpcpp/create_channel.h"
 #include "proto/base/mutex.h"
 
 namespace ballast {
@@ -18,7 +17,7 @@ absl::Status FromGrpc(const grpc::Status& status) {
 
 }  // namespace
 
-std::shared_ptr<grpc::Channel> OpenSessionChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> OpenSessionChannel(const TransportSecurity& security, const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
@@ -26,7 +25,7 @@ std::shared_ptr<grpc::Channel> OpenSessionChannel(const std::string& address) {
   static Mutex& mu = *new Mutex;
   static auto& opened = *new std::vector<std::shared_ptr<grpc::Channel>>;
   MutexLock lock(mu);
-  opened.push_back(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  opened.push_back(security.Connect(address, arguments));
   return opened.back();
 }
 

@@ -9,6 +9,7 @@
 #include "ballast/v1/worker_session.grpc.pb.h"
 #include "grpcpp/channel.h"
 #include "proto/base/clock.h"
+#include "proto/base/tls.h"
 #include "worker/session/session_core.h"
 
 namespace ballast {
@@ -26,7 +27,7 @@ class SessionHandler {
 // A channel to the controller at `address` (host:port) for sessions. The session has its own backoff; the channel's is
 // no longer. Channels live until the process ends: gRPC 1.51 ends the threads behind callback calls when the last
 // channel with any goes away, and a channel opened at that moment makes it abort.
-std::shared_ptr<grpc::Channel> OpenSessionChannel(const std::string& address);
+std::shared_ptr<grpc::Channel> OpenSessionChannel(const TransportSecurity& security, const std::string& address);
 
 // Thread-safe.
 class SessionClient {

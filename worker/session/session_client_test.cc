@@ -49,7 +49,7 @@ v1::Welcome Welcome(uint64_t incarnation) {
 class SessionClientTest : public ::testing::Test {
  protected:
   void StartClient() {
-    stub_ = v1::WorkerSession::NewStub(OpenSessionChannel(controller_.address()));
+    stub_ = v1::WorkerSession::NewStub(OpenSessionChannel(TransportSecurity(), controller_.address()));
     v1::Hello hello;
     hello.set_worker("w0");
     hello.set_group("g");
@@ -115,7 +115,7 @@ TEST_F(SessionClientTest, TheControllersStatusIsHeard) {
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(&controller);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  stub_ = v1::WorkerSession::NewStub(OpenSessionChannel(absl::StrCat("127.0.0.1:", port)));
+  stub_ = v1::WorkerSession::NewStub(OpenSessionChannel(TransportSecurity(), absl::StrCat("127.0.0.1:", port)));
   client_ = std::make_unique<SessionClient>(*stub_, v1::Hello(), SessionOptions{.min_backoff = absl::Milliseconds(1)},
                                             handler_, Clock::Real());
   EXPECT_TRUE(handler_.Await<LeaveView>());
@@ -124,7 +124,7 @@ TEST_F(SessionClientTest, TheControllersStatusIsHeard) {
 }
 
 TEST_F(SessionClientTest, NoController_TriesUntilStopped) {
-  stub_ = v1::WorkerSession::NewStub(OpenSessionChannel("127.0.0.1:1"));
+  stub_ = v1::WorkerSession::NewStub(OpenSessionChannel(TransportSecurity(), "127.0.0.1:1"));
   client_ = std::make_unique<SessionClient>(*stub_, v1::Hello(), SessionOptions{.min_backoff = absl::Milliseconds(1)},
                                             handler_, Clock::Real());
   client_.reset();
