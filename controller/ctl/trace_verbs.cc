@@ -165,7 +165,7 @@ absl::Status RecordPrompts(const TraceOptions& o, CtlContext& context) {
   }
   BALLAST_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(o.prompts));
   BALLAST_ASSIGN_OR_RETURN(const std::vector<RecordedPrompt> prompts, ParsePrompts(bytes, o.prompts, o.task));
-  const auto stub = v1::Inference::NewStub(grpc::CreateChannel(o.worker, grpc::InsecureChannelCredentials()));
+  const auto stub = v1::Inference::NewStub(context.security.Connect(o.worker));
   const absl::StatusOr<LoadFile> file =
       RecordRoutes(*stub, prompts, o.max_tokens, static_cast<size_t>(o.max_prompt_bytes));
   if (!file.ok()) return absl::Status(file.status().code(), absl::StrCat(o.worker, ": ", file.status().message()));
