@@ -44,6 +44,8 @@ class Builder {
       busiest_.push_back(Busiest(layers_[l], l));
       total_ += busiest_.back();
     }
+    best_ = total_;
+    under_way_.resize(layers_.size());
   }
 
   // The way to the target in an order of its own.
@@ -55,6 +57,8 @@ class Builder {
     std::vector<Wave> waves;
     while (changes_.left() > 0) {
       BeginWave();
+      // What was begun first: fewer layers are between two good states at a time.
+      std::stable_partition(order_.begin(), order_.end(), [&](int32_t l) { return under_way_[l]; });
       for (const int32_t l : order_) TryLayer(l, /*force=*/false);
       bool within = true;
       if (touched_.empty()) {
@@ -101,7 +105,7 @@ class Builder {
       }
       if (changes_.log().empty()) return NoRoom();
       Settle(0, /*force=*/true);
-      waves.push_back(EndWave(total_ <= before_ * (1 + limits_.tolerance + kRounding)));
+      waves.push_back(EndWave(total_ <= std::max(before_, Limit())));
       groups = std::move(rest);
     }
     AddWeights(waves);
@@ -176,6 +180,10 @@ class Builder {
     return Settle(mark, force);
   }
 
+  // What a change may leave where it makes things worse. Measured from the best so far, so that what one wave loses
+  // after the other cannot add up.
+  double Limit() const { return best_ * (1 + limits_.tolerance + kRounding); }
+
   // Evaluates the layers changed since `mark`.
   bool Settle(size_t mark, bool force) {
     std::vector<int32_t> changed;
@@ -196,8 +204,11 @@ class Builder {
       total += busiest.back() - busiest_[l];
     }
     // The load of a lost expert was on nobody; its return is no worsening.
-    if (restores) before_ += std::max(0.0, total - total_);
-    if (!force && total > before_ * (1 + limits_.tolerance + kRounding)) {
+    if (restores) {
+      before_ += std::max(0.0, total - total_);
+      best_ += std::max(0.0, total - total_);
+    }
+    if (!force && total > std::max(total_, Limit())) {
       changes_.UndoTo(mark);
       return false;
     }
@@ -215,6 +226,8 @@ class Builder {
     double least = std::numeric_limits<double>::infinity();
     for (const int32_t l : order_) {
       const double total = total_;
+      const double before = before_;
+      const double best_so_far = best_;
       if (TryLayer(l, /*force=*/true) && total_ < least) {
         least = total_;
         best = l;
@@ -225,6 +238,8 @@ class Builder {
         busiest_[replaced_.back().layer] = replaced_.back().busiest;
       }
       total_ = total;
+      before_ = before;
+      best_ = best_so_far;
       touched_.clear();
     }
     if (best >= 0) TryLayer(best, /*force=*/true);
@@ -232,26 +247,38 @@ class Builder {
 
   // The layer with the wave's changes so far; the target's own weights once it is reached.
   DispatchTable TableNow(int32_t l) {
-    std::vector<std::pair<int32_t, int32_t>> held;  // (expert, worker)
-    held.reserve(replicas_[l].size() + changes_.arrivals_of(l).size());
-    for (const Replica& r : replicas_[l]) held.push_back({r.expert.expert, r.worker});
+    using Place = std::pair<int32_t, int32_t>;  // expert, worker
+    come_.clear();
+    gone_.clear();
     for (const int32_t d : changes_.departures_of(l)) {
-      if (changes_.departures()[d].state != ChangeState::kInWave) continue;
-      const std::pair gone(changes_.departures()[d].expert.expert, changes_.departures()[d].worker);
-      held.erase(std::lower_bound(held.begin(), held.end(), gone));
+      const Departure& departure = changes_.departures()[d];
+      if (departure.state == ChangeState::kInWave) gone_.push_back({departure.expert.expert, departure.worker});
     }
     for (const int32_t a : changes_.arrivals_of(l)) {
-      if (changes_.arrivals()[a].state != ChangeState::kInWave) continue;
-      const std::pair come(changes_.arrivals()[a].expert.expert, changes_.arrivals()[a].worker);
-      held.insert(std::lower_bound(held.begin(), held.end(), come), come);
+      const Arrival& arrival = changes_.arrivals()[a];
+      if (arrival.state == ChangeState::kInWave) come_.push_back({arrival.expert.expert, arrival.worker});
     }
+    std::sort(come_.begin(), come_.end());
+    std::sort(gone_.begin(), gone_.end());
     DispatchTable table;
     table.begin.assign(experts_ + 1, 0);
-    table.rank.reserve(held.size());
-    for (const auto& [e, w] : held) {
-      ++table.begin[e + 1];
-      table.rank.push_back(w);
+    table.rank.reserve(replicas_[l].size() + come_.size());
+    const auto add = [&](const Place& place) {
+      ++table.begin[place.first + 1];
+      table.rank.push_back(place.second);
+    };
+    auto come = come_.begin();
+    auto gone = gone_.begin();
+    for (const Replica& r : replicas_[l]) {
+      const Place here(r.expert.expert, r.worker);
+      for (; come != come_.end() && *come < here; ++come) add(*come);
+      if (gone != gone_.end() && *gone == here) {
+        ++gone;
+      } else {
+        add(here);
+      }
     }
+    for (; come != come_.end(); ++come) add(*come);
     for (int32_t e = 0; e < experts_; ++e) table.begin[e + 1] += table.begin[e];
     table.weight.assign(table.rank.size(), 1);
     if (!changes_.Pending(l)) {
@@ -286,6 +313,8 @@ class Builder {
     Wave wave;
     wave.busiest = total_;
     wave.within_tolerance = within;
+    best_ = std::min(best_, total_);
+    for (const int32_t l : touched_) under_way_[l] = changes_.Pending(l);
     std::vector<int32_t> outgoing(workers_);
     for (const int32_t entry : changes_.log()) {
       if (entry < 0) {
@@ -445,6 +474,8 @@ class Builder {
   std::vector<double> busiest_;  // [layers]
   double total_ = 0;             // of busiest_
   double before_ = 0;            // total_ before the wave
+  double best_ = 0;              // the least total_ of a wave so far, or before all
+  std::vector<bool> under_way_;  // [layers] begun and not ended
   WaveChanges changes_;
   std::vector<int32_t> order_;    // layers that change
   std::vector<int32_t> touched_;  // layers that the wave changes
@@ -455,6 +486,9 @@ class Builder {
     double busiest;
   };
   std::vector<Replaced> replaced_;
+  // Scratch of TableNow: (expert, worker).
+  std::vector<std::pair<int32_t, int32_t>> come_;
+  std::vector<std::pair<int32_t, int32_t>> gone_;
 };
 
 }  // namespace

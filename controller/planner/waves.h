@@ -34,7 +34,8 @@ struct Wave {
   // Tokens on the busiest worker after the wave, summed over layers, for the blend of the scenarios; of the first wave
   // compare with the placement in force.
   double busiest = 0;
-  // Whether that is at most (1 + tolerance) times what it was before the wave.
+  // Whether that is no more than before the wave, or at most (1 + tolerance) times the least there was on the way so
+  // far: what waves lose one after the other does not add up.
   bool within_tolerance = true;
 };
 

@@ -1,10 +1,13 @@
 #include "controller/planner/waves.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <random>
 #include <set>
 
+#include "controller/planner/level.h"
+#include "controller/planner/planner.h"
 #include "controller/planner/score.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -180,6 +183,36 @@ TEST(PlanWaves, KeepEveryInvariantOnRandomCases) {
     Check(c, *waves, limits);
     if (HasFatalFailure()) FAIL() << "trial " << trial;
   }
+}
+
+// From one level placement to another: what a wave may lose is counted from the best so far.
+TEST(PlanWaves, WhatWavesLoseDoesNotAddUp) {
+  constexpr int32_t kLayers = 58;
+  constexpr int32_t kWorkers = 8;
+  std::mt19937 random(4);
+  std::lognormal_distribution<double> tokens(6, 1);
+  PlanRequest request;
+  request.scenarios = {{"load", 1, LoadMatrix(kLayers, 32)}};
+  for (double& t : request.scenarios[0].load.tokens) t = std::floor(tokens(random));
+  request.topology = UniformTopology(kWorkers, 1, kLayers * 5);
+  request.current = MakePlan(CostAwarePolicy(), request)->placement;
+  // The same packs on other workers.
+  Placement target = *request.current;
+  for (Replica& r : target.replicas) r.worker = (r.worker + 1 + r.expert.layer % (kWorkers - 1)) % kWorkers;
+  target.Sort();
+  const auto waves =
+      PlanWaves(*request.current, Onto(target, request.topology), request.topology, request.scenarios, request.waves);
+  ASSERT_TRUE(waves.ok()) << waves.status();
+  const double start = ScoreLoad(*request.current, request.scenarios[0], request.topology).busiest;
+  double most = 0;
+  int outside = 0;
+  for (const Wave& wave : *waves) {
+    most = std::max(most, wave.busiest);
+    outside += wave.within_tolerance ? 0 : 1;
+  }
+  // A layer that has to pass a worse state goes alone.
+  EXPECT_LT(outside, static_cast<int>(waves->size()) / 4);
+  EXPECT_LE(most, start * (1.5 * request.waves.tolerance + 1.02));
 }
 
 TEST(PlanWaves, BringBackLostExperts) {
