@@ -165,6 +165,7 @@ absl::Status GetLoad(CtlContext& context, const ClusterOptions& options) {
   BALLAST_ASSIGN_OR_RETURN(auto load, client.Call(client.groups(), &v1::GroupService::Stub::GetLoad, request));
   return Print(context, load, [&] {
     Table table({"LAYER", "BALANCEDNESS", "HOTTEST EXPERTS", "OF THE LAYER"});
+    bool any = false;
     for (const v1::LayerLoad& l : load.layers()) {
       std::vector<int> order(l.tokens_size());
       double sum = 0;
@@ -176,12 +177,16 @@ absl::Status GetLoad(CtlContext& context, const ClusterOptions& options) {
       std::partial_sort(order.begin(), order.begin() + shown, order.end(),
                         [&](int a, int b) { return l.tokens(a) > l.tokens(b); });
       std::string hottest, parts;
-      for (size_t i = 0; i < shown; ++i) {
+      for (size_t i = 0; i < shown && l.tokens(order[i]) > 0; ++i) {
         absl::StrAppend(&hottest, i > 0 ? ", " : "", order[i]);
-        absl::StrAppend(&parts, i > 0 ? ", " : "",
-                        absl::StrFormat("%.0f%%", sum > 0 ? 100 * l.tokens(order[i]) / sum : 0));
+        absl::StrAppend(&parts, i > 0 ? ", " : "", absl::StrFormat("%.0f%%", 100 * l.tokens(order[i]) / sum));
       }
+      any |= sum > 0;
       table.AddRow({absl::StrCat(l.layer()), Ratio(l.balancedness()), hottest, parts});
+    }
+    if (!any) {
+      context.out << "no tokens in the window\n";
+      return;
     }
     table.Print(context.out);
     Table tasks({"TASK", "PREFILL TOKENS", "DECODE TOKENS"});

@@ -286,6 +286,8 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
       {"plan --load @none.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "none.json: cannot be opened"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 1 --out @x.json", 1, "2 workers; a layer has 4 experts"},
       {"plan --load @load.json --gpus 2 --nodes 3 --slots-per-gpu 2 --out @x.json", 1, "--nodes 3: there are 2 GPUs"},
+      {"plan --load @load.json --gpus 1048576 --slots-per-gpu 1000 --out @x.json", 1,
+       "slots in all; the limit is 16777216"},
       {"plan --load @load.json --slots-per-gpu 2 --out @x.json", 1, "--gpus or --topology"},
       {"plan --load @load.json --gpus 2 --out @x.json", 1, "give either --slots-per-gpu or --replicas-per-gpu"},
       {"plan --gpus 2 --slots-per-gpu 2 --out @x.json", 1, "give either --load FILE... or --scenario NAME=FILE..."},

@@ -60,6 +60,14 @@ struct Options {
 // Given as --replicas-per-gpu auto.
 bool Auto(const Options& o) { return o.replicas == "auto"; }
 
+// A plan names what is in each slot: more than this is a slip of the keyboard, and would take all memory.
+absl::Status CheckAllSlots(int64_t gpus, int64_t slots) {
+  constexpr int64_t kMostSlotsInAll = 1 << 24;
+  if (gpus * slots <= kMostSlotsInAll) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--gpus ", gpus, " of ", slots, " slots: ", gpus * slots,
+                                                 " slots in all; the limit is ", kMostSlotsInAll));
+}
+
 // --gpus equal machines.
 absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers, int32_t experts) {
   if (o.gpus < 1) return absl::InvalidArgumentError("--gpus or --topology must say what to plan for");
@@ -73,12 +81,14 @@ absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers, int32_t 
       return absl::InvalidArgumentError(absl::StrCat("--replicas-per-gpu ", *o.replicas_per_gpu, ": ", slots,
                                                      " slots a GPU; the limit is ", kMostSlots));
     }
+    BALLAST_RETURN_IF_ERROR(CheckAllSlots(o.gpus, slots));
     return UniformTopology(o.gpus, o.nodes, static_cast<int32_t>(slots));
   }
   if (static_cast<int64_t>(o.slots_per_gpu) * layers > kMostSlots) {
     return absl::InvalidArgumentError(absl::StrCat("--slots-per-gpu ", o.slots_per_gpu, " in ", layers,
                                                    " layers; the limit is ", kMostSlots, " slots a GPU"));
   }
+  BALLAST_RETURN_IF_ERROR(CheckAllSlots(o.gpus, static_cast<int64_t>(o.slots_per_gpu) * layers));
   return UniformTopology(o.gpus, o.nodes, o.slots_per_gpu * layers);
 }
 

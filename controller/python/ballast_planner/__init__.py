@@ -29,6 +29,7 @@ __all__ = [
 
 _POLICIES = {"cost-aware": 0, "eplb": 1}
 _EQUAL_SPLIT, _SHARES = 0, 1
+_MOST_REPLICAS = 2**26
 
 
 class PlannerError(ValueError, AssertionError):
@@ -108,7 +109,7 @@ def solve_shares(weight: Any, phy2log: Any, num_gpus: int) -> Any:
     `phy2log` [layers, num_replicas] is any placement that has every logical expert in every layer; -1 is an empty slot.
     """
     arrays = arrays_of(weight)
-    weight = _matrix(arrays.float64(weight), "weight")
+    weight = _weight(arrays, weight)
     phy2log = _matrix(arrays.int64(phy2log), "phy2log")
     layers, experts = weight.shape
     _same_layers(phy2log, "phy2log", layers)
@@ -146,7 +147,7 @@ def _rebalance(weight, num_replicas, num_groups, num_nodes, num_gpus, policy, sp
     if policy not in _POLICIES:
         raise PlannerError(f"policy: {policy!r}; must be one of {', '.join(map(repr, _POLICIES))}")
     arrays = arrays_of(weight)
-    weight = _matrix(arrays.float64(weight), "weight")
+    weight = _weight(arrays, weight)
     request = _library.Request(struct_size=ctypes.sizeof(_library.Request))
     fields = {
         "num_layers": weight.shape[0],
@@ -165,7 +166,12 @@ def _rebalance(weight, num_replicas, num_groups, num_nodes, num_gpus, policy, sp
     if previous is not None:
         previous = _previous(arrays, previous, (request.num_layers, request.num_replicas))
         request.previous = arrays.pointer(previous)
-    # Allocated before the library has looked at the sizes: none may be negative.
+    # Allocated before the library has looked at the sizes: none may be negative, nor so large that a slip takes all
+    # memory.
+    if request.num_layers * request.num_replicas > _MOST_REPLICAS:
+        raise PlannerError(
+            f"num_replicas: {request.num_replicas} in {request.num_layers} layers; at most {_MOST_REPLICAS} in all"
+        )
     shape = (request.num_layers, max(0, request.num_replicas))
     phy2log = arrays.empty(shape, arrays.int64_type)
     rank = arrays.empty(shape, arrays.int64_type)
@@ -198,6 +204,12 @@ def _matrix(array, name):
     if 0 in array.shape:
         raise PlannerError(f"{name}: shape {tuple(array.shape)}; every dimension must be at least 1")
     return array
+
+
+def _weight(arrays, weight):
+    if arrays.is_complex(weight):
+        raise PlannerError("weight: complex numbers; must be real")
+    return _matrix(arrays.float64(weight), "weight")
 
 
 def _same_layers(array, name, layers):

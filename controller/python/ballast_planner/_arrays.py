@@ -11,6 +11,9 @@ class _NumPy:
     def float64(self, values):
         return self._numpy.ascontiguousarray(_on_cpu(values), dtype=self.float64_type)
 
+    def is_complex(self, values):
+        return self._numpy.iscomplexobj(_on_cpu(values))
+
     def int64(self, values, copy=False):
         array = self._numpy.ascontiguousarray(_on_cpu(values), dtype=self.int64_type)
         return array.copy() if copy else array
@@ -35,6 +38,9 @@ class _Torch:
 
     def float64(self, values):
         return self._tensor(values, self.float64_type)
+
+    def is_complex(self, values):
+        return self._torch.as_tensor(values).is_complex()
 
     def int64(self, values, copy=False):
         tensor = self._tensor(values, self.int64_type)
