@@ -1,9 +1,16 @@
 #include "proto/base/metrics.h"
 
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <exception>
 #include <map>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -22,6 +29,19 @@
 
 namespace ballast {
 namespace {
+
+// Connects and goes away. Nobody need be there.
+void Knock(const std::string& host, int port) {
+  addrinfo* addresses = nullptr;
+  if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), nullptr, &addresses) != 0) return;
+  for (const addrinfo* at = addresses; at != nullptr; at = at->ai_next) {
+    const int fd = socket(at->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) continue;
+    connect(fd, at->ai_addr, at->ai_addrlen);
+    close(fd);
+  }
+  freeaddrinfo(addresses);
+}
 
 std::string_view TypeName(MetricType type) {
   switch (type) {
@@ -106,6 +126,9 @@ struct Metrics::Impl {
   std::map<std::string, Entry, std::less<>> entries BALLAST_GUARDED_BY(mu);
   // Last: its threads stop before the registry goes.
   std::unique_ptr<prometheus::Exposer> exposer;
+  // Where it listens.
+  std::string host;
+  int port = 0;
 };
 
 Metrics::Metrics(std::span<const MetricDef> defs) : impl_(std::make_unique<Impl>()) {
@@ -134,7 +157,20 @@ Metrics::Metrics(std::span<const MetricDef> defs) : impl_(std::make_unique<Impl>
   }
 }
 
-Metrics::~Metrics() = default;
+// The HTTP server looks at whether it is to stop when somebody connects, or else every two seconds.
+Metrics::~Metrics() {
+  if (impl_->exposer == nullptr) return;
+  std::atomic<bool> stopped = false;
+  std::thread stop([&] {
+    impl_->exposer.reset();
+    stopped = true;
+  });
+  while (!stopped) {
+    Knock(impl_->host, impl_->port);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  stop.join();
+}
 
 CounterHandle Metrics::Counter(std::string_view name, const std::vector<std::string>& label_values) {
   MutexLock lock(impl_->mu);
@@ -188,6 +224,10 @@ absl::StatusOr<int> Metrics::Serve(const std::string& address) {
   impl_->exposer->RegisterCollectable(impl_->registry);
   const std::vector<int> ports = impl_->exposer->GetListeningPorts();
   if (ports.empty()) return absl::UnavailableError(absl::StrCat("metrics: cannot listen on ", address));
+  const absl::string_view all = address;
+  const absl::string_view host = all.substr(0, all.rfind(':'));
+  impl_->host = std::string(absl::StripSuffix(absl::StripPrefix(host, "["), "]"));
+  impl_->port = ports[0];
   return ports[0];
 }
 
