@@ -27,7 +27,10 @@ struct Layer {
   };
   std::vector<Step> ahead;    // made in `search`, not decided
   std::vector<int32_t> used;  // [workers] room that they take
-  bool ended = false;         // no further edit
+  // With shares, of what is decided, where a step is ahead.
+  std::vector<int64_t> flow;
+  double balancedness = 1;
+  bool ended = false;  // no further edit
 };
 
 // The best of a layer's next edits: so many of them together.
@@ -42,6 +45,7 @@ class Incrementer {
   Incrementer(const Placement& current, const Topology& topology, std::span<const Scenario> scenarios, Split split,
               const IncrementLimits& limits)
       : limits_(limits),
+        split_(split),
         lookahead_(split == Split::kSolved ? 0 : kLookahead),
         objective_(scenarios, topology),
         room_(current, topology, limits.slots_per_worker),
@@ -50,19 +54,38 @@ class Incrementer {
     const std::vector<DispatchTable> tables = Onto(current, topology);
     for (int32_t l = 0; l < current.num_layers; ++l) {
       std::vector<std::span<const double>> tokens;
+      tokens.reserve(scenarios.size());
       for (const Scenario& s : scenarios) tokens.push_back(s.load.layer(l));
       layers_[l].search.emplace(tables[l], std::move(tokens), topology, split, limits.slots_per_layer);
       layers_[l].committed = layers_[l].search->busiest();
       layers_[l].used.resize(topology.workers.size());
       for (size_t s = 0; s < busiest_.size(); ++s) busiest_[s] += layers_[l].committed[s];
     }
+    value_ = objective_.Of(busiest_);
+  }
+
+  // [layers] by shares solved for the one load, of what is decided.
+  std::vector<double> Balancedness() const {
+    std::vector<double> out;
+    for (const Layer& layer : layers_) {
+      out.push_back(layer.ahead.empty() ? layer.search->balancedness() : layer.balancedness);
+    }
+    return out;
+  }
+  // [layers][replicas] the same's shares.
+  std::vector<std::vector<int64_t>> TakeFlows() {
+    std::vector<std::vector<int64_t>> out;
+    for (Layer& layer : layers_) {
+      const std::span<const int64_t> flow = layer.search->flow();
+      out.push_back(layer.ahead.empty() ? std::vector<int64_t>(flow.begin(), flow.end()) : std::move(layer.flow));
+    }
+    return out;
   }
 
   std::vector<Change> Run() {
     for (const Change& change : limits_.made) layers_[change.layer].search->Decide(change);
     std::vector<Change> changes;
     int64_t left = limits_.max_moves;
-    value_ = objective_.Of(busiest_);
     slopes_ = objective_.Slopes(busiest_);
     struct Entry {
       double ratio;
@@ -74,8 +97,7 @@ class Incrementer {
     std::priority_queue<Entry> heap;
     const auto push = [&](int32_t l) {
       const Bundle bundle = Best(l, left);
-      if (bundle.edits > 0 && bundle.ratio >= limits_.least_gain * value_ / static_cast<double>(layers_.size()))
-        heap.push({bundle.ratio, l});
+      if (bundle.edits > 0 && bundle.ratio >= Least()) heap.push({bundle.ratio, l});
     };
     // What a move can gain at most; a layer is searched when its turn comes.
     for (int32_t l = 0; l < static_cast<int32_t>(layers_.size()); ++l) {
@@ -83,7 +105,7 @@ class Incrementer {
       for (size_t s = 0; s < slopes_.size(); ++s) {
         most += slopes_[s] * (layers_[l].committed[s] - layers_[l].search->level()[s]);
       }
-      if (most > 0) heap.push({most, l});
+      if (most > Least()) heap.push({most, l});
     }
     while (!heap.empty() && left > 0) {
       const Entry top = heap.top();
@@ -116,6 +138,9 @@ class Incrementer {
   }
 
  private:
+  // What a move must bring.
+  double Least() const { return limits_.least_gain * value_ / static_cast<double>(layers_.size()); }
+
   Bundle BestAhead(const Layer& layer, int64_t left) const {
     Bundle best;
     for (size_t k = 0; k < layer.ahead.size() && layer.ahead[k].moves <= left; ++k) {
@@ -137,9 +162,13 @@ class Incrementer {
       if (layer.ended || layer.ahead.size() >= std::max<size_t>(1, best.edits) + lookahead_) return best;
       const int64_t moves = layer.ahead.empty() ? 0 : layer.ahead.back().moves;
       Edit edit;
-      if (moves >= left || !layer.search->FindEdit(slopes_, room_, layer.used, edit)) {
+      if (moves >= left || !layer.search->FindEdit(slopes_, room_, layer.used, Least(), edit)) {
         layer.ended = true;
         return best;
+      }
+      if (split_ == Split::kSolved) {
+        layer.flow.assign(layer.search->flow().begin(), layer.search->flow().end());
+        layer.balancedness = layer.search->balancedness();
       }
       layer.search->Apply(edit);
       Take(layer.used, edit, 1);
@@ -197,6 +226,8 @@ class Incrementer {
   }
 
   const IncrementLimits limits_;
+  const Split split_;
+  // By shares a layer is never more than one step ahead.
   const size_t lookahead_;
   const Objective objective_;
   Room room_;
@@ -227,13 +258,21 @@ absl::StatusOr<int64_t> AllowedMoves(const MoveBudget& budget, int64_t expert_by
 }
 
 std::vector<Change> FindIncrement(const Placement& current, const Topology& topology,
-                                  std::span<const Scenario> scenarios, Split split, const IncrementLimits& limits) {
+                                  std::span<const Scenario> scenarios, Split split, const IncrementLimits& limits,
+                                  SolvedLayers* solved) {
   if (limits.max_moves <= 0) return {};
+  std::optional<Scenario> blend;
   if (split == Split::kSolved && scenarios.size() > 1) {
-    const Scenario blend{"blend", 1, Blend(scenarios)};
-    return Incrementer(current, topology, std::span(&blend, 1), split, limits).Run();
+    blend = {"blend", 1, Blend(scenarios)};
+    scenarios = std::span(&*blend, 1);
   }
-  return Incrementer(current, topology, scenarios, split, limits).Run();
+  Incrementer incrementer(current, topology, scenarios, split, limits);
+  if (solved == nullptr || split != Split::kSolved) return incrementer.Run();
+  solved->before = incrementer.Balancedness();
+  std::vector<Change> changes = incrementer.Run();
+  solved->after = incrementer.Balancedness();
+  solved->flow = incrementer.TakeFlows();
+  return changes;
 }
 
 }  // namespace ballast

@@ -47,6 +47,16 @@ struct IncrementLimits {
   std::span<const Change> made;
 };
 
+// What a search by solved shares knows of every layer, so that others need not solve it again: of the load, or of the
+// blend of the scenarios.
+struct SolvedLayers {
+  // [layers] the balancedness of the placement that was searched from, and with all changes made.
+  std::vector<double> before;
+  std::vector<double> after;
+  // [layers][replicas] with all changes made: each replica's part of the tokens, by (expert, worker).
+  std::vector<std::vector<int64_t>> flow;
+};
+
 // Changes to `current`, which is valid over topology.workers in order, that make Objective smaller: its busiest workers
 // by equal split for each scenario, or by shares solved for the blend of the scenarios (load.h). In the order in which
 // they are to be made; after each of them the objective is no larger than before. Never more moves than allowed; none
@@ -57,8 +67,11 @@ struct IncrementLimits {
 // few steps further than its best gain a move so far, so that pairs of changes are found of which the first alone gains
 // nothing; changes that leave the busiest where it is count by how many workers are as busy. Over the layers a heap
 // takes the best gain a move first.
+//
+// `solved`: filled in where the split is kSolved and there is a move to make at all; else left empty.
 std::vector<Change> FindIncrement(const Placement& current, const Topology& topology,
-                                  std::span<const Scenario> scenarios, Split split, const IncrementLimits& limits);
+                                  std::span<const Scenario> scenarios, Split split, const IncrementLimits& limits,
+                                  SolvedLayers* solved = nullptr);
 
 }  // namespace ballast
 

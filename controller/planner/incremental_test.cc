@@ -56,6 +56,35 @@ TEST(Increment, GainsMoreWithMoreMoves) {
   }
 }
 
+// Another load altogether: where single changes end, layers are placed anew, as far as the budget goes.
+TEST(Increment, LargeBudgetsReachThePolicysOwnBalance) {
+  const CostAwarePolicy shares;
+  const EplbPolicy equal(1, Split::kEqual);
+  for (const PlannerPolicy* policy :
+       {static_cast<const PlannerPolicy*>(&shares), static_cast<const PlannerPolicy*>(&equal)}) {
+    std::mt19937 random(3);
+    PlanRequest request = Request(random, 6, 48, 8, 7);
+    request.current = MakePlan(*policy, request)->placement;
+    request.scenarios = {{"load", 1, RandomLoad(random, 6, 48, 1.2)}};
+    const auto whole = MakePlan(*policy, request);
+    ASSERT_TRUE(whole.ok()) << whole.status();
+    request.move_budget.max_moves = 10 * whole->moves;
+    const auto all = MakePlan(*policy, request);
+    ASSERT_TRUE(all.ok()) << all.status();
+    EXPECT_LE(all->objective, whole->objective * 1.02) << policy->name();
+    EXPECT_TRUE(Validate(all->placement).ok()) << Validate(all->placement);
+    double last = all->objective_now;
+    for (int64_t moves = 16; moves < 2 * whole->moves; moves *= 2) {
+      request.move_budget.max_moves = moves;
+      const auto plan = MakePlan(*policy, request);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      EXPECT_LE(plan->moves, moves);
+      EXPECT_LE(plan->objective, last * (1 + 1e-9)) << moves;
+      last = plan->objective;
+    }
+  }
+}
+
 // Tiny: one layer, so that every placement can be tried.
 struct Tiny {
   PlanRequest request;

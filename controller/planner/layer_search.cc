@@ -8,7 +8,7 @@
 namespace ballast {
 namespace {
 
-// Workers that are looked at from the heavy end of a layer; all of them where there are few.
+// Workers that are looked at from the heavy end of a layer where there are many.
 constexpr size_t kHeaviest = 24;
 // How much it counts that fewer workers are as busy as the busiest.
 constexpr double kCrowd = 1e-3;
@@ -52,15 +52,18 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
       slots_(slots),
       holders_(experts_),
       packs_(workers_),
+      touched_experts_(experts_),
       load_(scenarios_ * workers_),
       busiest_(scenarios_),
       heaviest_(scenarios_),
+      powers_(scenarios_ * workers_),
       delta_(scenarios_ * workers_),
       marked_(workers_) {
   bool alike = true;
   double speed = 0;
   for (const TopologyWorker& w : topology.workers) {
     speed_.push_back(w.speed);
+    slowness_.push_back(1.0 / w.speed);
     speeds_.push_back(w.speed);
     speed += w.speed;
     alike &= w.speed == topology.workers[0].speed;
@@ -82,6 +85,7 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
     const int64_t sum = std::accumulate(whole_.begin(), whole_.end(), int64_t{0});
     if (sum > 0) unit_ = level_[0] * speed / static_cast<double>(sum);
     if (alike) unit_ /= speed_[0];
+    mean_ = static_cast<double>(sum) / (alike ? workers_ : speed);
   }
   if (split_ == Split::kSolved) {
     SolveShares();
@@ -93,16 +97,23 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
 }
 
 bool LayerSearch::Holds(int32_t w, int32_t e) const {
-  return std::binary_search(holders_[e].begin(), holders_[e].end(), w);
+  const Holders& at = holders_[e];
+  if (at.size() == 1) return at[0] == w;
+  return std::binary_search(at.begin(), at.end(), w);
 }
 
 bool LayerSearch::Decided(int32_t e, int32_t w) const {
-  return std::find(decided_.begin(), decided_.end(), Change::Place{e, w}) != decided_.end();
+  return touched_experts_[e] && std::find(decided_.begin(), decided_.end(), Change::Place{e, w}) != decided_.end();
+}
+
+void LayerSearch::MarkDecided(std::span<const Change::Place> places) {
+  decided_.insert(decided_.end(), places.begin(), places.end());
+  for (const Change::Place& place : places) touched_experts_[place.expert] = true;
 }
 
 void LayerSearch::Decide(const Change& change) {
-  decided_.insert(decided_.end(), change.arrivals.begin(), change.arrivals.end());
-  decided_.insert(decided_.end(), change.departures.begin(), change.departures.end());
+  MarkDecided(change.arrivals);
+  MarkDecided(change.departures);
 }
 
 DispatchTable LayerSearch::Table() const {
@@ -127,8 +138,8 @@ void LayerSearch::Apply(const Edit& edit) {
   const std::span arrive(edit.arrive.data(), edit.arrivals);
   const std::span leave(edit.leave.data(), edit.leaves);
   Restructure(arrive, leave);
-  decided_.insert(decided_.end(), arrive.begin(), arrive.end());
-  decided_.insert(decided_.end(), leave.begin(), leave.end());
+  MarkDecided(arrive);
+  MarkDecided(leave);
   if (chosen_.known && chosen_.edit == edit) {
     Use(chosen_);
   } else {
@@ -164,30 +175,53 @@ void LayerSearch::SplitEqually(std::span<const int32_t> workers) {
     double* load = &load_[s * workers_];
     for (const int32_t w : workers) {
       load[w] = 0;
-      for (const int32_t e : packs_[w]) load[w] += tokens_[s][e] / Count(e) / speed_[w];
+      for (const int32_t e : packs_[w]) load[w] += tokens_[s][e] / Count(e);
+      load[w] *= slowness_[w];
     }
     busiest_[s] = *std::max_element(load, load + workers_);
   }
   ranked_ = false;
 }
 
+void LayerSearch::SortByLoad(size_t s) {
+  const double* load = &load_[s * workers_];
+  const auto before = [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] > load[b] : a < b; };
+  std::vector<int32_t>& heaviest = heaviest_[s];
+  if (workers_ > kSortedWorkers) {
+    order_.resize(workers_);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::partial_sort(order_.begin(), order_.begin() + kHeaviest, order_.end(), before);
+    heaviest.assign(order_.begin(), order_.begin() + kHeaviest);
+    return;
+  }
+  if (heaviest.empty()) {
+    heaviest.resize(workers_);
+    std::iota(heaviest.begin(), heaviest.end(), 0);
+    std::sort(heaviest.begin(), heaviest.end(), before);
+    return;
+  }
+  // Few have changed since.
+  for (size_t i = 1; i < heaviest.size(); ++i) {
+    const int32_t w = heaviest[i];
+    size_t at = i;
+    for (; at > 0 && before(w, heaviest[at - 1]); --at) heaviest[at] = heaviest[at - 1];
+    heaviest[at] = w;
+  }
+}
+
 void LayerSearch::Rank() {
   if (ranked_) return;
   ranked_ = true;
-  const size_t most = std::min<size_t>(kHeaviest, workers_);
   for (size_t s = 0; s < scenarios_; ++s) {
-    const double* load = &load_[s * workers_];
-    order_.resize(workers_);
-    std::iota(order_.begin(), order_.end(), 0);
-    std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(most), order_.end(),
-                      [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] > load[b] : a < b; });
-    heaviest_[s].assign(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(most));
+    SortByLoad(s);
+    const double scale = busiest_[s] > 0 ? 1 / busiest_[s] : 0;
+    for (int32_t w = 0; w < workers_; ++w) powers_[s * workers_ + w] = Power16(load_[s * workers_ + w] * scale);
   }
 }
 
 void LayerSearch::AddTo(int32_t w, int32_t e, double part) {
   Touch(w);
-  for (size_t s = 0; s < scenarios_; ++s) delta_[s * workers_ + w] += tokens_[s][e] * part / speed_[w];
+  for (size_t s = 0; s < scenarios_; ++s) delta_[s * workers_ + w] += tokens_[s][e] * part * slowness_[w];
 }
 
 void LayerSearch::Gather(const Edit& edit) {
@@ -236,11 +270,14 @@ double LayerSearch::Value(const Edit& edit, std::span<const double> slopes) {
     if (busiest_[s] == 0) continue;
     const double* load = &load_[s * workers_];
     const double* delta = &delta_[s * workers_];
+    const double* now = &powers_[s * workers_];
+    const double scale = 1 / busiest_[s];
     double most = 0;
     double powers = 0;
     for (const int32_t w : touched_) {
-      most = std::max(most, load[w] + delta[w]);
-      powers += Power16(load[w] / busiest_[s]) - Power16((load[w] + delta[w]) / busiest_[s]);
+      const double after = load[w] + delta[w];
+      most = std::max(most, after);
+      powers += now[w] - Power16(after * scale);
     }
     bool found = false;
     for (const int32_t w : heaviest_[s]) {
@@ -273,8 +310,8 @@ double LayerSearch::SwapValue(int32_t c, int32_t e, int32_t w, int32_t f, std::s
   for (size_t s = 0; s < scenarios_; ++s) {
     if (busiest_[s] == 0) continue;
     const double* load = &load_[s * workers_];
-    const double at_c = load[c] + (tokens_[s][f] * part_f - tokens_[s][e] * part_e) / speed_[c];
-    const double at_w = load[w] + (tokens_[s][e] * part_e - tokens_[s][f] * part_f) / speed_[w];
+    const double at_c = load[c] + (tokens_[s][f] * part_f - tokens_[s][e] * part_e) * slowness_[c];
+    const double at_w = load[w] + (tokens_[s][e] * part_e - tokens_[s][f] * part_f) * slowness_[w];
     double most = std::max(at_c, at_w);
     for (const int32_t next : heaviest_[s]) {
       if (next == c || next == w) continue;
@@ -282,8 +319,8 @@ double LayerSearch::SwapValue(int32_t c, int32_t e, int32_t w, int32_t f, std::s
       break;
     }
     const double scale = 1 / busiest_[s];
-    const double powers =
-        Power16(load[c] * scale) - Power16(at_c * scale) + Power16(load[w] * scale) - Power16(at_w * scale);
+    const double* now = &powers_[s * workers_];
+    const double powers = now[c] - Power16(at_c * scale) + now[w] - Power16(at_w * scale);
     gain += slopes[s] * (busiest_[s] - most);
     crowd += slopes[s] * busiest_[s] * powers;
     total += slopes[s] * busiest_[s];
@@ -291,20 +328,10 @@ double LayerSearch::SwapValue(int32_t c, int32_t e, int32_t w, int32_t f, std::s
   return gain < -kRounding * total ? -1 : (gain + kCrowd * crowd) / 2;
 }
 
-double LayerSearch::MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there,
-                              int32_t arrivals, bool next_stays) const {
-  double gain = 0;
-  for (size_t i = 0; i < scenarios_; ++i) {
-    double after = level_[i];
-    if (i == s) {
-      after = std::max({after, here, there});
-      if (next_stays && heaviest_[s].size() > 1 && heaviest_[s][1] != w) {
-        after = std::max(after, load_[s * workers_ + heaviest_[s][1]]);
-      }
-    }
-    gain += slopes[i] * (busiest_[i] - after + 2 * kCrowd * busiest_[i]);
-  }
-  return gain / arrivals;
+double LayerSearch::PowersOf(size_t s, int32_t expert, int32_t but) const {
+  double sum = 0;
+  for (const int32_t w : holders_[expert]) sum += w == but ? 0 : powers_[s * workers_ + w];
+  return sum;
 }
 
 void LayerSearch::Consider(const Edit& edit, std::span<const double> slopes, double& value, Edit& best) {
@@ -317,9 +344,13 @@ void LayerSearch::Consider(const Edit& edit, std::span<const double> slopes, dou
 
 const std::vector<int32_t>& LayerSearch::Lightest(size_t s, size_t most) {
   std::vector<int32_t>& order = order_;
+  most = std::min<size_t>(most, workers_);
+  if (workers_ <= kSortedWorkers) {
+    order.assign(heaviest_[s].rbegin(), heaviest_[s].rbegin() + static_cast<std::ptrdiff_t>(most));
+    return order;
+  }
   order.resize(workers_);
   std::iota(order.begin(), order.end(), 0);
-  most = std::min<size_t>(most, workers_);
   const double* load = &load_[s * workers_];
   std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(most), order.end(),
                     [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] < load[b] : a < b; });
@@ -337,55 +368,96 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
   packed_begin_.assign(1, 0);
   const std::vector<int32_t>& lightest = Lightest(s, workers_ <= kFewWorkers ? workers_ : kLightest);
   for (const int32_t w : lightest) {
-    for (const int32_t f : packs_[w]) packed_.push_back({f, part(f, 0), Spare(f, w), Decided(f, w)});
+    for (const int32_t f : packs_[w]) {
+      const Holders& at = holders_[f];
+      packed_.push_back({f, part(f, 0), Spare(f, w), Decided(f, w), at.size() != 2 ? -1 : at[0] == w ? at[1] : at[0]});
+    }
     packed_begin_.push_back(packed_.size());
   }
-  const auto most = [&](int32_t w, double at_c, double at_w, int32_t arrivals, bool next_stays) {
-    return MostValue(s, slopes, w, at_c, at_w, arrivals, next_stays);
+  // What Value can be at most a change that leaves `c` with `here` and gives `w` `there` (in the powers as much as
+  // `there_at_least`), `eased` being the powers of the others that it eases; `next_stays`: the next busiest keeps at
+  // least what it has.
+  double others = 0;
+  for (size_t i = 0; i < scenarios_; ++i) {
+    if (i != s) others += slopes[i] * (busiest_[i] - level_[i] + 2 * kCrowd * busiest_[i]);
+  }
+  const double slope = slopes[s];
+  const double scale = 1 / busiest_[s];
+  const int32_t next = heaviest_[s].size() > 1 ? heaviest_[s][1] : -1;
+  const double next_load = next >= 0 ? load[next] : 0;
+  const double* powers = &powers_[s * workers_];
+  const auto most = [&](int32_t w, double here, double there, bool next_stays, double crowd) {
+    double after = std::max({level_[s], here, there});
+    if (next_stays && next != w) after = std::max(after, next_load);
+    return others + slope * (busiest_[s] - after + kCrowd * busiest_[s] * crowd);
   };
-  for (const int32_t e : packs_[c]) {
-    if (tokens_[s][e] == 0) continue;
+  const auto power = [&](double x) { return Power16(x * scale); };
+  // The heaviest first: what comes later need not be looked at closely.
+  hottest_.assign(packs_[c].begin(), packs_[c].end());
+  std::sort(hottest_.begin(), hottest_.end(), [&](int32_t a, int32_t b) {
+    const double at_a = part(a, 0);
+    const double at_b = part(b, 0);
+    return at_a != at_b ? at_a > at_b : a < b;
+  });
+  for (const int32_t e : hottest_) {
+    if (tokens_[s][e] == 0) break;
     const bool stays = Decided(e, c);
     const double now = part(e, 0);
     const double shared = part(e, 1);
-    const double here = load[c] - now / speed_[c];
-    const double eased = load[c] - (now - shared) / speed_[c];
+    const double here = load[c] - now * slowness_[c];
+    const double eased = load[c] - (now - shared) * slowness_[c];
     // Another replica eases all that hold it.
-    const bool next_stays = heaviest_[s].size() > 1 && !Holds(heaviest_[s][1], e);
+    const bool next_stays = next >= 0 && !Holds(next, e);
+    const double crowd_eased = 1 - power(eased) + (Count(e) > 1 ? PowersOf(s, e, c) : 0);
+    const double crowd_here = 1 - power(here);
     for (size_t i = 0; i < lightest.size(); ++i) {
       const int32_t w = lightest[i];
       if (w == c || room.closed[w] || load[w] >= load[c] || !CanTake(w, e)) continue;
       if (HasSlot(w, room, used)) {
-        if (most(w, eased, load[w] + shared / speed_[w], 1, next_stays) > value) {
+        const double both = load[w] + shared * slowness_[w];
+        if (most(w, eased, both, next_stays, crowd_eased + powers[w] - power(both)) > value) {
           Consider(MakeEdit({{e, w}}, {}), slopes, value, best);
         }
-        if (!stays && most(w, here, load[w] + now / speed_[w], 1, true) > value) {
+        const double alone = load[w] + now * slowness_[w];
+        if (!stays && most(w, here, alone, true, crowd_here + powers[w] - power(alone)) > value) {
           Consider(MakeEdit({{e, w}}, {{e, c}}), slopes, value, best);
         }
       }
-      if (most(w, eased, 0, 1, next_stays) > value) {
+      if (most(w, eased, 0, next_stays, crowd_eased + powers[w]) > value) {
         for (size_t k = packed_begin_[i]; k < packed_begin_[i + 1]; ++k) {
           const Held& f = packed_[k];
-          if (f.spare && most(w, eased, load[w] + (shared - f.part) / speed_[w], 1, next_stays) > value) {
+          if (!f.spare) continue;
+          // The other holder of two gets all of it.
+          double here_then = eased;
+          double other_then = 0;
+          if (f.other == c) {
+            here_then += f.part * slowness_[c];
+          } else if (f.other >= 0 && !Holds(f.other, e)) {
+            other_then = load[f.other] + f.part * slowness_[f.other];
+          }
+          const double there = load[w] + (shared - f.part) * slowness_[w];
+          if (most(w, here_then, std::max(there, other_then), next_stays,
+                   crowd_eased + powers[w] - power(there) -
+                       (other_then > 0 ? power(other_then) - powers[f.other] : 0)) > value) {
             Consider(MakeEdit({{e, w}}, {{f.expert, w}}), slopes, value, best);
           }
         }
       }
       // Of the swaps with a worker the most level one.
       const double level = (load[c] * speed_[c] + load[w] * speed_[w]) / (speed_[c] + speed_[w]);
-      if (stays || room.closed[c] || most(w, level, level, 2, true) <= value) continue;
+      if (stays || room.closed[c] || most(w, level, level, true, 1 + powers[w]) <= 2 * value) continue;
       int32_t partner = -1;
       double lowest = load[c];
       for (size_t k = packed_begin_[i]; k < packed_begin_[i + 1]; ++k) {
         const Held& f = packed_[k];
         const double shift = now - f.part;
         if (shift <= 0) continue;
-        const double after = std::max(load[c] - shift / speed_[c], load[w] + shift / speed_[w]);
+        const double after = std::max(load[c] - shift * slowness_[c], load[w] + shift * slowness_[w]);
         if (after >= lowest || f.decided || !CanTake(c, f.expert)) continue;
         lowest = after;
         partner = f.expert;
       }
-      if (partner >= 0 && most(w, lowest, lowest, 2, true) > value) {
+      if (partner >= 0 && most(w, lowest, lowest, true, 1 + powers[w]) > 2 * value) {
         const double v = SwapValue(c, e, w, partner, slopes);
         if (v > value) {
           value = v;
@@ -399,7 +471,8 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
       for (const int32_t g : packs_[heaviest_[s][i]]) {
         const double comes = part(g, 1);
         if (comes >= now || !CanTake(c, g)) continue;
-        if (most(c, here + comes / speed_[c], 0, 1, !Holds(heaviest_[s][1], g)) <= value) continue;
+        const double at = here + comes * slowness_[c];
+        if (most(c, at, 0, !Holds(next, g), 1 - power(at) + PowersOf(s, g, c)) <= value) continue;
         Consider(MakeEdit({{g, c}}, {{e, c}}), slopes, value, best);
       }
     }
@@ -407,19 +480,19 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
 }
 
 bool LayerSearch::FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
-                           Edit& best) {
-  if (split_ == Split::kSolved) return FindEditOfShares(room, used, best);
+                           double least, Edit& best) {
+  if (split_ == Split::kSolved) return FindEditOfShares(room, used, slopes[0] > 0 ? least / slopes[0] : 0, best);
   Rank();
   double total = 0;
   for (size_t s = 0; s < scenarios_; ++s) total += slopes[s] * busiest_[s];
-  double value = kRounding * total;
-  const double least = value;
+  const double none = kRounding * total;
+  double value = none;
   for (size_t s = 0; s < scenarios_; ++s) {
     // Of little account, or level.
     if (slopes[s] * busiest_[s] < 0.01 * total || busiest_[s] <= level_[s] * (1 + kRounding)) continue;
     FromBusiest(s, slopes, room, used, value, best);
   }
-  return value > least;
+  return value > none;
 }
 
 double LayerSearch::Cost(const Edit& edit, std::span<const double> slopes) {

@@ -50,8 +50,14 @@ class LayerSearch {
   // [scenarios] the same, were the layer level.
   const std::vector<double>& level() const { return level_; }
   // The edit of most gain a move, each scenario's tokens counting `slopes` times, within `room` less what the caller's
-  // edits of this layer have `used` of it ([workers]). Busiest does not get worse. False: there is none.
-  bool FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used, Edit& best);
+  // edits of this layer have `used` of it ([workers]). Busiest does not get worse. With shares, edits that gain no more
+  // than `least` a move are not looked for; by equal split one may make way for the next. False: there is none.
+  bool FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used, double least,
+                Edit& best);
+  // With shares, of the layer as it stands: [replicas] the parts of the tokens, expert by expert, workers ascending.
+  std::span<const int64_t> flow() const { return flow_; }
+  // With shares: as LayerSolver says it, to the bit.
+  double balancedness() const { return bound_ == 0 ? 1 : mean_ / static_cast<double>(bound_); }
   // What an edit decides stays: no replica is chosen to leave after it arrived, nor the other way round.
   void Apply(const Edit& edit);
   void Undo(const Edit& edit);
@@ -74,6 +80,8 @@ class LayerSearch {
   // Workers that are looked at from the light end of a layer; all of them where there are few.
   static constexpr size_t kLightest = 8;
   static constexpr int32_t kFewWorkers = 16;
+  // So many are kept in order of their loads, which change little by little.
+  static constexpr int32_t kSortedWorkers = 64;
   // What counts for a level layer, and for a change that is no worse.
   static constexpr double kRounding = 1e-9;
 
@@ -84,6 +92,7 @@ class LayerSearch {
     std::vector<int32_t> begin;
     std::vector<int64_t> flow;
     double busiest = 0;
+    int64_t bound = 0;
     bool known = false;
   };
 
@@ -92,6 +101,7 @@ class LayerSearch {
   // Whether a change has decided that `w` holds it, or not.
   bool Decided(int32_t e, int32_t w) const;
   bool CanTake(int32_t w, int32_t e) const { return !Holds(w, e) && !Decided(e, w); }
+  void MarkDecided(std::span<const Change::Place> places);
   bool Spare(int32_t e, int32_t w) const { return Count(e) > 1 && !Decided(e, w); }
   bool HasSlot(int32_t w, const Room& room, std::span<const int32_t> used) const {
     return room.free[w] - (used.empty() ? 0 : used[w]) > 0 &&
@@ -109,10 +119,8 @@ class LayerSearch {
   double Value(const Edit& edit, std::span<const double> slopes);
   // The same of the swap of `e` at `c` and `f` at `w`.
   double SwapValue(int32_t c, int32_t e, int32_t w, int32_t f, std::span<const double> slopes) const;
-  // What Value can be at most when the busiest worker of scenario `s` is left with `here` and `w` gets `there`; and
-  // where the next busiest keeps at least what it has.
-  double MostValue(size_t s, std::span<const double> slopes, int32_t w, double here, double there, int32_t arrivals,
-                   bool next_stays) const;
+  // What others than the worker itself have to lose where its holders are eased: 16th powers of loads, busiest is 1.
+  double PowersOf(size_t s, int32_t expert, int32_t but) const;
   void Gather(const Edit& edit);
   void Touch(int32_t w) {
     if (marked_[w]) return;
@@ -128,7 +136,7 @@ class LayerSearch {
   void Consider(const Edit& edit, std::span<const double> slopes, double& value, Edit& best);
   void FromBusiest(size_t s, std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
                    double& value, Edit& best);
-  bool FindEditOfShares(const Room& room, std::span<const int32_t> used, Edit& best);
+  bool FindEditOfShares(const Room& room, std::span<const int32_t> used, double least, Edit& best);
   void Keep(Solution& solution) const;
   void Use(const Solution& solution);
   // Shares: tokens over unit_ that `w`, which holds it, has of `e`.
@@ -137,6 +145,8 @@ class LayerSearch {
         Count(e) == 1 ? 0 : std::lower_bound(holders_[e].begin(), holders_[e].end(), w) - holders_[e].begin();
     return flow_[begin_[e] + at];
   }
+  // Workers by load, most first.
+  void SortByLoad(size_t s);
   // The least loaded workers.
   const std::vector<int32_t>& Lightest(size_t s, size_t most);
   void FillTable(DispatchTable& table) const;
@@ -148,18 +158,23 @@ class LayerSearch {
   const Split split_;
   const int32_t slots_;
   std::vector<double> speed_;     // [workers]
+  std::vector<double> slowness_;  // [workers] 1 / speed
   std::vector<uint32_t> speeds_;  // empty: all alike
   std::vector<Holders> holders_;  // [experts]
   std::vector<Pack> packs_;       // [workers]
   std::vector<Change::Place> decided_;
+  std::vector<bool> touched_experts_;           // [experts] whether decided_ may name them
   std::vector<double> load_;                    // [scenarios][workers]
   std::vector<double> level_;                   // [scenarios] mean load
   std::vector<double> busiest_;                 // [scenarios]
-  std::vector<std::vector<int32_t>> heaviest_;  // [scenarios] workers, most loaded first, some of them
-  bool ranked_ = false;                         // whether heaviest_ is up to date
+  std::vector<std::vector<int32_t>> heaviest_;  // [scenarios] workers, most loaded first; of many, some
+  std::vector<double> powers_;                  // [scenarios][workers] 16th powers of loads, busiest is 1
+  bool ranked_ = false;                         // whether both are up to date
   // Shares: the solution for the one load.
   std::vector<int64_t> whole_;  // tokens as integers
   double unit_ = 1;             // tokens of one of them
+  double mean_ = 0;             // of them, over all speeds
+  int64_t bound_ = 0;           // what the solver says of the busiest
   std::vector<int32_t> begin_;  // [experts + 1] into flow_, in the order of holders_
   std::vector<int64_t> flow_;
   Solution chosen_;
@@ -168,7 +183,8 @@ class LayerSearch {
   Solution before_;
   DispatchTable table_;
   std::vector<int32_t> order_;  // of Lightest
-  std::vector<double> held_;    // [experts]
+  std::vector<int32_t> hottest_;
+  std::vector<double> held_;  // [experts]
   std::vector<int32_t> experts_held_;
   std::vector<int32_t> reached_;
   std::vector<bool> tight_;  // [workers]
@@ -177,6 +193,7 @@ class LayerSearch {
     double part;  // of its tokens
     bool spare;
     bool decided;
+    int32_t other = -1;  // the other holder of two
   };
   std::vector<Held> packed_;  // packs of some workers
   std::vector<size_t> packed_begin_;

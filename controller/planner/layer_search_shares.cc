@@ -27,14 +27,17 @@ void LayerSearch::Keep(Solution& solution) const {
   solution.begin = begin_;
   solution.flow = flow_;
   solution.busiest = busiest_[0];
+  solution.bound = bound_;
   solution.known = true;
 }
 
 void LayerSearch::Use(const Solution& solution) {
+  ranked_ = false;
   load_ = solution.load;
   begin_ = solution.begin;
   flow_ = solution.flow;
   busiest_[0] = solution.busiest;
+  bound_ = solution.bound;
 }
 
 void LayerSearch::SolveShares() {
@@ -46,17 +49,18 @@ void LayerSearch::SolveShares() {
   }
   begin_ = table_.begin;
   flow_.resize(table_.rank.size());
-  const int64_t z = solver_->Solve(whole_, flow_);
-  busiest_[0] = static_cast<double>(z) * unit_;
+  ranked_ = false;
+  bound_ = solver_->Solve(whole_, flow_);
+  busiest_[0] = static_cast<double>(bound_) * unit_;
   for (int32_t w = 0; w < workers_; ++w) {
     const double load = static_cast<double>(solver_->rank_loads()[w]) * unit_;
     load_[w] = speeds_.empty() ? load : load / speed_[w];
   }
 }
 
-bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> used, Edit& best) {
+bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> used, double least, Edit& best) {
   const double z = busiest_[0];
-  if (z <= level_[0] * (1 + kRounding)) return false;
+  if (z <= level_[0] * (1 + kRounding) || z - level_[0] <= least) return false;
   const double unit = unit_ * (speeds_.empty() ? speed_[0] : 1);
   // The busiest worker and those that it can pass load on to, all as busy: only what leaves them helps.
   tight_.assign(workers_, false);
@@ -102,7 +106,7 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
   // Whether a busiest worker of `after` would not be among them.
   const auto full = [&](double after, int32_t arrivals) {
     const double value = (z - after) / arrivals;
-    return value <= 0 || (candidates.size() == kTried && value <= candidates.back().value);
+    return value <= least || (candidates.size() == kTried && value <= candidates.back().value);
   };
   const auto consider = [&](double left, double there, int32_t w, int32_t arrivals, const auto& make) {
     const double after = std::max(left / tight_speed, there / speed_[w]);
@@ -114,6 +118,7 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
     if (candidates.size() > kTried) candidates.pop_back();
   };
   size_t targets = 0;
+  if (workers_ <= kSortedWorkers) SortByLoad(0);
   for (const int32_t w : Lightest(0, workers_ <= kFewWorkers ? workers_ : 4 * kLightest)) {
     if (workers_ > kFewWorkers && targets == kLightest) break;
     if (tight_[w] || room.closed[w]) continue;
@@ -163,8 +168,9 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
     }
   }
   // The estimates leave out who can pass load to whom: the best few are solved, until one is about as good as that.
+  if (candidates.empty()) return false;
   Keep(before_);
-  double value = 0;
+  double value = least;
   for (const Candidate& candidate : candidates) {
     const Edit& edit = candidate.edit;
     if (candidate.value <= value) break;
@@ -183,7 +189,7 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
     if (value > 0.5 * candidate.value) break;
   }
   Use(before_);
-  return value > 0;
+  return value > least;
 }
 
 }  // namespace ballast

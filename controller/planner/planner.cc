@@ -1,11 +1,13 @@
 #include "controller/planner/planner.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "controller/planner/layer_search.h"
 #include "controller/planner/objective.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
@@ -98,23 +100,31 @@ std::vector<double> Busiest(std::span<const LoadScore> scores) {
   return busiest;
 }
 
+// [layers] the balancedness with shares solved for the one scenario, where it is known; else empty.
+struct KnownLevels {
+  std::span<const double> current;
+  std::span<const double> layers;
+};
+
 // The effect of plan.placement, whose tables are `layers`, and of the placement in force where there is one (`current`
-// not empty). `solved` [layers]: the balancedness of `layers` with shares solved for the one scenario, where it is
-// known; else empty. What does not change is scored once.
+// not empty). What does not change is scored once.
 void Predict(const PlanRequest& request, std::span<const DispatchTable> current, std::span<const DispatchTable> layers,
-             std::span<const double> solved, Plan& plan) {
+             const KnownLevels& solved, Plan& plan) {
   LayerScorer scorer(request.topology);
   for (const Scenario& s : request.scenarios) {
     std::vector<LayerScore> now;
     std::vector<LayerScore> then;
     for (size_t l = 0; l < layers.size(); ++l) {
       const auto tokens = s.load.layer(static_cast<int32_t>(l));
-      const double known = solved.empty() ? 0 : solved[l];
+      const double known = solved.layers.empty() ? 0 : solved.layers[l];
       then.push_back(scorer.Score(layers[l], tokens, known));
       if (current.empty()) continue;
       const bool same = SameReplicas(current[l], layers[l]);
-      now.push_back(same && current[l].weight == layers[l].weight ? then.back()
-                                                                  : scorer.Score(current[l], tokens, same ? known : 0));
+      if (same && current[l].weight == layers[l].weight) {
+        now.push_back(then.back());
+        continue;
+      }
+      now.push_back(scorer.Score(current[l], tokens, same ? known : solved.current.empty() ? 0 : solved.current[l]));
     }
     plan.predicted.push_back(SumUp(std::move(then), s));
     if (!current.empty()) plan.current.push_back(SumUp(std::move(now), s));
@@ -131,6 +141,105 @@ void Predict(const PlanRequest& request, std::span<const DispatchTable> current,
   plan.gate = Decide(MakeGateInput(request, plan), request.gate);
 }
 
+// Weights where the policy left them open.
+void SolveOpenWeights(const PlanRequest& request, std::vector<DispatchTable>& layers) {
+  const LoadMatrix blend = Blend(request.scenarios);
+  LayerSolver solver(static_cast<int32_t>(request.topology.workers.size()), Speeds(request.topology));
+  for (int32_t l = 0; l < blend.layers; ++l) {
+    const auto& weight = layers[l].weight;
+    if (std::find(weight.begin(), weight.end(), 0u) != weight.end()) solver.SolveWeights(blend.layer(l), layers[l]);
+  }
+}
+
+// Replicas of `to` that `from` has not.
+int64_t Arrivals(const DispatchTable& from, const DispatchTable& to) {
+  int64_t arrivals = 0;
+  for (int32_t e = 0; e < to.num_experts(); ++e) {
+    const auto first = from.rank.begin() + from.begin[e];
+    const auto last = from.rank.begin() + from.begin[e + 1];
+    for (int32_t r = to.begin[e]; r < to.begin[e + 1]; ++r) arrivals += std::find(first, last, to.rank[r]) == last;
+  }
+  return arrivals;
+}
+
+// At most what placing layers anew could take off the objective with `left` moves: what is above the bound in the
+// layers that have most of it, a layer that is placed anew moving at least half of its replicas. (Close to the
+// placement in force some stay by chance; a layer that kept more would be changed one by one.)
+double MostByNewLayers(const PlanRequest& request, const Plan& plan, int64_t left) {
+  const size_t layers = plan.predicted[0].layers.size();
+  const auto each = std::max<int64_t>(1, static_cast<int64_t>(plan.placement.replicas.size() / layers / 2));
+  const std::vector<double> slopes = Objective(request.scenarios, request.topology).Slopes(Busiest(plan.predicted));
+  std::vector<double> above(layers);
+  for (size_t l = 0; l < layers; ++l) {
+    for (size_t s = 0; s < slopes.size(); ++s) {
+      const LayerScore& score = plan.predicted[s].layers[l];
+      above[l] += slopes[s] * (score.busiest - score.busiest_bound);
+    }
+  }
+  std::sort(above.begin(), above.end(), std::greater<>());
+  const auto some = static_cast<std::ptrdiff_t>(std::min<int64_t>(std::ssize(above), left / each));
+  return std::accumulate(above.begin(), above.begin() + some, 0.0);
+}
+
+// `plan` with some layers as the policy places them anew: those that gain most a move, within `allowed` moves in all
+// and the workers' room. Nothing where no layer is.
+std::optional<Plan> WithNewLayers(const PlannerPolicy& policy, const PlanRequest& request, const Placement& current,
+                                  const Plan& plan, int64_t allowed) {
+  absl::StatusOr<std::vector<DispatchTable>> placed = policy.Place(request);
+  if (!placed.ok()) return std::nullopt;
+  SolveOpenWeights(request, *placed);
+  const std::vector<DispatchTable> now = Onto(current, request.topology);
+  std::vector<DispatchTable> then = Onto(plan.placement, request.topology);
+  const std::vector<double> slopes = Objective(request.scenarios, request.topology).Slopes(Busiest(plan.predicted));
+  LayerScorer scorer(request.topology);
+  struct Candidate {
+    double ratio;  // gain a move
+    int32_t layer;
+    int64_t moves;  // more than `plan` makes there
+    bool operator<(const Candidate& other) const {
+      return ratio != other.ratio ? ratio > other.ratio : layer < other.layer;
+    }
+  };
+  std::vector<Candidate> candidates;
+  for (int32_t l = 0; l < static_cast<int32_t>(then.size()); ++l) {
+    double gain = 0;
+    for (size_t s = 0; s < slopes.size(); ++s) {
+      const double anew = scorer.Busiest((*placed)[l], request.scenarios[s].load.layer(l));
+      gain += slopes[s] * (plan.predicted[s].layers[l].busiest - anew);
+    }
+    const int64_t moves = Arrivals(now[l], (*placed)[l]) - Arrivals(now[l], then[l]);
+    if (gain > 0) candidates.push_back({gain / static_cast<double>(std::max<int64_t>(1, moves)), l, moves});
+  }
+  std::sort(candidates.begin(), candidates.end());
+  std::vector<int32_t> free = Room(plan.placement, request.topology, LimitsOf(request, allowed).slots_per_worker).free;
+  int64_t left = allowed - plan.moves;
+  bool any = false;
+  for (const Candidate& candidate : candidates) {
+    DispatchTable& anew = (*placed)[candidate.layer];
+    std::vector<int32_t> after = free;
+    for (const int32_t w : then[candidate.layer].rank) ++after[w];
+    for (const int32_t w : anew.rank) --after[w];
+    bool fits = candidate.moves <= left;
+    for (size_t w = 0; w < after.size(); ++w) fits &= after[w] >= std::min(0, free[w]);
+    if (!fits) continue;
+    any = true;
+    left -= candidate.moves;
+    free = std::move(after);
+    then[candidate.layer] = std::move(anew);
+  }
+  if (!any) return std::nullopt;
+  absl::StatusOr<std::vector<Wave>> waves =
+      PlanWaves(current, then, request.topology, request.scenarios, request.waves);
+  if (!waves.ok()) return std::nullopt;
+  Plan anew;
+  anew.policy = plan.policy;
+  anew.waves = *std::move(waves);
+  FollowWaves(request, current, anew);
+  BALLAST_CHECK(anew.moves <= allowed) << anew.moves << " moves, " << allowed << " allowed";
+  Predict(request, now, then, {}, anew);
+  return anew;
+}
+
 absl::StatusOr<Plan> MakeIncrement(const PlannerPolicy& policy, const PlanRequest& request) {
   const Placement current = OverTopology(*request.current, request.topology);
   if (const absl::Status sound = Validate(current, Capacities(request.topology)); !sound.ok()) {
@@ -139,9 +248,17 @@ absl::StatusOr<Plan> MakeIncrement(const PlannerPolicy& policy, const PlanReques
   }
   BALLAST_ASSIGN_OR_RETURN(const int64_t moves, AllowedMoves(request.move_budget, request.expert_bytes));
   const Split split = policy.split(request);
+  SolvedLayers solved;
   const std::vector<Change> changes =
-      FindIncrement(current, request.topology, request.scenarios, split, LimitsOf(request, moves));
-  BALLAST_ASSIGN_OR_RETURN(Plan plan, PlanChanges(policy.name(), request, current, changes, split));
+      FindIncrement(current, request.topology, request.scenarios, split, LimitsOf(request, moves), &solved);
+  BALLAST_ASSIGN_OR_RETURN(Plan plan, PlanChanges(policy.name(), request, current, changes, split, solved));
+  const double least = std::max(request.gate.min_gain, 1e-6) * plan.objective;
+  if (MostByNewLayers(request, plan, moves - plan.moves) >= least) {
+    std::optional<Plan> anew = WithNewLayers(policy, request, current, plan, moves);
+    if (anew && anew->objective <= plan.objective - least && (anew->gate.worth || !plan.gate.worth)) {
+      plan = *std::move(anew);
+    }
+  }
   // The search knows the split that the policy goes by, for all scenarios together; by the weights in force a scenario
   // may say otherwise.
   if (plan.objective <= plan.objective_now) return plan;
@@ -266,27 +383,30 @@ GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
 }
 
 absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,
-                                 std::span<const Change> changes, Split split) {
+                                 std::span<const Change> changes, Split split, const SolvedLayers& known) {
   const LoadMatrix blend = Blend(request.scenarios);
   LayerSolver solver(static_cast<int32_t>(request.topology.workers.size()), Speeds(request.topology));
   const std::vector<DispatchTable> tables = Onto(current, request.topology);
   std::vector<DispatchTable> target = AfterChanges(tables, changes);
   std::vector<double> solved;
   for (int32_t l = 0; l < blend.layers; ++l) {
-    if (split == Split::kSolved) {
+    if (split == Split::kSolved && !known.flow.empty()) {
+      FlowToWeights(known.flow[l], target[l]);
+    } else if (split == Split::kSolved) {
       solved.push_back(solver.SolveWeights(blend.layer(l), target[l]));
     } else {
       target[l].weight.assign(target[l].rank.size(), 1);
     }
   }
   // Of the blend, which is the one scenario's load or of use to nobody.
-  if (request.scenarios.size() > 1) solved.clear();
+  KnownLevels levels;
+  if (request.scenarios.size() == 1) levels = {known.before, known.after.empty() ? solved : known.after};
   Plan plan;
   plan.policy = name;
   BALLAST_ASSIGN_OR_RETURN(plan.waves,
                            PackWaves(current, changes, target, request.topology, request.scenarios, request.waves));
   FollowWaves(request, current, plan);
-  Predict(request, tables, target, solved, plan);
+  Predict(request, tables, target, levels, plan);
   return plan;
 }
 
@@ -299,12 +419,7 @@ absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& re
   BALLAST_RETURN_IF_ERROR(Validate(request));
   if (request.current && request.move_budget.limited()) return MakeIncrement(policy, request);
   BALLAST_ASSIGN_OR_RETURN(std::vector<DispatchTable> layers, policy.Place(request));
-  const LoadMatrix blend = Blend(request.scenarios);
-  LayerSolver solver(static_cast<int32_t>(request.topology.workers.size()), Speeds(request.topology));
-  for (int32_t l = 0; l < blend.layers; ++l) {
-    const auto& weight = layers[l].weight;
-    if (std::find(weight.begin(), weight.end(), 0u) != weight.end()) solver.SolveWeights(blend.layer(l), layers[l]);
-  }
+  SolveOpenWeights(request, layers);
   Plan plan;
   plan.policy = policy.name();
   std::optional<Placement> current;

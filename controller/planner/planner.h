@@ -94,9 +94,10 @@ class PlannerPolicy {
 
 // InvalidArgument or FailedPrecondition names what is wrong with the request.
 //
-// With a limited move budget the plan makes the placement in force no worse (it is empty where nothing gains), and
-// FailedPrecondition says so where an expert has no live replica (PlanFailure is for that) or a worker holds more than
-// its arena allows.
+// With a limited move budget the plan makes the placement in force no worse (it is empty where nothing gains). Changes
+// of few moves each (incremental.h) end where no next one gains; where the moves that are left could gain gate.min_gain
+// more, layers may be as the policy places them anew, those first that gain most a move. FailedPrecondition says so
+// where an expert has no live replica (PlanFailure is for that) or a worker holds more than its arena allows.
 absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& request);
 
 // The plan that leads to `target`, a valid placement of the load's shape (what of it is on workers that the topology
@@ -104,9 +105,10 @@ absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& re
 absl::StatusOr<Plan> PlanTo(std::string_view name, PlanRequest request, const Placement& target);
 
 // The plan that makes `changes`, in their order, to `current`, which is request.current over its topology. Experts may
-// be without a replica before and after. Weights are solved for the blend of the scenarios, or 1.
+// be without a replica before and after. Weights are solved for the blend of the scenarios, or 1. `known`: of `current`
+// and of what the changes lead to; or empty.
 absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,
-                                 std::span<const Change> changes, Split split);
+                                 std::span<const Change> changes, Split split, const SolvedLayers& known = {});
 
 // What the request allows a search for changes.
 IncrementLimits LimitsOf(const PlanRequest& request, int64_t max_moves);

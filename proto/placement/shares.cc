@@ -30,15 +30,16 @@ void ShareSolver::Reset(const DispatchTable& table) {
   rank_begin_.assign(num_ranks + 1, 0);
   replica_expert_.resize(rank_.size());
   seen_.resize(table.num_experts());
+  for (const int32_t rank : rank_)
+    BALLAST_CHECK(rank >= 0 && rank < num_ranks) << "rank " << rank << " of " << num_ranks;
   size_t most = 0;
   for (int32_t e = 0; e < table.num_experts(); ++e) {
+    if (begin_[e + 1] - begin_[e] < 2) continue;
     most = std::max<size_t>(most, begin_[e + 1] - begin_[e]);
-    const bool shared = begin_[e + 1] - begin_[e] > 1;
-    if (shared) shared_.push_back(e);
+    shared_.push_back(e);
     for (int32_t r = begin_[e]; r < begin_[e + 1]; ++r) {
-      BALLAST_CHECK(rank_[r] >= 0 && rank_[r] < num_ranks) << "rank " << rank_[r] << " of " << num_ranks;
       replica_expert_[r] = e;
-      if (shared) ++rank_begin_[rank_[r] + 1];
+      ++rank_begin_[rank_[r] + 1];
     }
   }
   for (int32_t d = 0; d < num_ranks; ++d) rank_begin_[d + 1] += rank_begin_[d];

@@ -45,7 +45,7 @@ class ShareSolver {
   std::vector<int32_t> shared_;          // experts with two replicas or more
   std::vector<int32_t> rank_begin_;      // [ranks + 1] into rank_replica_
   std::vector<int32_t> rank_replica_;    // replicas of shared experts, by rank
-  std::vector<int32_t> replica_expert_;  // [replicas]
+  std::vector<int32_t> replica_expert_;  // [replicas], of shared experts
   std::vector<int64_t> load_;            // [ranks]
   // Breadth-first search: the ranks reached, and the replicas that each was reached from and by.
   std::vector<int32_t> reached_;
