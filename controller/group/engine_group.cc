@@ -9,7 +9,6 @@
 #include "controller/group/group.h"
 #include "controller/planner/drift.h"
 #include "controller/rollout/plan_effect.h"
-#include "controller/telemetry/planning_policy.h"
 #include "proto/base/status_macros.h"
 #include "proto/placement/convert.h"
 
@@ -192,7 +191,8 @@ double EngineGroup::WindowBalancedness(absl::Time now) const {
 std::optional<PlanRequest> EngineGroup::MaybePlan(absl::Time now) {
   load_.Expire(now);
   // The load's level costs a pass over it: only when nothing else speaks against a plan.
-  if (planning_ || now < last_planned_ + options_.planning.interval || load_.total_tokens() == 0) return std::nullopt;
+  if (planning_ || !pace_.Due(now, options_.planning.interval)) return std::nullopt;
+  if (load_.total_tokens() == 0 || load_.total_tokens() < options_.planning.min_tokens) return std::nullopt;
   PlanRequest request;
   for (const auto& [name, phase] : {std::pair("prefill", v1::PHASE_PREFILL), std::pair("decode", v1::PHASE_DECODE)}) {
     LoadMatrix load(engine().num_layers(), engine().num_experts());
@@ -203,22 +203,25 @@ std::optional<PlanRequest> EngineGroup::MaybePlan(absl::Time now) {
   if (request.scenarios.empty()) return std::nullopt;
   request.topology = TopologyOf(engine());
   if (record_.placement().epoch() == 0) {
-    if (load_.total_tokens() < options_.planning.min_tokens) return std::nullopt;
     plan_reason_ = "the first load";
   } else {
     std::vector<SettledScenario> settled;
     for (const store::SettledRecord& known : record_.settled()) settled.push_back({known.scenario(), known.excess()});
-    const PlanningDecision decision = DecidePlanning(
-        {.group_complete = true,
-         .view_works = true,
-         .last_planned = last_planned_,
-         .window_tokens = load_.total_tokens(),
-         .drift = DetectDrift(placement_, request.topology, request.scenarios, settled,
-                              {.min_gain = options_.planning.hysteresis, .dispersion = options_.planning.dispersion})},
-        {.interval = options_.planning.interval,
-         .min_tokens = options_.planning.min_tokens,
-         .plan_below = options_.planning.plan_below},
-        now);
+    pace_.Looked(now, options_.planning.interval);
+    PlanningFacts facts{
+        .group_complete = true,
+        .view_works = true,
+        .window_tokens = load_.total_tokens(),
+        .drift = DetectDrift(placement_, request.topology, request.scenarios, settled,
+                             {.min_gain = options_.planning.hysteresis, .dispersion = options_.planning.dispersion})};
+    pace_.Tell(facts);
+    drift_gain_ = facts.drift.gain;
+    const PlanningDecision decision = DecidePlanning(facts,
+                                                     {.interval = options_.planning.interval,
+                                                      .min_tokens = options_.planning.min_tokens,
+                                                      .plan_below = options_.planning.plan_below,
+                                                      .hysteresis = options_.planning.hysteresis},
+                                                     now);
     if (decision.kind != PlanningDecision::Kind::kPlan) return std::nullopt;
     plan_reason_ = decision.reason;
     request.current = placement_;
@@ -226,26 +229,25 @@ std::optional<PlanRequest> EngineGroup::MaybePlan(absl::Time now) {
   request.slots_per_layer = engine().slots_per_layer();
   request.expert_bytes = engine().expert_bytes();
   planning_ = true;
-  last_planned_ = now;
+  pace_.Planned(now);
   planned_for_ = request.scenarios;
   return request;
 }
 
 bool EngineGroup::Planned(const absl::StatusOr<Plan>& plan, absl::Time now, std::string& why) {
   planning_ = false;
-  if (!plan.ok()) {
-    why = std::string(plan.status().message());
-    return false;
-  }
   const bool first = record_.placement().epoch() == 0;
-  if (!first && !plan->gate.worth) {
-    why = plan->gate.reason;
+  const auto fruitless = [&](std::string reason) {
+    why = std::move(reason);
+    pace_.Fruitless(drift_gain_);
     return false;
-  }
+  };
+  if (!plan.ok()) return fruitless(std::string(plan.status().message()));
+  if (!first && !plan->gate.worth) return fruitless(plan->gate.reason);
   if (!first && plan->placement.replicas == placement_.replicas) {
-    why = "there is nothing better than the placement there is";
-    return false;
+    return fruitless("there is nothing better than the placement there is");
   }
+  pace_.Fruitful();
   placement_ = plan->placement;
   placement_.epoch = Epoch(record_.last_epoch() + 1);
   placement_.shares_version = SharesVersion(1);

@@ -22,6 +22,7 @@
 #include "controller/store/records.pb.h"
 #include "controller/store/store.h"
 #include "controller/telemetry/load_window.h"
+#include "controller/telemetry/planning_pace.h"
 #include "controller/telemetry/report_ledger.h"
 #include "proto/placement/placement.h"
 
@@ -97,7 +98,8 @@ class EngineGroup {
   std::vector<double> counted_decode_;
   absl::Time newest_report_ = absl::InfinitePast();
   bool planning_ = false;
-  absl::Time last_planned_ = absl::InfinitePast();
+  PlanningPace pace_;
+  double drift_gain_ = 0;  // what the plan under way is made for
   // Of the plan under way, or the last one.
   std::string plan_reason_;
   std::vector<Scenario> planned_for_;

@@ -14,6 +14,7 @@
 namespace ballast {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr int32_t kLayers = 2;
@@ -235,6 +236,31 @@ TEST_F(EngineGroupTest, APlanThatFailsLeavesThePlacement) {
   EXPECT_EQ(group_->placement().epoch(), 0u);
   now_ += absl::Seconds(31);
   EXPECT_TRUE(PlanNow());
+}
+
+TEST_F(EngineGroupTest, PlansThatDoNotPayAreMadeMoreAndMoreSeldom) {
+  ASSERT_TRUE(Report(MakeReport(1, {90'000, 5000, 2000, 1000})).ok());
+  ASSERT_TRUE(PlanNow());
+  now_ += absl::Minutes(10);
+  ASSERT_TRUE(Report(MakeReport(2, {1000, 2000, 100'000, 3000})).ok());
+  std::vector<int> waited;
+  absl::Time last = now_;
+  const absl::Time end = now_ + absl::Seconds(240);
+  for (; now_ < end; now_ += absl::Seconds(1)) {
+    const auto request = group_->MaybePlan(now_);
+    if (!request.has_value()) continue;
+    waited.push_back(static_cast<int>((now_ - last) / absl::Seconds(1)));
+    last = now_;
+    absl::StatusOr<Plan> plan = MakePlan(CostAwarePolicy(0, CostAwarePolicy::Split::kEqual), *request);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    plan->gate.worth = false;
+    plan->gate.reason = "too dear";
+    std::string why;
+    EXPECT_FALSE(group_->Planned(plan, now_, why));
+    EXPECT_EQ(why, "too dear");
+  }
+  // An interval is 30 s; the load is looked at every tenth of it.
+  EXPECT_THAT(waited, ElementsAre(0, 60, 120));
 }
 
 TEST_F(EngineGroupTest, ForgetsAllOfItself) {

@@ -18,8 +18,6 @@ namespace {
 
 // A view that worked for this long is no part of a row of failures.
 constexpr absl::Duration kViewWorks = absl::Seconds(10);
-// How often the load is looked at while no plan is due.
-constexpr int kLooksAnInterval = 10;
 
 absl::Status Damaged(const std::string& key) {
   return absl::DataLossError(absl::StrCat("store: record '", key, "' is damaged; restore a backup"));
@@ -347,20 +345,18 @@ void Group::MaybePlan(Turn& turn) {
   const bool complete = GroupComplete(placement_);
   incomplete_since_ = complete ? absl::InfiniteFuture() : std::min(incomplete_since_, turn.now);
   // The load's level costs a pass over it: now and then, when nothing else speaks against a plan.
-  if (complete && (turn.now < last_planned_ + options_.planning.interval || turn.now < next_look_)) return;
+  if (complete && !pace_.Due(turn.now, options_.planning.interval)) return;
   PlanningFacts facts{.group_complete = complete,
                       .incomplete_since = incomplete_since_,
                       .view_works = record_.members_size() > 0 && ViewInstalledEverywhere(),
                       .paused = record_.paused(),
                       .rollout_active = ActivePlan() != nullptr,
                       .planning = !jobs_.empty(),
-                      .last_planned = last_planned_,
-                      .fruitless = fruitless_,
-                      .fruitless_gain = fruitless_gain_,
                       .last_healed = last_healed_,
                       .window_tokens = load_->total_tokens()};
+  pace_.Tell(facts);
   if (complete && facts.view_works && facts.window_tokens >= options_.planning.min_tokens) {
-    next_look_ = turn.now + options_.planning.interval / kLooksAnInterval;
+    pace_.Looked(turn.now, options_.planning.interval);
     Remember();
     facts.drift = Drift(turn.now);
     if (PlansFromRoutes(policy()) && load_->total_routes() > 0) facts.mix = DetectMixDrift();
@@ -383,7 +379,7 @@ void Group::MaybePlan(Turn& turn) {
     case PlanningDecision::Kind::kNothing:
       return;
     case PlanningDecision::Kind::kPlan:
-      last_planned_ = turn.now;
+      pace_.Planned(turn.now);
       return StartJob(turn,
                       Job{.purpose = Job::Purpose::kAuto,
                           .drift_gain = std::max(facts.drift.gain, facts.mix.drifted ? facts.mix.beyond : 0),

@@ -34,6 +34,7 @@
 #include "controller/store/records.pb.h"
 #include "controller/store/store.h"
 #include "controller/telemetry/load_window.h"
+#include "controller/telemetry/planning_pace.h"
 #include "controller/telemetry/report_ledger.h"
 #include "proto/base/ids.h"
 #include "proto/placement/placement.h"
@@ -264,12 +265,7 @@ class Group {
 
   uint64_t last_ticket_ = 0;
   std::map<uint64_t, Job> jobs_;
-  absl::Time last_planned_ = absl::InfinitePast();
-  // A look at the load's drift costs a pass over it.
-  absl::Time next_look_ = absl::InfinitePast();
-  // Plans in a row that were not worth their moves, since the placement came into force.
-  int fruitless_ = 0;
-  double fruitless_gain_ = 0;
+  PlanningPace pace_;
   // Since when a worker that holds replicas does not serve; and the last plan around such workers.
   absl::Time incomplete_since_ = absl::InfiniteFuture();
   absl::Time last_healed_ = absl::InfinitePast();

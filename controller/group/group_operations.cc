@@ -164,8 +164,7 @@ void Group::Planned(uint64_t ticket, absl::StatusOr<PlanOutcome> outcome, absl::
     if (why != last_no_plan_reason_) Say(turn, Severity::kInfo, absl::StrCat("no plan: ", why));
     last_no_plan_reason_ = why;
     if (job.purpose == Job::Purpose::kAuto) {
-      ++fruitless_;
-      fruitless_gain_ = job.drift_gain;
+      pace_.Fruitless(job.drift_gain);
       // Looked at for this mix, the placement need not be changed for it.
       if (status.ok() && !outcome->settled_mix.empty()) {
         SetMix(outcome->settled_mix, *record_.mutable_settled_mix());
@@ -176,7 +175,7 @@ void Group::Planned(uint64_t ticket, absl::StatusOr<PlanOutcome> outcome, absl::
     return;
   }
   last_no_plan_reason_.clear();
-  fruitless_ = 0;
+  pace_.Fruitful();
   const bool go = record_.mode() == v1::GROUP_MODE_AUTO && !record_.paused();
   AddPlan(turn, *outcome, job, go ? v1::PLAN_STATE_APPROVED : v1::PLAN_STATE_PROPOSED);
   Settle(turn);
@@ -341,7 +340,7 @@ void Group::SetPolicy(const std::string& policy, absl::Time now, Effects& effect
     // What is settled was so by the policy before, and its plans that were not worth it say nothing of this one's.
     record_.clear_settled();
     record_.clear_settled_mix();
-    fruitless_ = 0;
+    pace_.Fruitful();
     Say(turn, Severity::kInfo, absl::StrCat("policy ", policy));
   }
   Settle(turn);

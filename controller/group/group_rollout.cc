@@ -172,7 +172,7 @@ void Group::Commit(Turn& turn, store::PlanRecord& plan) {
   }
   placement_ = std::move(next);
   placement_dirty_ = true;
-  fruitless_ = 0;
+  pace_.Fruitful();
   record_dirty_ = true;
   force_by_ = turn.now + options_.timing.force_deadline;
   SetState(turn, plan, v1::PLAN_STATE_COMMITTING, absl::StrCat("epoch ", placement_.epoch.value()));
