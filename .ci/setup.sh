@@ -139,7 +139,8 @@ if [ "$group" = cuda ] || [ "$group" = test ]; then
     pinned=cuda-$(sha256sum .ci/cuda-requirements.txt | cut -c1-12)
     build_once "$pinned" make_cuda
     link_current "$pinned" cuda
-    pinned=cublas-$(sha256sum .ci/cublas-requirements.txt | cut -c1-12)$(has_gpu && echo -run || true)
+    pinned=cublas-$(sha256sum .ci/cublas-requirements.txt | cut -c1-12)
+    if has_gpu; then pinned=$pinned-run; fi
     build_once "$pinned" make_cublas
     link_current "$pinned" cublas
   elif [ ! -x "$CUDA_HOME/bin/nvcc" ]; then

@@ -37,8 +37,8 @@ struct DaemonOptions {
 //   InvalidArgument names the key, the value and what is allowed.
 absl::StatusOr<GroupConfig> ParseGroup(std::string_view text);
 
-// FailedPrecondition unless `address` ("host:port") is one of this machine alone or `may_leave_machine`; the message says
-// what to do. InvalidArgument when it is no host:port.
+// FailedPrecondition unless `address` ("host:port") is one of this machine alone or `may_leave_machine`; the message
+// says what to do. InvalidArgument when it is no host:port.
 absl::Status CheckListen(std::string_view option, std::string_view address, bool may_leave_machine);
 
 // As ParseFlags; fills `options`.
