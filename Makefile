@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 .PHONY: help
 help:
-	@echo 'make demo    serve a real model with four workers on this machine and watch it being levelled (ARGS="--combine fast")'
+	@echo 'make demo    serve a real model with four workers on this machine and watch it being levelled (ARGS="--combine fast"; ARGS=--device=cuda: with two, each on a GPU)'
 	@echo 'make test    everything that CI runs; LONG=1: the long forms too'
 	@echo 'make build   everything; links to the programs in bin/'
 	@echo 'make cuda    the CUDA code, and its tests where there is a GPU'
@@ -15,8 +15,8 @@ help:
 
 .PHONY: demo
 demo:
-	@.ci/setup.sh build
-	@.ci/build.sh //tests/demo
+	@.ci/setup.sh $(if $(findstring --device=cuda,$(ARGS)),cuda,build)
+	@.ci/build.sh $(if $(findstring --device=cuda,$(ARGS)),--config=cuda) //tests/demo
 	@exec bin/.bazel/tests/demo/demo $(ARGS)
 
 .PHONY: test

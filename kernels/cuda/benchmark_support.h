@@ -21,13 +21,15 @@ inline double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Seconds of one call of `enqueue`, recorded on `stream`.
-inline double Time(cudaStream_t stream, const std::function<void()>& enqueue, int times) {
+// Seconds of one call of `enqueue`, recorded on `stream`; `before`, if given, is called ahead of each.
+inline double Time(cudaStream_t stream, const std::function<void()>& enqueue, int times,
+                   const std::function<void()>& before = nullptr) {
   cudaEvent_t begin, end;
   CheckCuda(cudaEventCreate(&begin));
   CheckCuda(cudaEventCreate(&end));
   std::vector<double> seconds;
   for (int i = 0; i < times + 3; ++i) {
+    if (before) before();
     CheckCuda(cudaEventRecord(begin, stream));
     enqueue();
     CheckCuda(cudaEventRecord(end, stream));

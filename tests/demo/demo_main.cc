@@ -1,6 +1,6 @@
-// Ballast at work: one controller, four workers, a real model and a load whose experts are skewed. The controller
-// levels it while requests go on. Prints before and after, and checks every answer against one worker that holds every
-// expert.
+// Ballast at work: one controller, four workers (on GPUs two), a real model and a load whose experts are skewed. The
+// controller levels it while requests go on. Prints before and after, and checks every answer against one worker that
+// holds every expert.
 #include <signal.h>
 #include <unistd.h>
 
@@ -13,6 +13,7 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -39,13 +40,19 @@ struct Options {
   std::string model = "testdata/olmoe-9m";
   std::string prompts = "testdata/prompts.jsonl";
   std::string combine = "exact";
-  int workers = 4;
-  int slots = 66;
+  std::string device = "cpu";
+  // 0: as many as suit the device, or the number of workers.
+  int workers = 0;
+  int slots = 0;
   int seconds = 60;
   int concurrency = 16;
   int max_tokens = 24;
   bool keep_logs = false;
 };
+
+constexpr int kCpuWorkers = 4, kGpuWorkers = 2;
+// Of all workers: every expert of the model once, staging, and some to spare.
+constexpr int kAllSlots = 264;
 
 // Waits for `duration`; false when the person has pressed Ctrl-C.
 bool Pause(absl::Duration duration) {
@@ -90,6 +97,7 @@ class Demo {
     std::printf("\nServing %zu tasks, the controller only watches (mode observe).\n", tasks_.size());
     BALLAST_RETURN_IF_ERROR(Serve(load, options_.seconds * 0.3));
     BALLAST_ASSIGN_OR_RETURN(before_, GetLoad(absl::Seconds(options_.seconds * 0.2)));
+    const double rate_before = RateSince(options_.seconds * 0.1);
     std::printf("%sNow it may act (mode auto): it plans, moves replicas, and requests go on.\n", tty_ ? "\n" : "");
     v1::SetModeRequest mode;
     mode.set_group(kGroup);
@@ -99,13 +107,29 @@ class Demo {
         Call([&](grpc::ClientContext* c) { return cluster_->groups().SetMode(c, mode, &mode_set); }, "SetMode"));
     BALLAST_RETURN_IF_ERROR(Serve(load, options_.seconds));
     BALLAST_ASSIGN_OR_RETURN(after_, GetLoad(absl::Seconds(options_.seconds * 0.2)));
+    const double rate_after = RateSince(options_.seconds * 0.8);
     load.Stop();
     if (tty_) std::printf("\n");
     BALLAST_RETURN_IF_ERROR(PrintTable(load));
+    std::printf("Tokens a second  %.0f before, %.0f after\n", rate_before, rate_after);
     return CompareWithReference(load.answers());
   }
 
  private:
+  // Tokens a second from `from` seconds after the start to the last line of progress.
+  double RateSince(double from) const {
+    const auto first =
+        std::find_if(progress_.begin(), progress_.end(), [from](const auto& p) { return p.first >= from; });
+    if (first == progress_.end() || first->first == progress_.back().first) return 0;
+    return static_cast<double>(progress_.back().second - first->second) / (progress_.back().first - first->first);
+  }
+
+  // The n-th of the workers on GPUs has the n-th GPU.
+  std::vector<std::string> DeviceFlags(int worker) const {
+    if (options_.device == "cpu") return {};
+    return {absl::StrCat("--device=", options_.device, ":", worker)};
+  }
+
   static std::string WorkerName(int i) { return absl::StrCat("worker-", i); }
 
   absl::Status StartCluster() {
@@ -123,12 +147,13 @@ class Demo {
                         options_.combine),
         absl::StrFormat("name=%s,size=1,mode=observe,policy=eplb,combine=%s", kReferenceGroup, options_.combine)};
     options.controller_flags = {"--planning-interval=3s", "--load-window=10s", "--report-interval=500ms"};
-    std::printf("Starting one controller and %d workers on loopback (%s, combine %s).\n", options_.workers,
-                options_.model.c_str(), options_.combine.c_str());
+    std::printf("Starting one controller and %d workers on loopback (%s, device %s, combine %s).\n", options_.workers,
+                options_.model.c_str(), options_.device.c_str(), options_.combine.c_str());
     BALLAST_ASSIGN_OR_RETURN(cluster_, Cluster::Start(options));
     std::vector<WorkerOptions> workers;
     for (int i = 0; i < options_.workers; ++i) {
-      workers.push_back({.name = WorkerName(i), .group = kGroup, .slots = options_.slots});
+      workers.push_back(
+          {.name = WorkerName(i), .group = kGroup, .slots = options_.slots, .extra_flags = DeviceFlags(i)});
     }
     BALLAST_RETURN_IF_ERROR(cluster_->StartWorkers(workers));
     BALLAST_ASSIGN_OR_RETURN(const v1::Group group,
@@ -163,6 +188,7 @@ class Demo {
     BALLAST_RETURN_IF_ERROR(
         Call([&](grpc::ClientContext* c) { return cluster_->groups().GetGroup(c, request, &response); }, "GetGroup"));
     const LoadGenerator::Totals totals = load.totals();
+    progress_.emplace_back(elapsed, totals.tokens);
     if (!tty_ && static_cast<int>(elapsed) % 5 != 0) return absl::OkStatus();
     std::printf("%s%3ds  %6lld tokens  %5lld requests  %lld failed  epoch %-3llu balancedness %.3f  mostly %s%s",
                 tty_ ? "\r\033[K" : "", static_cast<int>(elapsed), static_cast<long long>(totals.tokens),
@@ -192,7 +218,9 @@ class Demo {
         Call([&](grpc::ClientContext* c) { return cluster_->plans().ListPlans(c, request, &plans); }, "ListPlans"));
     int rollouts = 0;
     int64_t moves = 0, bytes = 0;
+    double gain = 0;
     for (const v1::Plan& plan : plans.plans()) {
+      if (plan.state() == v1::PLAN_STATE_DONE) gain = std::max(gain, plan.effect().gain_ratio());
       rollouts += plan.state() == v1::PLAN_STATE_DONE;
       moves += plan.moves_done();
       bytes += plan.bytes_done();
@@ -211,6 +239,7 @@ class Demo {
                 static_cast<long long>(totals.requests), static_cast<long long>(totals.failed));
     std::printf("Rollouts         %d\nReplicas moved   %lld (%.1f MB)\n", rollouts, static_cast<long long>(moves),
                 static_cast<double>(bytes) / 1e6);
+    std::printf("Predicted        the busiest workers have %.1f %% less to do (the best plan)\n", 100 * gain);
     for (const Answer& a : load.answers()) {
       if (!a.status.ok()) return absl::InternalError(absl::StrCat("a request failed: ", a.status.ToString()));
     }
@@ -226,6 +255,7 @@ class Demo {
     worker.name = kReferenceWorker;
     worker.group = kReferenceGroup;
     worker.compute_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    worker.extra_flags = DeviceFlags(0);
     BALLAST_RETURN_IF_ERROR(cluster_->StartWorker(worker));
     BALLAST_RETURN_IF_ERROR(cluster_->AwaitServing(kReferenceGroup, 1, absl::Seconds(30)).status());
 
@@ -282,6 +312,8 @@ class Demo {
   std::vector<std::string> tasks_;
   std::unique_ptr<Cluster> cluster_;
   absl::Time start_;
+  // Seconds since the start, and tokens served until then.
+  std::vector<std::pair<double, int64_t>> progress_;
   v1::GetLoadResponse before_;
   v1::GetLoadResponse after_;
 };
@@ -291,20 +323,26 @@ class Demo {
 
 int main(int argc, char** argv) {
   ballast::Options options;
-  CLI::App app("Serves a small MoE model with four workers and levels its experts live.", "demo");
+  CLI::App app("Serves a small MoE model with a few workers and levels its experts live.", "demo");
   app.add_option("--bin", options.bin, "Folder of ballast-controller and ballast-worker")->capture_default_str();
   app.add_option("--model", options.model, "Checkpoint folder")->capture_default_str();
   app.add_option("--prompts", options.prompts, "Prompts, a JSON object a line")->capture_default_str();
   app.add_option("--combine", options.combine, "exact proves that no token changes; fast is how one serves")
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str();
-  app.add_option("--workers", options.workers, "Workers")->check(CLI::Range(2, 16))->capture_default_str();
-  app.add_option("--slots", options.slots, "Expert slots a worker, staging included")->capture_default_str();
+  app.add_option("--device", options.device, "Where the workers compute; cuda: each on a GPU of its own")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--workers", options.workers, "Workers; not given: 4, on GPUs 2")->check(CLI::Range(2, 16));
+  app.add_option("--slots", options.slots, "Expert slots a worker, staging included; not given: 264 over the workers");
   app.add_option("--seconds", options.seconds, "How long to serve")->check(CLI::Range(10, 3600))->capture_default_str();
   app.add_option("--concurrency", options.concurrency, "Requests at a time")->capture_default_str();
   app.add_option("--max-tokens", options.max_tokens, "Tokens a request")->capture_default_str();
   app.add_flag("--keep-logs", options.keep_logs, "Keep the logs when all went well, too");
   if (const auto status = ballast::ParseFlags(app, argc, argv)) return *status;
+
+  if (options.workers == 0) options.workers = options.device == "cpu" ? ballast::kCpuWorkers : ballast::kGpuWorkers;
+  if (options.slots == 0) options.slots = ballast::kAllSlots / options.workers;
 
   // A second Ctrl-C kills at once: the children die with this process.
   struct sigaction action = {};

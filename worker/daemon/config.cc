@@ -36,6 +36,9 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
          "--speed", config.speed,
          "How fast this worker is beside the others of its group; only ratios matter. It gets as much more to do")
       ->capture_default_str();
+  app.add_option("--device", config.device,
+                 "Where the model is computed and the experts' slots lie: cpu, cuda (the first GPU) or cuda:N")
+      ->capture_default_str();
   app.add_option("--combine", config.combine, "fast, or exact: the same bits in every placement")
       ->capture_default_str();
   app.add_option("--step-shares", config.step_shares,
@@ -65,6 +68,23 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
       ->capture_default_str();
   app.add_option("--log-format", config.log_format, "text or json")->capture_default_str();
   app.add_option("--log-level", config.log_level, "debug, info, warning or error")->capture_default_str();
+}
+
+absl::StatusOr<Device> ParseDevice(std::string_view name) {
+  if (name == "cpu") return Device{};
+  if (name == "cuda") return Device{.cuda = true};
+  constexpr std::string_view kNumbered = "cuda:";
+  constexpr int kMost = 1023;
+  Device device{.cuda = true};
+  if (name.substr(0, kNumbered.size()) == kNumbered) {
+    const std::string_view number = name.substr(kNumbered.size());
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), device.index);
+    if (error == std::errc() && end == number.data() + number.size() && device.index >= 0 && device.index <= kMost) {
+      return device;
+    }
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--device is '", std::string(name), "'; allowed are cpu, cuda, cuda:N with N from 0 to ", kMost));
 }
 
 absl::StatusOr<HostPort> ParseHostPort(std::string_view address) {
@@ -113,6 +133,7 @@ absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, in
     return absl::InvalidArgumentError(absl::StrCat(option, " is '", value, "'; allowed are ", list));
   };
   BALLAST_RETURN_IF_ERROR(one_of("--role", config.role, {"mixed", "prefill", "decode"}));
+  BALLAST_RETURN_IF_ERROR(ParseDevice(config.device).status());
   BALLAST_RETURN_IF_ERROR(one_of("--combine", config.combine, {"fast", "exact"}));
   BALLAST_RETURN_IF_ERROR(one_of("--step-shares", config.step_shares, {"auto", "current", "previous", "fixed"}));
   BALLAST_RETURN_IF_ERROR(one_of("--log-format", config.log_format, {"text", "json"}));

@@ -32,6 +32,7 @@ struct WorkerConfig {
   int slots = 0;
   int staging_slots = 2;
   int speed = 1;
+  std::string device = "cpu";
   std::string combine = "fast";
   std::string step_shares = "auto";
   int route_samples = 16;
@@ -49,6 +50,15 @@ struct WorkerConfig {
 
 // Adds every option, named like the fields with dashes.
 void AddWorkerFlags(CLI::App& app, WorkerConfig& config);
+
+// Where a worker computes.
+struct Device {
+  bool cuda = false;
+  // Of the GPU, as CUDA counts them.
+  int index = 0;
+};
+// "cpu", "cuda" (the first GPU), "cuda:N". InvalidArgument says what is wanted.
+absl::StatusOr<Device> ParseDevice(std::string_view name);
 
 struct HostPort {
   std::string host;

@@ -22,6 +22,13 @@ TEST(WorkerConfigTest, FillsInWhatIsEmpty) {
   EXPECT_EQ(config.advertise_host, "");
 }
 
+TEST(WorkerConfigTest, DevicesHaveNames) {
+  EXPECT_FALSE(ParseDevice("cpu")->cuda);
+  EXPECT_TRUE(ParseDevice("cuda")->cuda);
+  EXPECT_EQ(ParseDevice("cuda")->index, 0);
+  EXPECT_EQ(ParseDevice("cuda:12")->index, 12);
+}
+
 TEST(WorkerConfigTest, Refuses) {
   struct Case {
     const char* text;
@@ -31,6 +38,11 @@ TEST(WorkerConfigTest, Refuses) {
       {"--model is needed", [](WorkerConfig& c) { c.model.clear(); }},
       {"--group is needed", [](WorkerConfig& c) { c.group.clear(); }},
       {"--role is 'both'; allowed are mixed, prefill, decode", [](WorkerConfig& c) { c.role = "both"; }},
+      {"--device is 'gpu'; allowed are cpu, cuda, cuda:N with N from 0 to 1023",
+       [](WorkerConfig& c) { c.device = "gpu"; }},
+      {"--device is 'cuda:'", [](WorkerConfig& c) { c.device = "cuda:"; }},
+      {"--device is 'cuda:1x'", [](WorkerConfig& c) { c.device = "cuda:1x"; }},
+      {"--device is 'cuda:-1'", [](WorkerConfig& c) { c.device = "cuda:-1"; }},
       {"--combine is 'slow'", [](WorkerConfig& c) { c.combine = "slow"; }},
       {"--step-shares is 'best'; allowed are auto, current, previous, fixed",
        [](WorkerConfig& c) { c.step_shares = "best"; }},

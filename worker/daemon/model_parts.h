@@ -6,18 +6,14 @@
 
 #include "absl/status/statusor.h"
 #include "ballast/v1/worker_session.pb.h"
-#include "kernels/cpu/thread_pool.h"
 #include "proto/base/clock.h"
 #include "worker/daemon/config.h"
-#include "worker/decoder/decoder.h"
-#include "worker/decoder/kv_cache.h"
+#include "worker/daemon/processor.h"
 #include "worker/experts/expert_source.h"
-#include "worker/experts/expert_store.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/tokenizer.h"
 #include "worker/moe/load_counters.h"
 #include "worker/schedule/batcher.h"
-#include "worker/step/step_model.h"
 
 namespace ballast {
 
@@ -25,18 +21,14 @@ namespace ballast {
 struct ModelParts {
   std::unique_ptr<Checkpoint> checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<ThreadPool> pool;
-  std::unique_ptr<Decoder> decoder;
   std::unique_ptr<LoadCounters> counters;
-  std::unique_ptr<StepModel> step_model;
-  std::unique_ptr<KvCache> kv_cache;
   std::unique_ptr<CheckpointExperts> source;
-  std::unique_ptr<ExpertStore> store;
+  Processor processor;
   std::unique_ptr<Batcher> batcher;
 };
 
 // Opens config.model and makes room for experts and KV. `config` has been through FinishConfig. Errors as
-// Checkpoint::Open, Tokenizer::Load, Decoder::Create and ExpertStore::Create.
+// Checkpoint::Open, Tokenizer::Load, OpenCpu and OpenCuda.
 absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config, Clock& clock);
 
 // What does not change of Hello, but for the addresses. The report stream is chosen anew by each call.

@@ -1,16 +1,22 @@
 #include "worker/daemon/peer_experts.h"
 
 #include <utility>
+#include <vector>
 
 #include "proto/base/status_macros.h"
 
 namespace ballast {
 
 absl::StatusOr<std::unique_ptr<PeerExperts>> PeerExperts::Start(std::shared_ptr<UcxContext> context,
-                                                                MeshListener& listener, ExpertStore& store) {
-  std::unique_ptr<PeerExperts> out(new PeerExperts(context, listener.identity()));
-  const auto pin = [&store](ExpertId expert) -> absl::StatusOr<PinnedReplica> {
-    BALLAST_ASSIGN_OR_RETURN(PinnedExpert pinned, store.Pin(expert));
+                                                                MeshListener& listener, const Processor& processor) {
+  std::unique_ptr<PeerExperts> out(new PeerExperts(context, listener.identity(), processor.moves));
+  const auto pin = [&processor](ExpertId expert) -> absl::StatusOr<PinnedReplica> {
+    BALLAST_ASSIGN_OR_RETURN(PinnedExpert pinned, processor.store->Pin(expert));
+    if (processor.copy_out != nullptr) {
+      auto copy = std::make_shared<std::vector<std::byte>>(pinned.bytes().size());
+      BALLAST_RETURN_IF_ERROR(processor.copy_out(pinned.bytes(), *copy));
+      return PinnedReplica{.weights = *copy, .pin = copy};
+    }
     auto held = std::make_shared<PinnedExpert>(std::move(pinned));
     return PinnedReplica{.weights = held->bytes(), .pin = held};
   };
@@ -20,6 +26,16 @@ absl::StatusOr<std::unique_ptr<PeerExperts>> PeerExperts::Start(std::shared_ptr<
 
 absl::Status PeerExperts::Pull(const std::string& address, ExpertId expert, std::span<std::byte> out,
                                int64_t max_bytes_per_second, absl::Time deadline) {
+  if (moves_ == nullptr) return Fetch(address, expert, out, max_bytes_per_second, deadline);
+  const absl::Status pulled = moves_->Pull(address, expert, out, max_bytes_per_second, deadline);
+  if (!absl::IsNotFound(pulled)) return pulled;
+  BALLAST_RETURN_IF_ERROR(Fetch(address, expert, moves_->staging(), max_bytes_per_second, deadline));
+  // It has been paced already.
+  return moves_->Upload(out, /*max_bytes_per_second=*/0, deadline);
+}
+
+absl::Status PeerExperts::Fetch(const std::string& address, ExpertId expert, std::span<std::byte> out,
+                                int64_t max_bytes_per_second, absl::Time deadline) {
   fetcher_.SetBytesPerSecond(max_bytes_per_second);
   std::optional<absl::Status> result;
   MutexLock lock(mu_);
@@ -40,6 +56,7 @@ absl::Status PeerExperts::Pull(const std::string& address, ExpertId expert, std:
 }
 
 void PeerExperts::Cancel() {
+  if (moves_ != nullptr) moves_->Cancel();
   MutexLock lock(mu_);
   if (running_.has_value()) fetcher_.Cancel(*running_);
 }

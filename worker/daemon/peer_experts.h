@@ -7,7 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "proto/base/mutex.h"
-#include "worker/experts/expert_store.h"
+#include "worker/daemon/processor.h"
 #include "worker/migrate/move_agent.h"
 #include "worker/transport/fetch/expert_fetcher.h"
 #include "worker/transport/fetch/expert_server.h"
@@ -15,20 +15,26 @@
 namespace ballast {
 
 // Both ends of weights on the move: pulls replicas from peers for the move agent, and serves them this worker's own.
+// Into a GPU's slots they come from GPUs within direct reach, and else, as out of them, by way of host memory.
 class PeerExperts final : public ReplicaPuller {
  public:
-  // `listener` and `store` must outlive it. Errors as ExpertServer::Start.
+  // `listener` and `processor` must outlive it. Errors as ExpertServer::Start.
   static absl::StatusOr<std::unique_ptr<PeerExperts>> Start(std::shared_ptr<UcxContext> context, MeshListener& listener,
-                                                            ExpertStore& store);
+                                                            const Processor& processor);
 
   absl::Status Pull(const std::string& address, ExpertId expert, std::span<std::byte> out, int64_t max_bytes_per_second,
                     absl::Time deadline) override BALLAST_EXCLUDES(mu_);
   void Cancel() override BALLAST_EXCLUDES(mu_);
 
  private:
-  PeerExperts(std::shared_ptr<UcxContext> context, const GroupIdentity& identity)
-      : fetcher_(std::move(context), identity) {}
+  PeerExperts(std::shared_ptr<UcxContext> context, const GroupIdentity& identity, DeviceMoves* moves)
+      : moves_(moves), fetcher_(std::move(context), identity) {}
 
+  absl::Status Fetch(const std::string& address, ExpertId expert, std::span<std::byte> out,
+                     int64_t max_bytes_per_second, absl::Time deadline) BALLAST_EXCLUDES(mu_);
+
+  // Null: slots are plain memory.
+  DeviceMoves* const moves_;
   ExpertFetcher fetcher_;
   std::unique_ptr<ExpertServer> server_;
 

@@ -166,17 +166,18 @@ absl::Status Worker::Impl::StartDataPort() {
                                                              .fingerprint = model_->checkpoint->fingerprint()}}));
   addresses_.data = Advertised(config_, host, listener_->port());
   meshes_ = std::make_unique<UcxMeshFactory>(ucx_, *listener_);
-  BALLAST_ASSIGN_OR_RETURN(peer_experts_, PeerExperts::Start(ucx_, *listener_, *model_->store));
+  BALLAST_ASSIGN_OR_RETURN(peer_experts_, PeerExperts::Start(ucx_, *listener_, model_->processor));
   return absl::OkStatus();
 }
 
 void Worker::Impl::MakeEngine() {
   auto engine = std::make_unique<StepEngine>(
       StepEngineOptions{.step_timeout = absl::Seconds(config_.step_timeout_seconds),
+                        .connect_timeout = model_->processor.connect_timeout,
                         .view_patience = absl::Seconds(config_.view_patience_seconds),
                         .step_shares = ParseShareMode(config_.step_shares).value_or(ShareMode::kAuto)},
-      StepEngineParts{.model = model_->step_model.get(),
-                      .experts = model_->store.get(),
+      StepEngineParts{.model = model_->processor.step_model.get(),
+                      .experts = model_->processor.store.get(),
                       .transports = meshes_.get(),
                       .source = model_->batcher.get(),
                       .events = this,
@@ -250,7 +251,7 @@ absl::Status Worker::Impl::Start() {
   metrics_ = std::make_unique<WorkerMetrics>(config_.name);
   BALLAST_ASSIGN_OR_RETURN(model_, OpenModel(config_, clock_));
   BALLAST_RETURN_IF_ERROR(StartDataPort());
-  mover_ = std::make_unique<MoveAgent>(*model_->store, *peer_experts_, *this, clock_);
+  mover_ = std::make_unique<MoveAgent>(*model_->processor.store, *peer_experts_, *this, clock_);
   MakeEngine();
   model_->batcher->set_notify([this] {
     MutexLock lock(engine_mu_);
@@ -325,7 +326,7 @@ absl::Status Worker::Impl::Serving() {
 }
 
 void Worker::Impl::InstallHomes() {
-  const auto table = model_->store->in_force();
+  const auto table = model_->processor.store->in_force();
   if (table == nullptr) return;
   v1::View view;
   {
@@ -426,7 +427,7 @@ void Worker::Impl::ControlLoop() {
 
 void Worker::Impl::Load(const Placement& placement) {
   const absl::Time start = clock_.Now();
-  const absl::Status status = model_->store->Load(placement);
+  const absl::Status status = model_->processor.store->Load(placement);
   Log(status.ok() ? Severity::kInfo : Severity::kError, "placement loaded",
       {{"epoch", placement.epoch}, {"took", absl::FormatDuration(clock_.Now() - start)}, {"status", status}});
   Post([epoch = placement.epoch, status](SessionCore& core) { return core.OnPlacementLoaded(epoch, status); });
@@ -489,7 +490,7 @@ void Worker::Impl::Prepare(PrepareMoves prepare) {
 }
 
 void Worker::Impl::Commit(Epoch epoch) {
-  const auto prepared = model_->store->prepared();
+  const auto prepared = model_->processor.store->prepared();
   if (!prepared.has_value() || prepared->epoch != epoch) {
     // In force already: the leader's announcement was faster than the controller's word.
     return;
@@ -523,13 +524,13 @@ void Worker::Impl::Report() {
 // --- The step thread's events.
 
 int Worker::Impl::HeldReplicas() const {
-  const std::vector<SlotInfo> slots = model_->store->slots();
+  const std::vector<SlotInfo> slots = model_->processor.store->slots();
   return static_cast<int>(std::count_if(slots.begin(), slots.end(),
                                         [](const SlotInfo& slot) { return slot.state == SlotState::kInForce; }));
 }
 
 void Worker::Impl::ViewInstalled(ViewId view, const absl::Status& status, std::span<const int> unreachable) {
-  const auto table = model_->store->in_force();
+  const auto table = model_->processor.store->in_force();
   const Epoch epoch = status.ok() && table != nullptr ? table->version().epoch : Epoch();
   {
     MutexLock lock(state_mu_);
@@ -537,7 +538,8 @@ void Worker::Impl::ViewInstalled(ViewId view, const absl::Status& status, std::s
   }
   if (status.ok()) InstallHomes();
   UpdateReadiness();
-  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(model_->store->expert_bytes()));
+  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) *
+                         static_cast<double>(model_->processor.store->expert_bytes()));
   Log(status.ok() ? Severity::kInfo : Severity::kWarning, "view installed",
       {{"view", view}, {"epoch", epoch}, {"status", status}});
   Post([view, epoch, status, ranks = std::vector<int32_t>(unreachable.begin(), unreachable.end())](SessionCore& core) {
@@ -559,12 +561,13 @@ void Worker::Impl::PeerLost(ViewId view, std::span<const int> ranks, const absl:
 void Worker::Impl::VersionInForce(ViewId view, PlacementVersion version, StepId first_step) {
   {
     MutexLock lock(state_mu_);
-    const auto table = model_->store->in_force();
+    const auto table = model_->processor.store->in_force();
     if (view.value() == view_.view() && table != nullptr) missing_ = CountMissing(table->placement(), view_);
   }
   InstallHomes();
   UpdateReadiness();
-  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) * static_cast<double>(model_->store->expert_bytes()));
+  metrics_->ReplicaBytes(static_cast<double>(HeldReplicas()) *
+                         static_cast<double>(model_->processor.store->expert_bytes()));
   Log(Severity::kInfo, "epoch in force",
       {{"view", view}, {"epoch", version.epoch}, {"shares", version.shares}, {"step", first_step}});
   Post([view, epoch = version.epoch, first_step](SessionCore& core) {

@@ -22,6 +22,7 @@
 #include "worker/experts/group_slots.h"
 #include "worker/experts/host_tier.h"
 #include "worker/transport/nccl/communicator.h"
+#include "worker/transport/nccl/peer_communicator.h"
 #include "worker/transport/nccl/peer_process.h"
 
 namespace ballast {
@@ -200,19 +201,7 @@ TEST_F(DeviceExpertsTest, ErrorsNameFieldValueAndLimits) {
 // A rank's slots in memory that the other GPU reaches.
 struct SharedSlots {
   SharedSlots(int rank, const PeerLink& link) {
-    CheckCuda(cudaSetDevice(rank));
-    NcclId id;
-    if (rank == 0) {
-      const auto made = NewNcclId();
-      CheckOk(made.status());
-      id = *made;
-      link.Write(id.data(), id.size());
-    } else {
-      link.Read(id.data(), id.size());
-    }
-    auto made = NcclCommunicator::Create(id, rank, 2, Soon());
-    CheckOk(made.status());
-    communicator = *std::move(made);
+    communicator = ConnectPeers(rank, link);
     auto shared = communicator->AllocateShared(4 * DeviceSlots::StrideBytes(kBytes), Soon());
     CheckOk(shared.status());
     memory = *shared;

@@ -1,5 +1,6 @@
 #include "worker/experts/device_slots.h"
 
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -80,6 +81,13 @@ absl::StatusOr<Checksum> DeviceSlots::Sum(int32_t slot) const {
   MutexLock lock(mu_);
   BALLAST_RETURN_IF_ERROR(Copy(buffer_.bytes().data(), Slot(slot).data()));
   return ComputeExpertChecksum(buffer_.bytes());
+}
+
+absl::Status DeviceSlots::CopyOut(std::span<const std::byte> slot, std::span<std::byte> host) const {
+  MutexLock lock(mu_);
+  BALLAST_RETURN_IF_ERROR(Copy(buffer_.bytes().data(), slot.data()));
+  std::memcpy(host.data(), buffer_.bytes().data(), host.size());
+  return absl::OkStatus();
 }
 
 }  // namespace ballast

@@ -63,9 +63,11 @@ class DeviceSlots final : public SlotMemory {
   std::span<std::byte> Slot(int32_t slot) const override {
     return {memory_ + StrideBytes(options_.slot_bytes) * slot, options_.slot_bytes};
   }
-  // Both by way of one buffer on the host, one call at a time.
+  // All by way of one buffer on the host, one call at a time.
   absl::Status Read(const ExpertSource& source, ExpertId expert, int32_t slot) const override BALLAST_EXCLUDES(mu_);
   absl::StatusOr<Checksum> Sum(int32_t slot) const override BALLAST_EXCLUDES(mu_);
+  // A copy of a slot's bytes in host memory, slot_bytes long.
+  absl::Status CopyOut(std::span<const std::byte> slot, std::span<std::byte> host) const BALLAST_EXCLUDES(mu_);
 
  private:
   DeviceSlots(DeviceSlotsOptions options, PinnedMemory buffer)

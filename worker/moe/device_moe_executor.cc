@@ -4,11 +4,14 @@
 #include <array>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/experts.h"
+#include "kernels/cuda/invariant.h"
+#include "kernels/cuda/memory.h"
 #include "kernels/cuda/quotas.h"
 #include "kernels/cuda/status.h"
 #include "kernels/cuda/tokens.h"
@@ -20,6 +23,7 @@
 #include "worker/moe/choice_kernel.h"
 #include "worker/moe/device_mesh.h"
 #include "worker/moe/device_table.h"
+#include "worker/moe/expand_kernel.h"
 #include "worker/moe/wire.h"
 #include "worker/transport/nccl/device_exchange.h"
 
@@ -31,19 +35,15 @@ template <typename T>
 class DeviceBuffer {
  public:
   absl::Status Allocate(size_t size, const char* what) {
-    void* data = nullptr;
-    BALLAST_RETURN_IF_ERROR(CudaStatus(cudaMalloc(&data, std::max<size_t>(size, 1) * sizeof(T)), what));
-    data_.reset(static_cast<T*>(data));
-    BALLAST_RETURN_IF_ERROR(CudaStatus(cudaMemset(data, 0, std::max<size_t>(size, 1) * sizeof(T)), what));
+    const size_t bytes = std::max<size_t>(size, 1) * sizeof(T);
+    BALLAST_ASSIGN_OR_RETURN(memory_, AllocateDevice(bytes, what));
+    BALLAST_RETURN_IF_ERROR(CudaStatus(cudaMemset(memory_.get(), 0, bytes), what));
     return CudaStatus(cudaDeviceSynchronize(), what);
   }
-  T* data() const { return data_.get(); }
+  T* data() const { return static_cast<T*>(memory_.get()); }
 
  private:
-  struct Free {
-    void operator()(T* p) const { cudaFree(p); }
-  };
-  std::unique_ptr<T, Free> data_;
+  DeviceMemory memory_;
 };
 
 // Pinned memory as elements.
@@ -98,13 +98,16 @@ struct Workspace {
   DeviceBuffer<int32_t> tables;  // [layers][table_at.words]
   DeviceBuffer<int32_t> begin, order, row_of;
   DeviceBuffer<uint16_t> outputs;
-  DeviceBuffer<std::byte> group, experts;
-  // With peers.
-  DeviceBuffer<int32_t> notes;    // of the open layer
-  DeviceBuffer<int32_t> kept;     // [layers][ranks][notes_at.words]
-  DeviceBuffer<int32_t> counts;   // [layers][ranks][experts] as last told
-  DeviceBuffer<int32_t> flows;    // [ranks][replicas]
-  HostBuffer<int32_t> host_kept;  // as kept, of the last step
+  DeviceBuffer<std::byte> group, experts;  // experts, exact: activations
+  // With peers. exact: each pair goes its own way, as a row with one choice of weight 1.
+  DeviceBuffer<uint16_t> pair_rows, pair_outputs;  // [pairs][hidden_size]
+  DeviceBuffer<float> ones;                        // [pairs]
+  DeviceBuffer<int32_t> pair_numbers;              // [pairs]
+  DeviceBuffer<int32_t> notes;                     // of the open layer
+  DeviceBuffer<int32_t> kept;                      // [layers][ranks][notes_at.words]
+  DeviceBuffer<int32_t> counts;                    // [layers][ranks][experts] as last told
+  DeviceBuffer<int32_t> flows;                     // [ranks][replicas]
+  HostBuffer<int32_t> host_kept;                   // as kept, of the last step
 };
 
 }  // namespace
@@ -116,7 +119,8 @@ struct DeviceMoeExecutor::Impl {
   const DeviceMoeModel model;
   const SlotMemory& slots;
   const DeviceMoeOptions options;
-  std::optional<CudaExperts> experts;
+  ExpertArena arena;
+  std::optional<CudaExperts> experts;  // fast
   std::unique_ptr<DeviceGroups> groups;
   Events events;
 
@@ -132,7 +136,8 @@ struct DeviceMoeExecutor::Impl {
   // The stay in a view.
   GroupView view;
   std::shared_ptr<const ReplicaTable> table;
-  bool complete = false;  // every expert has a live replica
+  std::vector<uint32_t> speeds;  // by rank
+  bool complete = false;         // every expert has a live replica
   StepShares shares;
   DeviceMeshBuffers mesh_buffers;
   DeviceMesh mesh;
@@ -169,6 +174,7 @@ struct DeviceMoeExecutor::Impl {
   int rows() const { return static_cast<int>(step.rows.size()); }
   size_t pairs() const { return static_cast<size_t>(options.capacity) * K(); }  // of a rank
   bool alone() const { return view.size() == 1; }
+  bool exact() const { return options.combine == CombineMode::kExact; }
   Workspace& space() { return alone() ? alone_space : *group_space; }
 
   absl::Status Init();
@@ -199,11 +205,14 @@ struct DeviceMoeExecutor::Impl {
 };
 
 absl::Status DeviceMoeExecutor::Impl::Init() {
-  BALLAST_ASSIGN_OR_RETURN(experts, CudaExperts::Create({.slots = slots.Slot(0).data(),
-                                                         .slot_stride = DeviceSlots::StrideBytes(slots.Slot(0).size()),
-                                                         .num_slots = slots.slots(),
-                                                         .hidden_size = H(),
-                                                         .intermediate_size = model.intermediate_size}));
+  arena = {.slots = slots.Slot(0).data(),
+           .slot_stride = DeviceSlots::StrideBytes(slots.Slot(0).size()),
+           .num_slots = slots.slots(),
+           .hidden_size = H(),
+           .intermediate_size = model.intermediate_size};
+  if (!exact()) {
+    BALLAST_ASSIGN_OR_RETURN(experts, CudaExperts::Create(arena));
+  }
   BALLAST_ASSIGN_OR_RETURN(groups, DeviceGroups::Create(L(), E()));
   BALLAST_RETURN_IF_ERROR(events.Create());
   BALLAST_RETURN_IF_ERROR(step_words.Allocate(kStepWords, "a step's words"));
@@ -243,15 +252,29 @@ absl::Status DeviceMoeExecutor::Impl::InitSpace(int ranks, Workspace& space) con
   BALLAST_RETURN_IF_ERROR(space.outputs.Allocate(all_pairs * H(), "experts' outputs"));
   BALLAST_RETURN_IF_ERROR(
       space.group.Allocate(GroupPairsWorkspaceBytes(static_cast<int>(all_pairs), E()), "the grouping's workspace"));
-  BALLAST_RETURN_IF_ERROR(
-      space.experts.Allocate(experts->WorkspaceBytes(static_cast<int>(all_pairs), E()), "the experts' workspace"));
+  BALLAST_RETURN_IF_ERROR(space.experts.Allocate(
+      exact() ? 2 * all_pairs * model.intermediate_size : experts->WorkspaceBytes(static_cast<int>(all_pairs), E()),
+      "the experts' workspace"));
   const size_t words = static_cast<size_t>(L()) * ranks * space.notes_at.words;
   BALLAST_RETURN_IF_ERROR(space.notes.Allocate(space.notes_at.words, "a layer's notes"));
   if (ranks == 1) return absl::OkStatus();
   BALLAST_RETURN_IF_ERROR(space.kept.Allocate(words, "a step's notes"));
   BALLAST_RETURN_IF_ERROR(space.host_kept.Allocate(words));
   BALLAST_RETURN_IF_ERROR(space.counts.Allocate(static_cast<size_t>(L()) * ranks * E(), "counts"));
-  return space.flows.Allocate(static_cast<size_t>(ranks) * E() * ranks, "quotas");
+  BALLAST_RETURN_IF_ERROR(space.flows.Allocate(static_cast<size_t>(ranks) * E() * ranks, "quotas"));
+  if (!exact()) return absl::OkStatus();
+  BALLAST_RETURN_IF_ERROR(space.pair_rows.Allocate(pairs() * H(), "rows by pair"));
+  BALLAST_RETURN_IF_ERROR(space.pair_outputs.Allocate(pairs() * H(), "outputs by pair"));
+  BALLAST_RETURN_IF_ERROR(space.ones.Allocate(pairs(), "pairs"));
+  BALLAST_RETURN_IF_ERROR(space.pair_numbers.Allocate(pairs(), "pairs"));
+  const std::vector<float> ones(pairs(), 1.0f);
+  std::vector<int32_t> numbers(pairs());
+  std::iota(numbers.begin(), numbers.end(), 0);
+  BALLAST_RETURN_IF_ERROR(CudaStatus(
+      cudaMemcpy(space.ones.data(), ones.data(), sizeof(float) * ones.size(), cudaMemcpyHostToDevice), "pairs"));
+  return CudaStatus(
+      cudaMemcpy(space.pair_numbers.data(), numbers.data(), sizeof(int32_t) * numbers.size(), cudaMemcpyHostToDevice),
+      "pairs");
 }
 
 absl::Status DeviceMoeExecutor::Impl::ConnectRanks(Transport& transport, absl::Time deadline) {
@@ -264,8 +287,8 @@ absl::Status DeviceMoeExecutor::Impl::ConnectRanks(Transport& transport, absl::T
     return made;
   };
   BALLAST_ASSIGN_OR_RETURN(auto rows_exchange, make({.ranks = view.size(),
-                                                     .capacity = options.capacity,
-                                                     .top_k = K(),
+                                                     .capacity = exact() ? static_cast<int>(pairs()) : options.capacity,
+                                                     .top_k = exact() ? 1 : K(),
                                                      .hidden_size = H(),
                                                      .groups_per_rank = E(),
                                                      .note_words = group_space->notes_at.words}));
@@ -285,7 +308,9 @@ absl::Status DeviceMoeExecutor::Impl::Enter(const GroupView& v, Transport* trans
                                             std::shared_ptr<const ReplicaTable> tbl, absl::Time deadline,
                                             cudaStream_t stream) {
   view = v;
-  shares.Enter(view.size(), view.rank);
+  speeds.clear();
+  for (const GroupMember& member : view.members) speeds.push_back(member.speed);
+  shares.Enter(view.size(), view.rank, speeds);
   rank_seconds_per_pair.assign(view.size(), 0);
   next_layer = 0;
   ended = false;
@@ -354,7 +379,9 @@ ShareForm DeviceMoeExecutor::Impl::Form(int layer) const {
 absl::Status DeviceMoeExecutor::Impl::MakeSolver(int layer) {
   if (Form(layer) == ShareForm::kFixed || solvers[layer] != nullptr) return absl::OkStatus();
   const DispatchTable& replicas = shares.table(layer);
-  BALLAST_ASSIGN_OR_RETURN(CudaStepQuotas quotas, CudaStepQuotas::Create(replicas.begin, replicas.rank, view.size()));
+  BALLAST_ASSIGN_OR_RETURN(CudaStepQuotas quotas,
+                           CudaStepQuotas::Create(replicas.begin, replicas.rank, view.size(),
+                                                  std::vector<int32_t>(speeds.begin(), speeds.end())));
   auto solver = std::make_unique<Solver>(Solver{.quotas = std::move(quotas), .table = {}});
   const std::span<const int32_t> words = solver->quotas.table();
   BALLAST_RETURN_IF_ERROR(solver->table.Allocate(words.size(), "a solver's table"));
@@ -387,6 +414,7 @@ absl::Status DeviceMoeExecutor::Impl::BeginStep(const MoeStep& s, cudaStream_t s
   }
   int32_t* const words = host_step_words.data();
   words[kStepRows] = rows();
+  words[kStepPairs] = rows() * K();
   words[kStepRotation] = static_cast<int32_t>(static_cast<uint32_t>(view.rank + step.step.value()));
   words[kStepFlags] =
       static_cast<int32_t>((stats.any_prefill ? kDispatchHasPrefill : 0) | (step.more_work ? kDispatchMoreWork : 0));
@@ -418,6 +446,7 @@ absl::Status DeviceMoeExecutor::Impl::Run(int layer, const void* hidden, int num
   routing.hidden_size = H();
   routing.ids = ids.data() + layer * pairs();
   routing.weights = weights.data() + layer * pairs();
+  routing.row_invariant = exact();
   BALLAST_RETURN_IF_ERROR(Record(kBegun, stream));
   BALLAST_RETURN_IF_ERROR(alone() ? RunAlone(layer, routing, out, stream) : RunWithPeers(layer, routing, out, stream));
   BALLAST_RETURN_IF_ERROR(Record(kCombined, stream));
@@ -458,23 +487,28 @@ absl::Status DeviceMoeExecutor::Impl::RunAlone(int layer, const RouteTokensArgs&
     BALLAST_RETURN_IF_ERROR(GroupPairs(group, at.group.data(), stream));
   }
   BALLAST_RETURN_IF_ERROR(Record(kDispatched, stream));
-  BALLAST_RETURN_IF_ERROR(experts->RunAndCombine({.x = routing.hidden,
-                                                  .order = at.order.data(),
-                                                  .pairs_per_token = K(),
-                                                  .begin = at.begin.data(),
-                                                  .slots = groups->layer(layer),
-                                                  .num_groups = E(),
-                                                  .typical_rows = num_pairs,
-                                                  .out = at.outputs.data()},
-                                                 {.rows = at.outputs.data(),
-                                                  .row_of = at.row_of.data(),
-                                                  .ids = routing.ids,
-                                                  .weights = routing.weights,
-                                                  .num_tokens = rows(),
-                                                  .top_k = K(),
-                                                  .hidden_size = H(),
-                                                  .out = out},
-                                                 at.experts.data(), static_cast<int>(pairs()), E(), stream));
+  const ExpertsStep work{.x = routing.hidden,
+                         .order = at.order.data(),
+                         .pairs_per_token = K(),
+                         .begin = at.begin.data(),
+                         .slots = groups->layer(layer),
+                         .num_groups = E(),
+                         .typical_rows = num_pairs,
+                         .out = at.outputs.data()};
+  const CombineArgs sum{.rows = at.outputs.data(),
+                        .row_of = at.row_of.data(),
+                        .ids = routing.ids,
+                        .weights = routing.weights,
+                        .num_tokens = rows(),
+                        .top_k = K(),
+                        .hidden_size = H(),
+                        .out = out};
+  if (exact()) {
+    BALLAST_RETURN_IF_ERROR(InvariantExperts(arena, work, at.experts.data(), static_cast<int>(pairs()), stream));
+    BALLAST_RETURN_IF_ERROR(Record(kComputed, stream));
+    return CombineRows(sum, stream);
+  }
+  BALLAST_RETURN_IF_ERROR(experts->RunAndCombine(work, sum, at.experts.data(), static_cast<int>(pairs()), E(), stream));
   return Record(kComputed, stream);
 }
 
@@ -547,12 +581,19 @@ absl::Status DeviceMoeExecutor::Impl::RunWithPeers(int layer, const RouteTokensA
   BALLAST_RETURN_IF_ERROR(Record(kRouted, stream));
   BALLAST_RETURN_IF_ERROR(Choose(layer, -1, stream));
   BALLAST_RETURN_IF_ERROR(Record(kChosen, stream));
-  BALLAST_RETURN_IF_ERROR(exchange->Dispatch({.x = routing.hidden,
-                                              .num_tokens = step_words.data() + kStepRows,
-                                              .replicas = replicas.data(),
-                                              .weights = routing.weights,
-                                              .notes = at.notes.data()},
-                                             stream));
+  DispatchArgs dispatch{.x = routing.hidden,
+                        .num_tokens = step_words.data() + kStepRows,
+                        .replicas = replicas.data(),
+                        .weights = routing.weights,
+                        .notes = at.notes.data()};
+  if (exact()) {
+    BALLAST_RETURN_IF_ERROR(
+        CudaStatus(LaunchExpandRows(routing.hidden, rows(), K(), H(), at.pair_rows.data(), stream), "rows by pair"));
+    dispatch.x = at.pair_rows.data();
+    dispatch.num_tokens = step_words.data() + kStepPairs;
+    dispatch.weights = at.ones.data();
+  }
+  BALLAST_RETURN_IF_ERROR(exchange->Dispatch(dispatch, stream));
   const size_t notes = static_cast<size_t>(at.notes_at.words) * view.size();
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(at.kept.data() + layer * notes, exchange->received_notes(),
                                                      sizeof(int32_t) * notes, cudaMemcpyDeviceToDevice, stream),
@@ -576,17 +617,34 @@ absl::Status DeviceMoeExecutor::Impl::RunWithPeers(int layer, const RouteTokensA
                                       .row_of = at.row_of.data()},
                                      at.group.data(), stream));
   BALLAST_RETURN_IF_ERROR(Record(kDispatched, stream));
-  BALLAST_RETURN_IF_ERROR(experts->Run({.x = exchange->received_rows(),
-                                        .order = at.order.data(),
-                                        .pairs_per_token = K(),
-                                        .begin = at.begin.data(),
-                                        .slots = groups->layer(layer),
-                                        .num_groups = E(),
-                                        .typical_rows = std::max(rows(), 1) * K(),
-                                        .out = at.outputs.data()},
-                                       at.experts.data(), num_pairs, E(), stream));
+  const ExpertsStep work{.x = exchange->received_rows(),
+                         .order = at.order.data(),
+                         .pairs_per_token = exact() ? 1 : K(),
+                         .begin = at.begin.data(),
+                         .slots = groups->layer(layer),
+                         .num_groups = E(),
+                         .typical_rows = std::max(rows(), 1) * K(),
+                         .out = at.outputs.data()};
+  if (!exact()) {
+    BALLAST_RETURN_IF_ERROR(experts->Run(work, at.experts.data(), num_pairs, E(), stream));
+    BALLAST_RETURN_IF_ERROR(Record(kComputed, stream));
+    return exchange->Combine({.outputs = at.outputs.data(), .row_of = at.row_of.data(), .out = out}, stream);
+  }
+  BALLAST_RETURN_IF_ERROR(InvariantExperts(arena, work, at.experts.data(), num_pairs, stream));
   BALLAST_RETURN_IF_ERROR(Record(kComputed, stream));
-  return exchange->Combine({.outputs = at.outputs.data(), .row_of = at.row_of.data(), .out = out}, stream);
+  // A pair's sum is its output, unchanged; they are added here, by ascending expert.
+  BALLAST_RETURN_IF_ERROR(exchange->Combine(
+      {.outputs = at.outputs.data(), .row_of = at.row_of.data(), .out = at.pair_outputs.data()}, stream));
+  if (rows() == 0) return absl::OkStatus();
+  return CombineRows({.rows = at.pair_outputs.data(),
+                      .row_of = at.pair_numbers.data(),
+                      .ids = routing.ids,
+                      .weights = routing.weights,
+                      .num_tokens = rows(),
+                      .top_k = K(),
+                      .hidden_size = H(),
+                      .out = out},
+                     stream);
 }
 
 // What the host is to know of the step, behind its last layer.
@@ -635,17 +693,18 @@ void DeviceMoeExecutor::Impl::TakeNotes() {
   double balancedness_sum = 0;
   int balanced_layers = 0;
   for (int l = 0; l < L(); ++l) {
-    int64_t sum = 0, most = 0;
+    double sum = 0, most = 0, speed_sum = 0;
     for (int to = 0; to < ranks; ++to) {
       int64_t load = 0;
       for (int from = 0; from < ranks; ++from) load += notes(l, from)[at.pairs + to];
-      sum += load;
-      most = std::max(most, load);
+      sum += static_cast<double>(load);
+      most = std::max(most, static_cast<double>(load) / speeds[to]);
+      speed_sum += speeds[to];
       if (to == view.rank) stats.pairs_computed += load;
       (to == view.rank ? stats.copies_self : stats.copies_node) += notes(l, view.rank)[at.rows + to];
     }
     if (most > 0) {
-      balancedness_sum += static_cast<double>(sum) / ranks / static_cast<double>(most);
+      balancedness_sum += sum / speed_sum / most;
       ++balanced_layers;
     }
     if (CountsKept(l)) {

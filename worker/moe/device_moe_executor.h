@@ -7,11 +7,11 @@
 //             Shares of the step before, or of this one, are solved by kernels/cuda/quotas.h
 //   dispatch  DeviceExchange, each row at most once to each rank; counts of pairs travel along
 //   experts   kernels/cuda/experts.h over the slots in force (DeviceGroups)
-//   combine   a weighted sum a row and rank, added up in rank order
+//   combine   fast: a weighted sum a row and rank, added up in rank order. exact: each pair's output comes home and is
+//             added by ascending expert; the router and the experts run kernels whose bits are a row's own
+//             (kernels/cuda/invariant.h), so that a row's bits depend on the row and the weights alone
 //
 // With one member rows stay where they are: grouping, experts and combination of kernels/cuda.
-//
-// Only `fast`: the experts' kernel gives a row other bits beside other rows.
 #ifndef BALLAST_WORKER_MOE_DEVICE_MOE_EXECUTOR_H_
 #define BALLAST_WORKER_MOE_DEVICE_MOE_EXECUTOR_H_
 
@@ -47,6 +47,7 @@ struct DeviceMoeModel {
 struct DeviceMoeOptions {
   // The most rows that any rank of the group brings to a step.
   int capacity = 256;
+  CombineMode combine = CombineMode::kFast;
   // The longest that the device waits for a rank in one exchange: bounds how long a dead peer goes unnoticed.
   absl::Duration wait_limit = absl::Seconds(5);
   // The slots' memory where it is of NcclMemory, so that peers may reach it; empty otherwise.

@@ -1,6 +1,7 @@
 // Two ranks, a thread and a GPU each, against one GPU with every expert.
 #include "worker/moe/device_moe_executor.h"
 
+#include <algorithm>
 #include <barrier>
 #include <cstdio>
 #include <cstring>
@@ -102,7 +103,7 @@ Placement Everything() {
 
 // A worker's experts and executor on the current GPU.
 struct Rank {
-  Rank(const std::string& name, absl::Duration wait_limit)
+  Rank(const std::string& name, absl::Duration wait_limit, CombineMode combine = CombineMode::kFast)
       : counters(kLayers, kExperts, kTopK), hidden(size_t{kCapacity} * kHidden), out(size_t{kCapacity} * kHidden) {
     for (int l = 0; l < kLayers; ++l) {
       router_weights.push_back(std::make_unique<DeviceArray<uint16_t>>(RandomBf16(kExperts * kHidden, 0.3f, l)));
@@ -116,8 +117,8 @@ struct Rank {
                          .hidden_size = kHidden,
                          .intermediate_size = kIntermediate};
     for (const auto& weights : router_weights) model.router_weights.push_back(weights->data());
-    executor =
-        Value(DeviceMoeExecutor::Create(std::move(model), slots, {.capacity = kCapacity, .wait_limit = wait_limit}));
+    executor = Value(DeviceMoeExecutor::Create(std::move(model), slots,
+                                               {.capacity = kCapacity, .combine = combine, .wait_limit = wait_limit}));
     CheckCuda(cudaStreamCreate(&stream));
     task = counters.InternTask("task");
   }
@@ -260,6 +261,34 @@ TEST_F(DeviceMoeExecutorTest, TwoGpusComputeWhatOneDoes) {
       EXPECT_EQ(counted.counts[i].phase, wanted.counts[i].phase);
       EXPECT_EQ(counted.counts[i].tokens, wanted.counts[i].tokens);
       EXPECT_NEAR(counted.counts[i].gate_mass, wanted.counts[i].gate_mass, 1e-4);
+    }
+    both.arrive_and_wait();
+  });
+}
+
+TEST_F(DeviceMoeExecutorTest, ExactHasTheSameBitsInEveryPlacement) {
+  OnBoth([](int rank, std::unique_ptr<Transport> transport, std::barrier<>& both) {
+    Rank whole("whole", absl::Seconds(20), CombineMode::kExact);
+    CheckOk(whole.store->Load(Everything()));
+    CheckOk(whole.executor->Enter(ViewOf(0, {"whole"}), nullptr, whole.store->in_force(), Soon(), whole.stream));
+    Rank own(rank == 0 ? "a" : "b", absl::Seconds(20), CombineMode::kExact);
+    CheckOk(own.store->Load(Spread(1, 0)));
+    CheckOk(own.executor->Enter(ViewOf(rank, {"a", "b"}), transport.get(), own.store->in_force(), Soon(), own.stream));
+    uint64_t number = 0;
+    for (const ShareForm form : {ShareForm::kFixed, ShareForm::kCurrent}) {
+      for (const int rows : {40, 1, 17}) {
+        ++number;
+        const std::vector<uint16_t> hidden = RandomBf16(size_t{kHidden} * rows, 1, 1000 * number + rank);
+        std::vector<std::vector<uint16_t>> got, wanted;
+        CheckOk(own.Step(number, hidden, form, &got));
+        CheckOk(whole.Step(number, hidden, ShareForm::kFixed, &wanted));
+        EXPECT_EQ(got, wanted) << "step " << number;
+        // A row by itself.
+        CheckOk(whole.Step(number, {hidden.end() - kHidden, hidden.end()}, ShareForm::kFixed, &wanted));
+        for (int l = 0; l < kLayers; ++l) {
+          EXPECT_TRUE(std::equal(wanted[l].begin(), wanted[l].end(), got[l].end() - kHidden)) << "layer " << l;
+        }
+      }
     }
     both.arrive_and_wait();
   });

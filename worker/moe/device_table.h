@@ -41,7 +41,7 @@ struct DeviceNotesLayout {
 DeviceNotesLayout LayOutDeviceNotes(int experts, int ranks);
 
 // What a step tells the kernels, [kStepWords].
-enum StepWord { kStepRows, kStepRotation, kStepFlags, kStepPerPair, kStepExchange, kStepWords };
+enum StepWord { kStepRows, kStepPairs, kStepRotation, kStepFlags, kStepPerPair, kStepExchange, kStepWords };
 
 }  // namespace ballast
 

@@ -16,6 +16,7 @@
 #include "kernels/cuda/test_support.h"
 #include "kernels/cuda/tokens.h"
 #include "worker/transport/nccl/exchange_reference.h"
+#include "worker/transport/nccl/peer_communicator.h"
 #include "worker/transport/nccl/peer_process.h"
 #include "worker/transport/nccl/test_experts.h"
 
@@ -59,25 +60,6 @@ std::vector<uint16_t> Expert(int replica, const std::vector<uint16_t>& row) {
   std::vector<uint16_t> out;
   for (const uint16_t v : row) out.push_back(ToBf16(static_cast<float>(1 + replica % kGroups) * FromBf16(v)));
   return out;
-}
-
-std::unique_ptr<NcclCommunicator> Connect(int rank, const PeerLink& link) {
-  int gpus = 0;
-  CheckCuda(cudaGetDeviceCount(&gpus));
-  BALLAST_CHECK(gpus >= kRanks) << gpus << " GPUs, two are needed";
-  CheckCuda(cudaSetDevice(rank));
-  NcclId id;
-  if (rank == 0) {
-    const absl::StatusOr<NcclId> made = NewNcclId();
-    CheckOk(made.status());
-    id = *made;
-    link.Write(id.data(), id.size());
-  } else {
-    link.Read(id.data(), id.size());
-  }
-  auto communicator = NcclCommunicator::Create(id, rank, kRanks, absl::Now() + kPatience);
-  CheckOk(communicator.status());
-  return *std::move(communicator);
 }
 
 // One rank's buffers for layers of a shape.
@@ -190,7 +172,7 @@ struct Stream {
 
 // Layers of several shapes and token counts, eager and as one captured graph of three layers.
 void RunLayers(int rank, const PeerLink& link, const std::string& kind) {
-  const auto communicator = Connect(rank, link);
+  const auto communicator = ConnectPeers(rank, link);
   const Stream stream;
   int seed = 1;
   const struct {
@@ -256,7 +238,7 @@ constexpr ExchangeShape kSmall = {
 
 // The child exchanges for ever, until it is killed.
 void RunForEver(int rank, const PeerLink& link, const std::string& kind) {
-  const auto communicator = Connect(rank, link);
+  const auto communicator = ConnectPeers(rank, link);
   auto exchange = MakerOf(kind)(*communicator, kSmall, {.deadline = absl::Now() + kPatience});
   CheckOk(exchange.status());
   const Stream stream;
@@ -290,7 +272,7 @@ TEST_P(DeviceExchangeTest, HasTheReferencesBits) {
 
 TEST_P(DeviceExchangeTest, AKilledPeerIsAnError) {
   ChildProcess child("for-ever " + GetParam());
-  const auto communicator = Connect(0, child.link());
+  const auto communicator = ConnectPeers(0, child.link());
   auto exchange =
       MakerOf(GetParam())(*communicator, kSmall, {.wait_limit = absl::Seconds(1), .deadline = absl::Now() + kPatience});
   ASSERT_TRUE(exchange.ok()) << exchange.status();
@@ -318,7 +300,7 @@ TEST_P(DeviceExchangeTest, AKilledPeerIsAnError) {
 
 TEST_P(DeviceExchangeTest, AbortEndsTheWait) {
   ChildProcess child("for-ever " + GetParam());
-  const auto communicator = Connect(0, child.link());
+  const auto communicator = ConnectPeers(0, child.link());
   auto exchange = MakerOf(GetParam())(*communicator, kSmall,
                                       {.wait_limit = absl::Seconds(60), .deadline = absl::Now() + kPatience});
   ASSERT_TRUE(exchange.ok()) << exchange.status();

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "kernels/cuda/benchmark_support.h"
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/test_support.h"
 #include "kernels/cuda/tokens.h"
@@ -30,6 +31,7 @@
 #include "worker/experts/device_slots.h"
 #include "worker/experts/expert_mover.h"
 #include "worker/transport/nccl/device_exchange.h"
+#include "worker/transport/nccl/peer_communicator.h"
 #include "worker/transport/nccl/peer_process.h"
 
 namespace ballast {
@@ -39,7 +41,6 @@ constexpr int kRanks = 2;
 constexpr int kReplays = 21;
 constexpr int kHidden = 7168, kTopK = 8, kExperts = 256;
 
-void CheckOk(const absl::Status& status) { BALLAST_CHECK(status.ok()) << status.ToString(); }
 absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
 
 struct Rank {
@@ -54,30 +55,9 @@ struct Rank {
   }
 };
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 // Seconds of what `enqueue` enqueues, the median; both processes begin together.
 double Time(const Rank& rank, const std::function<void()>& enqueue) {
-  cudaEvent_t begin, end;
-  CheckCuda(cudaEventCreate(&begin));
-  CheckCuda(cudaEventCreate(&end));
-  std::vector<double> seconds;
-  for (int i = 0; i < kReplays + 3; ++i) {
-    rank.link.Meet();
-    CheckCuda(cudaEventRecord(begin, rank.stream));
-    enqueue();
-    CheckCuda(cudaEventRecord(end, rank.stream));
-    CheckCuda(cudaEventSynchronize(end));
-    float ms;
-    CheckCuda(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 3) seconds.push_back(ms / 1e3);
-  }
-  CheckCuda(cudaEventDestroy(begin));
-  CheckCuda(cudaEventDestroy(end));
-  return Median(seconds);
+  return ballast::Time(rank.stream, enqueue, kReplays, [&] { rank.link.Meet(); });
 }
 
 template <typename... Args>
@@ -445,21 +425,10 @@ void Moves(const Rank& rank, double nvlink_rate) {
 }
 
 void Run(int rank, const PeerLink& link) {
-  CheckCuda(cudaSetDevice(rank));
-  NcclId id;
-  if (rank == 0) {
-    const absl::StatusOr<NcclId> made = NewNcclId();
-    CheckOk(made.status());
-    id = *made;
-    link.Write(id.data(), id.size());
-  } else {
-    link.Read(id.data(), id.size());
-  }
-  const auto communicator = NcclCommunicator::Create(id, rank, kRanks, Soon());
-  CheckOk(communicator.status());
+  const auto communicator = ConnectPeers(rank, link);
   cudaStream_t stream;
   CheckCuda(cudaStreamCreate(&stream));
-  const Rank self = {rank, link, **communicator, stream};
+  const Rank self = {rank, link, *communicator, stream};
   const CopyRates rates = MeasureCopies(self);
   Exchanges(self, rates.both_ways);
   Moves(self, rates.one_way);
