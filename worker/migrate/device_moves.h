@@ -25,7 +25,7 @@ namespace ballast {
 // Of a placement: where `worker` has its replica of the expert; nothing where it has none.
 std::optional<int32_t> SlotOf(const Placement& placement, std::string_view worker, ExpertId expert);
 
-// The processor's part of moves. Pull, Upload and Download are one thread's at a time each.
+// The processor's part of moves. Pull and Upload are one thread's.
 class DeviceMoves {
  public:
   struct Peer {

@@ -236,7 +236,7 @@ TEST_F(DeviceMoeExecutorTest, TwoGpusComputeWhatOneDoes) {
           EXPECT_LT(ErrorOf(got[l], wanted[l]), 0.01) << "step " << number << " layer " << l << " rank " << rank;
         }
         const MoeStepStats& stats = own.executor->stats();
-        EXPECT_EQ(stats.any_prefill, number % 4 == 0);
+        EXPECT_EQ(stats.any_prefill, number % 4 == 0 && rows[1] > 0);
         EXPECT_EQ(stats.any_more_work, number % 4 == 0);
         EXPECT_GE(stats.copies_self + stats.copies_node, int64_t{kLayers} * rows[rank]);
         EXPECT_TRUE(own.executor->failures().empty());
