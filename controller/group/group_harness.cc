@@ -283,6 +283,9 @@ void GroupHarness::Obey(int index, const v1::ConnectResponse& message) {
       CheckTerm(worker, message.abort_wave().term());
       if (worker.prepared == message.abort_wave().epoch()) worker.prepared = 0;
       return;
+    case v1::ConnectResponse::kHeartbeatAck:
+      worker.ack = message.heartbeat_ack();
+      return;
     case v1::ConnectResponse::kReportsStored:
       EXPECT_EQ(message.reports_stored().report_stream(), worker.report_stream);
       while (!worker.unstored.empty() && worker.unstored.front().sequence() <= message.reports_stored().sequence()) {
@@ -446,7 +449,10 @@ void GroupHarness::SendReport(int index, int64_t tokens, int hottest) {
 
 void GroupHarness::Heartbeats() {
   for (FakeWorker& worker : workers_) {
-    if (worker.session != 0) worker.to_controller.emplace_back().mutable_heartbeat()->set_number(1);
+    if (worker.session == 0) continue;
+    v1::Heartbeat& heartbeat = *worker.to_controller.emplace_back().mutable_heartbeat();
+    heartbeat.set_number(1);
+    heartbeat.set_requests_running(worker.requests);
   }
 }
 

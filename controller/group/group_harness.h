@@ -82,6 +82,9 @@ class GroupHarness {
   void SendTasks(int worker, const std::map<std::string, int64_t>& tokens);
   std::pair<int32_t, int32_t> TaskExperts(const std::string& task, int layer) const;
   int64_t tokens_reported() const { return tokens_reported_; }
+  // What its heartbeats say, and the newest answer to one.
+  void SetRequests(int worker, int running) { workers_[worker].requests = running; }
+  const v1::HeartbeatAck& worker_ack(int worker) const { return workers_[worker].ack; }
   uint64_t worker_epoch(int worker) const { return workers_[worker].epoch; }
   const Placement& worker_placement(int worker) const { return workers_[worker].placement; }
   uint64_t worker_view(int worker) const { return workers_[worker].view; }
@@ -121,6 +124,8 @@ class GroupHarness {
     std::deque<v1::LoadReport> unstored;
     std::string refuse;
     bool stall = false;
+    int requests = 0;
+    v1::HeartbeatAck ack;
     absl::Status last_close;
     std::deque<v1::ConnectRequest> to_controller;
     std::deque<v1::ConnectResponse> to_worker;

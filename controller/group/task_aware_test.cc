@@ -76,6 +76,26 @@ TEST(TaskAwareGroup, GathersWhatIsChosenTogether_AndSaysWhereTasksStart) {
   for (int i = 0; i < 4; ++i) EXPECT_EQ(h.worker_placement(i).task_homes, placement.task_homes);
 }
 
+TEST(TaskAwareGroup, WithHomesWorkersLearnHowBusyTheOthersAre) {
+  GroupHarness h(TaskAware());
+  h.FormGroup();
+  h.SetRequests(2, 7);
+  h.Advance(absl::Seconds(1));
+  EXPECT_EQ(h.worker_ack(0).loads_size(), 0) << "nobody is anybody's home";
+  Serve(h, kAll, absl::Seconds(30));
+  ASSERT_THAT(h.group().placement().task_homes, SizeIs(4));
+  h.BreakSession(3);
+  h.Heartbeats();
+  for (int i = 0; i < 3; ++i) {
+    h.DeliverToController(i);
+    h.DeliverToWorker(i);
+  }
+  ASSERT_EQ(h.worker_ack(0).loads_size(), 2) << "the third of the others has no session";
+  EXPECT_EQ(h.worker_ack(0).loads(0).worker(), "w1");
+  EXPECT_EQ(h.worker_ack(0).loads(1).worker(), "w2");
+  EXPECT_EQ(h.worker_ack(0).loads(1).requests_running(), 7);
+}
+
 TEST(TaskAwareGroup, AMixThatStaysIsPlannedForOnce_AnotherOneAgain) {
   GroupHarness h(TaskAware());
   h.FormGroup();
