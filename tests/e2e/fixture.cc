@@ -34,8 +34,8 @@ std::unique_ptr<Cluster> ClusterTest::Serving(const Shape& shape) {
   EXPECT_NE(mkdtemp(pattern.data()), nullptr);
   options.directory = pattern;
   options.combine = shape.combine;
-  options.groups = {
-      absl::StrCat("name=g,size=", shape.workers, ",mode=", shape.mode, ",policy=eplb,combine=", shape.combine)};
+  options.groups = {absl::StrCat("name=g,size=", shape.workers, ",mode=", shape.mode, ",policy=", shape.policy,
+                                 ",combine=", shape.combine)};
   options.controller_flags = shape.controller_flags;
   options.tls = shape.tls;
   auto cluster = Cluster::Start(std::move(options));
@@ -48,6 +48,8 @@ std::unique_ptr<Cluster> ClusterTest::Serving(const Shape& shape) {
                        .group = "g",
                        .slots = slots,
                        .extra_flags = {absl::StrCat("--staging-slots=", kStagingSlots)}});
+    workers.back().extra_flags.insert(workers.back().extra_flags.end(), shape.worker_flags.begin(),
+                                      shape.worker_flags.end());
   }
   absl::Status status = (*cluster)->StartWorkers(workers);
   EXPECT_TRUE(status.ok()) << status;
@@ -117,7 +119,7 @@ absl::StatusOr<v1::Plan> ClusterTest::AwaitPlan(Cluster& cluster, const std::str
   return plan;
 }
 
-absl::StatusOr<v1::Plan> ClusterTest::PlanAndRollOut(Cluster& cluster) {
+absl::StatusOr<v1::Plan> ClusterTest::PlanAndRollOut(Cluster& cluster, absl::Duration timeout) {
   grpc::ClientContext create_context;
   v1::CreatePlanRequest create;
   create.set_group("g");
@@ -128,7 +130,7 @@ absl::StatusOr<v1::Plan> ClusterTest::PlanAndRollOut(Cluster& cluster) {
   approve.set_id(created.plan().id());
   v1::ApprovePlanResponse approved;
   BALLAST_RETURN_IF_ERROR(ToStatus(cluster.plans().ApprovePlan(&approve_context, approve, &approved)));
-  return AwaitPlan(cluster, created.plan().id(), absl::Seconds(60));
+  return AwaitPlan(cluster, created.plan().id(), timeout);
 }
 
 std::map<std::string, std::shared_ptr<v1::Inference::Stub>> ClusterTest::Stubs(Cluster& cluster, int workers) {

@@ -25,9 +25,11 @@ class ClusterTest : public ::testing::Test {
     int workers = 4;
     std::string combine = "exact";
     std::string mode = "approve";
+    std::string policy = "eplb";
     // Slots of one layer that placements may use on each worker.
     int slots_per_layer = 10;
     std::vector<std::string> controller_flags;
+    std::vector<std::string> worker_flags;
     TlsFiles tls;
   };
 
@@ -42,7 +44,7 @@ class ClusterTest : public ::testing::Test {
                                                     const std::vector<Prompt>& prompts);
 
   // Makes a plan from the load seen so far and waits until it is rolled out. False when there is nothing to gain.
-  static absl::StatusOr<v1::Plan> PlanAndRollOut(Cluster& cluster);
+  static absl::StatusOr<v1::Plan> PlanAndRollOut(Cluster& cluster, absl::Duration timeout = absl::Seconds(60));
   static absl::StatusOr<v1::Plan> AwaitPlan(Cluster& cluster, const std::string& id, absl::Duration timeout);
 
   // The stubs of all of the group's workers, for LoadGenerator.

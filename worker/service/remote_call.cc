@@ -100,7 +100,7 @@ std::shared_ptr<RemoteCall> Start(Peer& peer, const std::string& own_name, Reque
 std::shared_ptr<grpc::Channel> OpenPeerChannel(const TransportSecurity& security, const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 500);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetMaxReceiveMessageSize(-1);
   return security.Connect(address, arguments);

@@ -17,7 +17,7 @@ namespace ballast {
 // Metadata of a request that was handed over: the name of the worker that did. Such a request is not handed on.
 inline constexpr char kHandedOverBy[] = "ballast-handed-over-by";
 
-// A channel to a worker's services at `address`, host:port. Gives up connecting in half a second, and does not limit
+// A channel to a worker's services at `address`, host:port. Gives up connecting after two seconds, and does not limit
 // what answers may weigh. It may go away where another with callback calls stays, as a worker's to its controller does
 // (session_client.h).
 std::shared_ptr<grpc::Channel> OpenPeerChannel(const TransportSecurity& security, const std::string& address);
