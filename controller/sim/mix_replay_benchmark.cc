@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "controller/planner/grouping/deepseek_routes.h"
+#include "controller/planner/grouping/recorded_routes.h"
 #include "controller/sim/mix_replay.h"
 #include "proto/base/check.h"
 
@@ -30,7 +30,7 @@ int Main() {
   const char* shared = std::getenv("BALLAST_SHARED");
   BALLAST_CHECK(shared != nullptr) << "BALLAST_SHARED is not set";
   const RouteSplit routes =
-      ReadDeepSeekRoutes(std::string(shared) + "/data/deepseek_v2_lite_routes", Number("LAYERS", 1));
+      ReadRecordedRoutes(std::string(shared) + "/data/deepseek_v2_lite_routes", Number("LAYERS", 1));
   MixReplayOptions options;
   options.topology = UniformTopology(8, 1, 10 * routes.planned.layers);
   options.slots_per_layer = 10;

@@ -1,10 +1,12 @@
-// Grouping on the routes of DeepSeek-V2-Lite: hops of tokens that were not planned for, and how level layers are.
+// Grouping on recorded routes: hops of tokens that were not planned for, and how level layers are.
 //
-// The folder that BALLAST_SHARED names has to hold data/deepseek_v2_lite_routes. Of every second sample of a task the
-// tokens are planned for, of the others they are scored. LAYERS=N takes every N-th layer alone. Time is of planning all
-// layers, of one thread; counters: `less`, the part of random placement's hops that goes away; `maxvio` and `jain` of
-// layers, averaged, `worst` the worst layer's MaxVio and `task` the worst task's; `maxvio_all` and `jain_all` of loads
-// summed over layers; `per_layer`, seconds of the processor.
+// ROUTES names a folder with a file routes_TASK.csv.gz for each task, as `ballastctl trace record` writes them; by
+// default it is data/deepseek_v2_lite_routes in the folder that BALLAST_SHARED names. Of every second sample of a task
+// the tokens are planned for, of the others they are scored. LAYERS=N takes every N-th layer alone. Time is of planning
+// all layers, of one thread; counters: `less`, the part of random placement's hops that goes away; `maxvio` and `jain`
+// of layers, averaged, `worst` the worst layer's MaxVio and `task` the worst task's; `alone`, the same where all
+// traffic is the task's and shares are chosen anew for it, and `alone_bound`, what no placement in as many slots can be
+// below for that task; `maxvio_all` and `jain_all` of loads summed over layers; `per_layer`, seconds of the processor.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -17,10 +19,11 @@
 #include "benchmark/benchmark.h"
 #include "controller/planner/alias.h"
 #include "controller/planner/anneal.h"
-#include "controller/planner/grouping/deepseek_routes.h"
 #include "controller/planner/grouping/group_search.h"
 #include "controller/planner/grouping/hops.h"
+#include "controller/planner/grouping/recorded_routes.h"
 #include "controller/planner/grouping/tacg.h"
+#include "controller/planner/score.h"
 #include "controller/planner/search.h"
 #include "proto/base/check.h"
 #include "proto/base/test_data.h"
@@ -33,6 +36,28 @@ DispatchTable Table(const Packs& packs, int32_t experts) {
   std::fill(table.weight.begin(), table.weight.end(), 1);
   return table;
 }
+
+// Single-task traffic: the worst task's MaxVio over held-out tokens, averaged over layers, with shares chosen for its
+// planned tokens; and the proven bound for its held-out ones.
+std::pair<double, double> Alone(std::span<const DispatchTable> layers, const RouteSplit& split, int32_t gpus) {
+  std::pair<double, double> worst;
+  for (size_t f = 0; f < split.planned.tasks.size(); ++f) {
+    double sum = 0, bound = 0;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      std::vector<double> planned(split.planned.experts), held_out(split.planned.experts);
+      for (const int32_t e : split.planned.tasks[f].experts[l]) ++planned[e];
+      for (const int32_t e : split.held_out.tasks[f].experts[l]) ++held_out[e];
+      DispatchTable table = layers[l];
+      SolveWeights(planned, {}, gpus, table);
+      sum += 1 / Balancedness(WorkerLoads(table, held_out, UniformTopology(gpus, 1, 1 << 10))) - 1;
+      bound += 1 / UpperBound(held_out, table.num_replicas(), gpus) - 1;
+    }
+    worst = std::max(worst, {sum / static_cast<double>(layers.size()), bound / static_cast<double>(layers.size())});
+  }
+  return worst;
+}
+// The guard has no shares to choose.
+std::pair<double, double> Alone(std::span<const Packs>, const RouteSplit&, int32_t) { return {}; }
 
 // Registers what is compared on so many GPUs.
 class Comparison {
@@ -78,7 +103,11 @@ class Comparison {
       const HopScore& mix = scores[0];
       double task = 0;
       for (size_t f = 1; f < scores.size(); ++f) task = std::max(task, scores[f].balance.maxvio_layer);
-      const double random = count * RandomPlacementHops(std::vector<int32_t>(gpus, 64 / gpus), split.planned.top_k);
+      const double random =
+          count * RandomPlacementHops(std::vector<int32_t>(gpus, split.planned.experts / gpus), split.planned.top_k);
+      const auto [alone, bound] = Alone(layers, split, gpus);
+      state.counters["alone"] = alone;
+      state.counters["alone_bound"] = bound;
       state.counters["replicas"] = static_cast<double>(replicas) / count;
       state.counters["hops"] = mix.hops;
       state.counters["less"] = 1 - mix.hops / random;
@@ -102,8 +131,11 @@ class Comparison {
 
 void Register(const RouteSplit& split, int32_t gpus) {
   const Comparison report(split, gpus);
-  const std::vector<int32_t> homes(gpus, 64 / gpus);
-  const std::vector<int32_t> quarter_more(gpus, 80 / gpus);
+  const int32_t experts = split.planned.experts;
+  const std::vector<int32_t> homes(gpus, experts / gpus);
+  // A quarter more slots, where they do not come out even one more on the first GPUs.
+  std::vector<int32_t> quarter_more;
+  for (int32_t g = 0; g < gpus; ++g) quarter_more.push_back((experts * 5 / 4 + gpus - 1 - g) / gpus);
   report.Add("random", [gpus](const LayerRoutes& layer, int32_t l) {
     internal::Random random(static_cast<uint64_t>(l));
     std::vector<int32_t> order(layer.experts);
@@ -127,8 +159,9 @@ void Register(const RouteSplit& split, int32_t gpus) {
     return PlaceTacg(Statistics(layer), homes, options);
   };
   for (const bool swaps : {false, true}) {
-    report.Add(swaps ? "pooled co-activation, swaps" : "pooled co-activation",
-               [=](const LayerRoutes& layer, int32_t) { return Table(PlaceCoactivation(layer, homes, swaps), 64); });
+    report.Add(swaps ? "pooled co-activation, swaps" : "pooled co-activation", [=](const LayerRoutes& layer, int32_t) {
+      return Table(PlaceCoactivation(layer, homes, swaps), layer.experts);
+    });
     for (const double alpha : {.25, .5, 1.}) {
       report.Add(absl::StrFormat("TACG, alpha %.2f%s", alpha, swaps ? ", swaps" : ""),
                  [=](const LayerRoutes& layer, int32_t) {
@@ -144,13 +177,14 @@ void Register(const RouteSplit& split, int32_t gpus) {
                           const TacgOptions options{.alpha = alpha, .swaps = swaps};
                           const auto tasks = Statistics(layer);
                           Packs packs = PlaceTacg(tasks, homes, options);
-                          ReplicateGeneric(tasks, TaskAffinity(tasks, options), {}, {}, packs);
+                          ReplicateGeneric(tasks, TaskAffinity(tasks, options), {.experts = layer.experts / 8}, {},
+                                           packs);
                           return packs;
                         });
     }
   }
-  report.Add("cost-aware (level by shares), + 16", [gpus](const LayerRoutes& layer, int32_t) {
-    DispatchTable table = ToTable(PlaceLevel(MixLoad(layer), gpus, 80 / gpus), layer.experts);
+  report.Add("cost-aware (level by shares), + 1/4", [gpus, quarter_more](const LayerRoutes& layer, int32_t) {
+    DispatchTable table = ToTable(PlaceLevel(MixLoad(layer), quarter_more), layer.experts);
     SolveWeights(MixLoad(layer), {}, gpus, table);
     return table;
   });
@@ -164,13 +198,13 @@ void Register(const RouteSplit& split, int32_t gpus) {
       {"task-aware, no replicas, no limit", &homes, {kNoLimit, kNoLimit}, 0},
       {"task-aware, no replicas, limit .10", &homes, {.1, kNoLimit}, 0},
       {"task-aware, no replicas, limit .06", &homes, {.06, kNoLimit}, 0},
-      {"task-aware + 16, no limit", &quarter_more, {kNoLimit, kNoLimit}, 0},
-      {"task-aware + 16, limit .30", &quarter_more, {.3, kNoLimit}, 0},
-      {"task-aware + 16, limit .10", &quarter_more, {.1, kNoLimit}, 0},
-      {"task-aware + 16, limit .06", &quarter_more, {.06, kNoLimit}, 0},
-      {"task-aware + 16, limit .06, 60,000 proposals", &quarter_more, {.06, kNoLimit}, 60'000},
-      {"task-aware + 16, limit .06, 1.2 M proposals", &quarter_more, {.06, kNoLimit}, 1'200'000},
-      {"task-aware + 16, limit .06, task .30", &quarter_more, {.06, .3}, 0},
+      {"task-aware + 1/4, no limit", &quarter_more, {kNoLimit, kNoLimit}, 0},
+      {"task-aware + 1/4, limit .30", &quarter_more, {.3, kNoLimit}, 0},
+      {"task-aware + 1/4, limit .10", &quarter_more, {.1, kNoLimit}, 0},
+      {"task-aware + 1/4, limit .06", &quarter_more, {.06, kNoLimit}, 0},
+      {"task-aware + 1/4, limit .06, 60,000 proposals", &quarter_more, {.06, kNoLimit}, 60'000},
+      {"task-aware + 1/4, limit .06, 1.2 M proposals", &quarter_more, {.06, kNoLimit}, 1'200'000},
+      {"task-aware + 1/4, limit .06, task .30", &quarter_more, {.06, .3}, 0},
   };
   for (const auto& o : ours) {
     report.Add(o.name, [o, slots = *o.slots](const LayerRoutes& layer, int32_t) {
@@ -187,14 +221,16 @@ void Register(const RouteSplit& split, int32_t gpus) {
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
-  const std::string folder = ballast::internal::SharedPath("data/deepseek_v2_lite_routes");
+  const char* const routes = std::getenv("ROUTES");
+  const std::string folder =
+      routes == nullptr ? ballast::internal::SharedPath("data/deepseek_v2_lite_routes") : std::string(routes);
   if (folder.empty()) {
     std::fprintf(stderr, "skipped: the routes, data/deepseek_v2_lite_routes in the folder BALLAST_SHARED\n");
     return 0;
   }
   const char* every = std::getenv("LAYERS");
   const ballast::RouteSplit split =
-      ballast::ReadDeepSeekRoutes(folder, every == nullptr ? 1 : std::max(1, std::atoi(every)));
+      ballast::ReadRecordedRoutes(folder, every == nullptr ? 1 : std::max(1, std::atoi(every)));
   for (const int32_t gpus : {16, 8}) ballast::Register(split, gpus);
   benchmark::RunSpecifiedBenchmarks();
   return 0;

@@ -1,8 +1,11 @@
-// Routes of DeepSeek-V2-Lite, for benchmarks: data/deepseek_v2_lite_routes of the folder that BALLAST_SHARED names.
-#ifndef BALLAST_CONTROLLER_PLANNER_GROUPING_DEEPSEEK_ROUTES_H_
-#define BALLAST_CONTROLLER_PLANNER_GROUPING_DEEPSEEK_ROUTES_H_
+// Recorded routes by task, for benchmarks: as `ballastctl trace record` writes them, or those of DeepSeek-V2-Lite,
+// data/deepseek_v2_lite_routes of the folder that BALLAST_SHARED names.
+#ifndef BALLAST_CONTROLLER_PLANNER_GROUPING_RECORDED_ROUTES_H_
+#define BALLAST_CONTROLLER_PLANNER_GROUPING_RECORDED_ROUTES_H_
 
+#include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <set>
 #include <string>
@@ -20,19 +23,27 @@ struct RouteSplit {
   Routes planned, held_out;
 };
 
-// `folder` holds routes_TASK.csv.gz of four tasks, of 64 experts each. `every`: 1, or every so many layers alone.
-inline RouteSplit ReadDeepSeekRoutes(const std::string& folder, int32_t every) {
+// `folder` holds a file routes_TASK.csv.gz for each task; every expert is some token's choice. `every`: 1, or every so
+// many layers alone.
+inline RouteSplit ReadRecordedRoutes(const std::string& folder, int32_t every) {
   RouteSplit out;
-  for (Routes* routes : {&out.planned, &out.held_out}) *routes = {0, 64, 0, {}};
-  for (const char* task : {"intent", "law", "summary", "translation"}) {
+  std::set<std::string> tasks;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    const size_t end = name.find(".csv.gz");
+    if (name.rfind("routes_", 0) == 0 && end != std::string::npos) tasks.insert(name.substr(7, end - 7));
+  }
+  int32_t experts = 0;
+  for (const std::string& task : tasks) {
     const auto file = ReadLoad(folder + "/routes_" + task + ".csv.gz");
     BALLAST_CHECK(file.ok()) << file.status();
+    experts = std::max(experts, file->parts[0].load.experts);
     const RouteTrace& trace = file->routes;
     TaskRoutes parts[2] = {{task, 1, {}}, {task, 1, {}}};
     for (size_t row = 0; row < trace.experts.size(); ++row) {
       // Dense layers have no tokens; of the others the first, and every so many.
       if (trace.experts[row].empty()) continue;
-      if (static_cast<int32_t>(row) % every != 1 % every) continue;
+      if (every > 1 && static_cast<int32_t>(row) % every != 1) continue;
       for (TaskRoutes& part : parts) part.experts.emplace_back();
       // Samples by their order: halves whatever their numbers.
       std::map<int64_t, int32_t> number;
@@ -52,7 +63,8 @@ inline RouteSplit ReadDeepSeekRoutes(const std::string& folder, int32_t every) {
       halves[half]->tasks.push_back(std::move(parts[half]));
     }
   }
-  for (const Routes* routes : {&out.planned, &out.held_out}) {
+  for (Routes* routes : {&out.planned, &out.held_out}) {
+    routes->experts = experts;
     const absl::Status status = Validate(*routes);
     BALLAST_CHECK(status.ok()) << status;
   }
@@ -61,4 +73,4 @@ inline RouteSplit ReadDeepSeekRoutes(const std::string& folder, int32_t every) {
 
 }  // namespace ballast
 
-#endif  // BALLAST_CONTROLLER_PLANNER_GROUPING_DEEPSEEK_ROUTES_H_
+#endif  // BALLAST_CONTROLLER_PLANNER_GROUPING_RECORDED_ROUTES_H_
