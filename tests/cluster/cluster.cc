@@ -20,8 +20,8 @@ constexpr absl::Duration kStartTimeout = absl::Seconds(60);
 
 std::shared_ptr<grpc::Channel> Cluster::OpenChannel(const std::string& address) const {
   grpc::ChannelArguments args;
-  // A channel of its own, so that one stub's trouble is not another's; and quick to find a restarted daemon, but patient
-  // with one that is there: on a busy machine a connection can take its time.
+  // A channel of its own, so that one stub's trouble is not another's; and quick to find a restarted daemon, but
+  // patient with one that is there: on a busy machine a connection can take its time.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10000);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
