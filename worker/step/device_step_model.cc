@@ -4,33 +4,24 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/cuda/status.h"
 #include "proto/base/status_macros.h"
+#include "worker/step/moe_step_model.h"
 
 namespace ballast {
 namespace {
 
-class DeviceStepModel final : public StepModel {
+class DeviceStepModel final : public MoeStepModel<DeviceDecoder, DeviceMoeExecutor> {
  public:
   DeviceStepModel(DeviceDecoder& decoder, std::unique_ptr<DeviceMoeExecutor> moe, DeviceMoves* moves, int capacity,
                   int device, cudaStream_t stream)
-      : decoder_(decoder),
-        moe_(std::move(moe)),
-        moves_(moves),
-        device_(device),
-        stream_(stream),
-        shape_({.moe_layers = decoder.config().num_moe_layers(),
-                .vocab_size = decoder.config().vocab_size,
-                .capacity = capacity}) {}
+      : MoeStepModel(decoder, std::move(moe), capacity), moves_(moves), device_(device), stream_(stream) {}
   ~DeviceStepModel() override {
     cudaSetDevice(device_);
     Leave();
     moe_.reset();
     cudaStreamDestroy(stream_);
   }
-
-  const StepModelShape& shape() const override { return shape_; }
 
   absl::Status Enter(const GroupView& view, Transport* transport, std::shared_ptr<const ReplicaTable> table,
                      absl::Time deadline) override {
@@ -60,41 +51,19 @@ class DeviceStepModel final : public StepModel {
     BALLAST_RETURN_IF_ERROR(decoder_.Forward(input, *moe_, logits, stream_));
     return moe_->EndStep(stream_);
   }
-  bool begun() const override { return moe_->layers_begun() > 0; }
-
-  std::span<const RowFailure> failures() const override { return moe_->failures(); }
-  const MoeStepStats& stats() const override { return moe_->stats(); }
-  std::span<const int> late_peers() const override { return moe_->late_peers(); }
-  bool shared(int layer) const override { return moe_->shared(layer); }
-  std::optional<ShareComparison> CompareShares(int layer) override { return moe_->CompareShares(layer); }
-  double SecondsPerPair(int of_rank) const override { return moe_->SecondsPerPair(of_rank); }
-  void CountStep(LoadCounters& counters) override { moe_->CountStep(counters); }
 
  private:
-  DeviceDecoder& decoder_;
-  std::unique_ptr<DeviceMoeExecutor> moe_;
   DeviceMoves* const moves_;
   const int device_;
   const cudaStream_t stream_;
-  const StepModelShape shape_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StepModel>> MakeDeviceStepModel(DeviceDecoder& decoder, const SlotMemory& slots,
                                                                DeviceMoves* moves, const DeviceMoeOptions& options) {
-  if (options.capacity > decoder.max_rows()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("capacity is ", options.capacity, ", more than the decoder's max_rows ", decoder.max_rows()));
-  }
-  const ModelConfig& config = decoder.config();
-  DeviceMoeModel model{.rule = decoder.router_rule(),
-                       .hidden_size = config.hidden_size,
-                       .intermediate_size = config.expert_intermediate_size};
-  for (int layer = 0; layer < config.num_moe_layers(); ++layer) {
-    model.router_weights.push_back(decoder.router_weights(layer));
-  }
-  BALLAST_ASSIGN_OR_RETURN(auto moe, DeviceMoeExecutor::Create(std::move(model), slots, options));
+  BALLAST_RETURN_IF_ERROR(CheckCapacity(decoder, options.capacity));
+  BALLAST_ASSIGN_OR_RETURN(auto moe, DeviceMoeExecutor::Create(MoeLayersOf<DeviceMoeModel>(decoder), slots, options));
   int device = 0;
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "the worker's GPU"));
   // Ahead of moves, whose stream has the lowest priority.
