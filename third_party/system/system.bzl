@@ -35,6 +35,9 @@ _TSAN_ABSL = "/.cache/ballast/tools/tsan-absl/libabsl_synchronization.so.2022062
 # Modules of other projects' packages that tests and benchmarks compare with.
 _PEERS = "/.cache/ballast/tools/peers"
 
+# Node.js and npm packages that drive a browser in tests of web pages.
+_WEB = "/.cache/ballast/tools/web"
+
 # Position-independent Abseil for shared libraries that carry it.
 _PIC_ABSL = "/.cache/ballast/tools/pic-absl/libabsl_pic.a"
 
@@ -107,6 +110,9 @@ def _impl(ctx):
     peers = ctx.path(ctx.os.environ.get("HOME", "/") + _PEERS)
     if peers.exists:
         ctx.symlink(peers, "peers")
+    web = ctx.path(ctx.os.environ.get("HOME", "/") + _WEB)
+    if web.exists:
+        ctx.symlink(web, "web")
     ctx.template("BUILD", Label("//third_party/system:system.BUILD.tpl"), {
         "%{TSAN_ABSL}": "tsan/" + tsan_absl.basename,
         "%{PIC_ABSL}": ", ".join(["\"pic/libabsl_pic.a\""] if pic_absl.exists else []),
