@@ -58,9 +58,16 @@ layers() {
     no_dependency controller 'worker|kernels|tests' && no_dependency worker 'controller|tests'
 }
 
+dashboards() {
+  dashboards/generate.py --check && promtool check rules dashboards/generated/rules.yaml &&
+    promtool test rules dashboards/generated/rules_test.yaml
+}
+
 check format "C++ is formatted as .clang-format says" "clang-format-14 -i FILE" format
 check style "header guards, white space, the list of Debian packages" "see each line" .ci/check_style.py
 check docs "links and paths in the pages lead somewhere" "correct the page, or the path it names" .ci/check_docs.py
+check dashboards "every metric of the table is shown, dashboards/generated is up to date, alerts fire when they should" \
+  "run dashboards/generate.py, and see each line" dashboards
 check shell "shellcheck on the scripts (warnings and style)" "see the SC number's wiki page" shell
 check proto-lint "buf's standard rules on proto/" "see each line; exceptions are in proto/buf.yaml" proto_lint
 check proto-compatibility "proto/ still serves clients of the releases in proto/released/" \

@@ -237,8 +237,10 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 50))
       ->capture_default_str();
 
-  app.add_option("--expert-metrics-top", o.expert_metrics_top,
-                 "Show ballast_expert_tokens_total of this many experts a layer, those with most tokens; 0: of all")
+  app.add_option(
+         "--expert-metrics-top", o.expert_metrics_top,
+         "Show ballast_expert_tokens_total of this many experts a layer and ballast_worker_layer_load_ratio of this "
+         "many workers, those with most tokens; 0: of all")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   app.add_option("--log-format", log_format, "How logs are written")

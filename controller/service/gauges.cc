@@ -24,6 +24,12 @@ const std::vector<MetricDef>& ControllerMetrics() {
        {"model", "group", "phase", "task", "layer"},
        "Mean over max of the workers' tokens in a layer, over the planning window, under the placement in force; "
        "task `*` is all of them."},
+      {"ballast_worker_layer_load_ratio",
+       MetricType::kGauge,
+       "ratio",
+       {"model", "group", "phase", "layer", "worker"},
+       "A worker's tokens in a layer for its speed, over the group's tokens for its workers' speeds, over the planning "
+       "window, under the placement in force: 1 is its fair part."},
       {"ballast_step_balancedness_ratio",
        MetricType::kHistogram,
        "ratio",
@@ -35,8 +41,7 @@ const std::vector<MetricDef>& ControllerMetrics() {
        "1",
        {"model", "group", "phase", "form"},
        "MoE layers run in steps, by where their traffic shares came from: fixed (the placement), previous (the counts "
-       "of "
-       "the step before), current (the step's own counts)."},
+       "of the step before), current (the step's own counts)."},
       {"ballast_expert_tokens_total",
        MetricType::kCounter,
        "tokens",
@@ -68,8 +73,7 @@ const std::vector<MetricDef>& ControllerMetrics() {
        "1",
        {"model", "group"},
        "Copies of a token that go to other workers, summed over MoE layers, as the newest plan predicts; absent where "
-       "it "
-       "was not made from routes."},
+       "it was not made from routes."},
       {"ballast_replicas",
        MetricType::kGauge,
        "1",
@@ -147,6 +151,10 @@ void Gauges::Update(const Group& group, absl::Time now) {
   }
   for (const auto& [state, count] : states) metrics_.Gauge("ballast_group_workers", {name, state}).Set(count);
   if (shown.epoch() == 0) return;
+  // From 0: what a counter begins with is no increase to Prometheus.
+  for (const char* result : {"done", "aborted", "rollback"}) {
+    metrics_.Counter("ballast_rollouts_total", {model, name, result});
+  }
   metrics_.Gauge("ballast_placement_epoch", {model, name}).Set(static_cast<double>(shown.epoch()));
   metrics_.Gauge("ballast_missing_experts", {model, name}).Set(shown.missing_total());
   metrics_.Gauge("ballast_rebalancing", {model, name}).Set(group.record().active_plan().empty() ? 0 : 1);
@@ -191,6 +199,7 @@ void Gauges::UpdateBalance(const Group& group, absl::Time now) {
       return load;
     };
     const auto all = show({.phase = phase}, kAllTasks);
+    UpdateWorkerLoads(group, phase, *all, now);
     for (const v1::TaskLoad& task : all->tasks()) {
       tasks.insert(task.task());
       metrics_.Gauge("ballast_task_routes", {model, name, task.task()}).Set(static_cast<double>(task.sampled_tokens()));
@@ -207,6 +216,46 @@ void Gauges::UpdateBalance(const Group& group, absl::Time now) {
   tasks_ = std::move(tasks);
 }
 
+void Gauges::UpdateWorkerLoads(const Group& group, v1::Phase phase, const v1::GetLoadResponse& load, absl::Time now) {
+  const std::string& model = group.record().model().name();
+  const std::vector<std::string>& workers = group.placement().workers;
+  std::map<std::string, uint32_t> speed_of;
+  for (const v1::Worker& worker : group.Workers(now)) speed_of[worker.name()] = worker.speed();
+  std::vector<double> speeds;
+  for (const std::string& worker : workers) {
+    const auto speed = speed_of.find(worker);
+    speeds.push_back(speed == speed_of.end() ? 1 : speed->second);
+  }
+  const double all_speeds = std::accumulate(speeds.begin(), speeds.end(), 0.0);
+  std::set<WorkerLayer> shown;
+  for (const v1::LayerLoad& layer : load.layers()) {
+    const auto& tokens = layer.worker_tokens();
+    const double sum = std::accumulate(tokens.begin(), tokens.end(), 0.0);
+    if (sum == 0 || tokens.size() != std::ssize(workers)) continue;
+    std::vector<int> order(workers.size());
+    std::iota(order.begin(), order.end(), 0);
+    const auto relative = [&](int w) { return tokens[w] / speeds[w] / (sum / all_speeds); };
+    if (top_ > 0 && top_ < std::ssize(order)) {
+      std::partial_sort(order.begin(), order.begin() + top_, order.end(),
+                        [&](int a, int b) { return relative(a) > relative(b); });
+      order.resize(top_);
+    }
+    for (const int w : order) {
+      metrics_
+          .Gauge("ballast_worker_layer_load_ratio",
+                 {model, group.name(), PhaseName(phase), absl::StrCat(layer.layer()), workers[w]})
+          .Set(relative(w));
+      shown.emplace(layer.layer(), workers[w]);
+    }
+  }
+  for (const auto& [layer, worker] : worker_layers_[phase]) {
+    if (shown.contains({layer, worker})) continue;
+    metrics_.Remove("ballast_worker_layer_load_ratio",
+                    {model, group.name(), PhaseName(phase), absl::StrCat(layer), worker});
+  }
+  worker_layers_[phase] = std::move(shown);
+}
+
 void Gauges::UpdateExperts(const Group& group) {
   const Placement& placement = group.placement();
   const auto experts = static_cast<size_t>(placement.num_experts);
@@ -217,10 +266,10 @@ void Gauges::UpdateExperts(const Group& group) {
     for (int32_t l = 0; l < placement.num_layers; ++l) {
       std::vector<size_t> order(experts);
       std::iota(order.begin(), order.end(), l * experts);
-      if (expert_top_ > 0 && static_cast<size_t>(expert_top_) < experts) {
-        std::partial_sort(order.begin(), order.begin() + expert_top_, order.end(),
+      if (top_ > 0 && static_cast<size_t>(top_) < experts) {
+        std::partial_sort(order.begin(), order.begin() + top_, order.end(),
                           [&](size_t a, size_t b) { return counted[a] > counted[b]; });
-        order.resize(expert_top_);
+        order.resize(top_);
       }
       for (const size_t i : order) {
         if (counted[i] == shown.tokens[i]) continue;

@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -19,19 +20,24 @@ const std::vector<MetricDef>& ControllerMetrics();
 // Of one group; not thread-safe.
 class Gauges {
  public:
-  // `expert_top`: as Runtime::Options::expert_metrics_top.
-  Gauges(Metrics& metrics, int expert_top) : metrics_(metrics), expert_top_(expert_top) {}
+  // `top`: as Runtime::Options::expert_metrics_top.
+  Gauges(Metrics& metrics, int top) : metrics_(metrics), top_(top) {}
 
   // Once a second or so.
   void Update(const Group& group, absl::Time now);
 
  private:
+  using WorkerLayer = std::pair<int32_t, std::string>;
+
   void UpdateBalance(const Group& group, absl::Time now);
+  void UpdateWorkerLoads(const Group& group, v1::Phase phase, const v1::GetLoadResponse& load, absl::Time now);
   void UpdateExperts(const Group& group);
 
   Metrics& metrics_;
-  const int expert_top_;
+  const int top_;
   std::set<std::string> tasks_;
+  // By phase: what ballast_worker_layer_load_ratio was last shown of.
+  std::map<int, std::set<WorkerLayer>> worker_layers_;
   struct Shown {
     std::vector<double> tokens;
     std::map<size_t, CounterHandle> handles;

@@ -102,9 +102,9 @@ class Metrics {
   std::unique_ptr<Impl> impl_;
 };
 
-// Empty when `markdown` (dashboards/metrics.md) has exactly one row `| name | type | unit | labels | meaning |` for
-// each of `defs` in the table under the heading `## <section>`, and no other row there; otherwise one line a
-// difference.
+// Empty when `markdown` (dashboards/metrics.md) has exactly one row that begins with
+// `| name | type | unit | labels | meaning |` for each of `defs` in the table under the heading `## <section>`, and no
+// other row there; otherwise one line a difference. What follows in a row is the dashboards' (dashboards/generate.py).
 std::vector<std::string> CompareWithTable(std::string_view markdown, std::string_view section,
                                           std::span<const MetricDef> defs);
 

@@ -88,6 +88,9 @@ TEST(Metrics, TableAndDefinitionsAreCompared) {
   EXPECT_THAT(CompareWithTable(table, "Other", {}), ElementsAre(HasSubstr("not in the code: | `ballast_x`")));
   EXPECT_THAT(CompareWithTable("## Part\n", "Part", std::span(Defs()).subspan(1, 1)),
               ElementsAre("missing: | `ballast_a_total` | counter | 1 |  | Things done. |"));
+  EXPECT_THAT(CompareWithTable("## Part\n| `ballast_a_total` | counter | 1 |  | Things done. | Overview |", "Part",
+                               std::span(Defs()).subspan(1, 1)),
+              IsEmpty());
   EXPECT_THAT(CompareWithTable("## Part\n| `ballast_a_total` | gauge | 1 |  | Things done. |", "Part",
                                std::span(Defs()).subspan(1, 1)),
               ElementsAre(HasSubstr("should: | `ballast_a_total` | counter")));
