@@ -52,6 +52,20 @@ class HomesTest : public ClusterTest {
     return homes;
   }
 
+  // The tokens that `worker` answers each prompt with; as many as succeeded before the first that failed.
+  static std::vector<std::vector<int32_t>> Answers(Cluster& cluster, const std::string& worker,
+                                                   const std::vector<Prompt>& prompts) {
+    std::vector<std::vector<int32_t>> tokens;
+    const auto stub = cluster.inference(worker);
+    for (const Prompt& prompt : prompts) {
+      const Answer answer = Generate(*stub, prompt.text, prompt.task, 12, absl::Seconds(60));
+      EXPECT_TRUE(answer.status.ok()) << answer.status;
+      if (!answer.status.ok()) break;
+      tokens.push_back(answer.token_ids);
+    }
+    return tokens;
+  }
+
   // Requests that `worker` was asked for and sent on `route`, with this result.
   static double Routed(Cluster& cluster, const std::string& worker, const std::string& route,
                        const std::string& result) {
@@ -70,13 +84,8 @@ TEST_F(HomesTest, HomesAnswerForTheWorkersThatWereAsked) {
   ASSERT_NE(cluster, nullptr);
   // Without homes: every worker runs what it is asked.
   const auto expected = Digests(*cluster, WorkerName(0), prompts);
-  std::vector<std::vector<int32_t>> tokens;
-  const auto first = cluster->inference(WorkerName(0));
-  for (const Prompt& prompt : prompts) {
-    const Answer answer = Generate(*first, prompt.text, prompt.task, 12, absl::Seconds(60));
-    ASSERT_TRUE(answer.status.ok()) << answer.status;
-    tokens.push_back(answer.token_ids);
-  }
+  const auto tokens = Answers(*cluster, WorkerName(0), prompts);
+  ASSERT_EQ(tokens.size(), prompts.size());
   for (const char* route : {"here", "home", "spilled_here", "spilled"}) {
     EXPECT_EQ(Routed(*cluster, WorkerName(0), route, "OK"), 0) << route;
   }
@@ -86,12 +95,7 @@ TEST_F(HomesTest, HomesAnswerForTheWorkersThatWereAsked) {
   for (int w = 0; w < kWorkers; ++w) {
     SCOPED_TRACE(absl::StrCat("asked of ", WorkerName(w)));
     EXPECT_EQ(Digests(*cluster, WorkerName(w), prompts), expected);
-    const auto stub = cluster->inference(WorkerName(w));
-    for (size_t i = 0; i < prompts.size(); ++i) {
-      const Answer answer = Generate(*stub, prompts[i].text, prompts[i].task, 12, absl::Seconds(60));
-      ASSERT_TRUE(answer.status.ok()) << answer.status;
-      EXPECT_EQ(answer.token_ids, tokens[i]) << "prompt " << i;
-    }
+    EXPECT_EQ(Answers(*cluster, WorkerName(w), prompts), tokens);
   }
   // Some were run by other workers than the one that was asked, which counts them.
   double counted = 0, handed = 0;
@@ -111,13 +115,8 @@ TEST_F(HomesTest, ADeadHomeCostsNoRequestItsAnswer) {
   const std::vector<Prompt> prompts = SomePrompts(200);
   const auto cluster = Serving(TaskAware(kWorkers, kExperts));
   ASSERT_NE(cluster, nullptr);
-  std::vector<std::vector<int32_t>> tokens;
-  const auto first = cluster->inference(WorkerName(0));
-  for (const Prompt& prompt : prompts) {
-    const Answer answer = Generate(*first, prompt.text, prompt.task, 12, absl::Seconds(60));
-    ASSERT_TRUE(answer.status.ok()) << answer.status;
-    tokens.push_back(answer.token_ids);
-  }
+  const auto tokens = Answers(*cluster, WorkerName(0), prompts);
+  ASSERT_EQ(tokens.size(), prompts.size());
   const auto homes = PlanHomes(*cluster, kWorkers, prompts);
   ASSERT_FALSE(homes.empty());
   // Not the leader, so that something stays that can be asked about any moment.

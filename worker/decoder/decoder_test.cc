@@ -21,17 +21,6 @@ using testing::HasSubstr;
 constexpr char kModel[] = "testdata/olmoe-9m";
 constexpr char kTinyModel[] = "testdata/qwen3moe-tiny";
 
-std::vector<int32_t> RandomTokens(int n, int vocab, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<int32_t> tokens(n);
-  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % vocab);
-  return tokens;
-}
-
-bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 // A MoE layer that only counts.
 class CountingMoe final : public MoeLayer {
  public:
@@ -65,55 +54,15 @@ TEST(DecoderTest, StepCompositionChangesNoBit) {
     TestModel model(dir, 2, max_rows);
     const int vocab = model.config().vocab_size, count = 6;
     std::vector<std::vector<int32_t>> tokens;
-    std::vector<std::vector<float>> expected, got(count);
+    std::vector<std::vector<float>> expected;
     for (int s = 0; s < count; ++s) {
       tokens.push_back(RandomTokens(20 + 7 * s, vocab, s));
       expected.push_back(model.Logits(tokens[s], max_rows));
     }
     for (uint32_t seed = 0; seed < 3; ++seed) {
       std::mt19937 random(seed);
-      std::vector<std::unique_ptr<KvSequence>> kv;
-      for (int s = 0; s < count; ++s) {
-        kv.push_back(std::make_unique<KvSequence>(*model.cache));
-        ASSERT_TRUE(kv[s]->Reserve(static_cast<int>(tokens[s].size())).ok());
-        got[s].assign(tokens[s].size() * vocab, 0);
-      }
-      for (;;) {
-        std::vector<int> order = {0, 1, 2, 3, 4, 5};
-        std::shuffle(order.begin(), order.end(), random);
-        std::vector<StepSequence> sequences;
-        std::vector<int32_t> ids, wanted;
-        for (int s : order) {
-          const int left = static_cast<int>(tokens[s].size()) - kv[s]->committed();
-          const int room = max_rows - static_cast<int>(ids.size());
-          const int rows = std::min({left, room, static_cast<int>(random() % 14)});
-          if (rows == 0) continue;
-          sequences.push_back({kv[s].get(), static_cast<int>(ids.size()), rows, kv[s]->committed()});
-          for (int i = 0; i < rows; ++i) {
-            wanted.push_back(static_cast<int32_t>(ids.size()));
-            ids.push_back(tokens[s][kv[s]->committed() + i]);
-          }
-        }
-        if (ids.empty()) {
-          bool done = true;
-          for (int s = 0; s < count; ++s) done = done && kv[s]->committed() == static_cast<int>(tokens[s].size());
-          if (done) break;
-          continue;
-        }
-        std::shuffle(wanted.begin(), wanted.end(), random);
-        std::vector<float> logits(wanted.size() * vocab);
-        ASSERT_TRUE(model.decoder->Forward({ids, sequences, wanted}, *model.moe, logits.data()).ok());
-        for (const StepSequence& step : sequences) {
-          const int s = static_cast<int>(
-              std::find_if(kv.begin(), kv.end(), [&](const auto& k) { return k.get() == step.kv; }) - kv.begin());
-          for (size_t i = 0; i < wanted.size(); ++i) {
-            if (wanted[i] < step.first_row || wanted[i] >= step.first_row + step.num_rows) continue;
-            const int position = step.start_position + wanted[i] - step.first_row;
-            std::copy_n(&logits[i * vocab], vocab, &got[s][static_cast<size_t>(position) * vocab]);
-          }
-          step.kv->Commit(step.num_rows);
-        }
-      }
+      const auto got = ShuffledLogits(
+          *model.cache, vocab, tokens, max_rows, random, [] { return 13; }, model.forward());
       for (int s = 0; s < count; ++s) EXPECT_TRUE(SameBits(expected[s], got[s])) << dir << " sequence " << s;
     }
   }

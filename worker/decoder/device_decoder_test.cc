@@ -40,55 +40,16 @@ TEST(DeviceDecoderTest, StepComposition) {
       const size_t vocab = model.vocab();
       const int longest = std::min(400, model.decoder->config().max_positions);
       std::vector<std::vector<int32_t>> tokens;
-      std::vector<std::vector<float>> expected, got(count);
+      std::vector<std::vector<float>> expected;
       for (int s = 0; s < count; ++s) {
         tokens.push_back(RandomTokens(std::min(longest, 20 + s * s * 5), static_cast<int>(vocab), s));
         expected.push_back(model.Logits(tokens[s], max_rows));
       }
       std::mt19937 random(1);
-      std::vector<std::unique_ptr<KvSequence>> kv;
-      for (int s = 0; s < count; ++s) {
-        kv.push_back(std::make_unique<KvSequence>(*model.cache));
-        ASSERT_TRUE(kv[s]->Reserve(static_cast<int>(tokens[s].size())).ok());
-        got[s].assign(tokens[s].size() * vocab, 0);
-      }
-      const auto done = [&](int s) { return kv[s]->committed() == static_cast<int>(tokens[s].size()); };
-      for (int left = count; left > 0;) {
-        std::vector<int> order(count);
-        for (int s = 0; s < count; ++s) order[s] = s;
-        std::shuffle(order.begin(), order.end(), random);
-        std::vector<StepSequence> sequences;
-        std::vector<int32_t> ids, wanted;
-        // Every other step is decode alone.
-        const bool decodes = random() % 2 == 0;
-        for (const int s : order) {
-          const int rows =
-              std::min({static_cast<int>(tokens[s].size()) - kv[s]->committed(),
-                        max_rows - static_cast<int>(ids.size()), static_cast<int>(random() % (decodes ? 2 : 60))});
-          if (rows == 0) continue;
-          sequences.push_back({kv[s].get(), static_cast<int>(ids.size()), rows, kv[s]->committed()});
-          for (int i = 0; i < rows; ++i) {
-            wanted.push_back(static_cast<int32_t>(ids.size()));
-            ids.push_back(tokens[s][kv[s]->committed() + i]);
-          }
-        }
-        std::shuffle(wanted.begin(), wanted.end(), random);
-        std::vector<float> logits(wanted.size() * vocab);
-        const absl::Status status =
-            model.decoder->Forward({ids, sequences, wanted}, *model.moe, logits.data(), model.stream);
-        ASSERT_TRUE(status.ok()) << status;
-        for (const StepSequence& step : sequences) {
-          const int s = static_cast<int>(
-              std::find_if(kv.begin(), kv.end(), [&](const auto& k) { return k.get() == step.kv; }) - kv.begin());
-          for (size_t i = 0; i < wanted.size(); ++i) {
-            if (wanted[i] < step.first_row || wanted[i] >= step.first_row + step.num_rows) continue;
-            const int position = step.start_position + wanted[i] - step.first_row;
-            std::copy_n(&logits[i * vocab], vocab, &got[s][static_cast<size_t>(position) * vocab]);
-          }
-          step.kv->Commit(step.num_rows);
-          if (done(s)) --left;
-        }
-      }
+      // Every other step is decode alone.
+      const auto got = ShuffledLogits(
+          *model.cache, vocab, tokens, max_rows, random, [&] { return random() % 2 == 0 ? 1 : 59; },
+          model.forward(*model.moe));
       for (int s = 0; s < count; ++s) {
         if (exact) {
           EXPECT_TRUE(SameBits(expected[s], got[s])) << dir << " sequence " << s;

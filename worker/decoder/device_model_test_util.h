@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <memory>
-#include <random>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +16,7 @@
 #include "worker/decoder/device_decoder.h"
 #include "worker/decoder/device_local_moe.h"
 #include "worker/decoder/kv_cache.h"
+#include "worker/decoder/sequence_runs.h"
 #include "worker/model/checkpoint.h"
 
 namespace ballast {
@@ -46,22 +45,10 @@ struct DeviceModel {
   // Logits [tokens.size()][vocab] of one sequence, run in steps of `chunk` rows.
   std::vector<float> Logits(std::span<const int32_t> tokens, int chunk) { return Logits(tokens, chunk, *moe); }
   std::vector<float> Logits(std::span<const int32_t> tokens, int chunk, DeviceMoeLayer& layers) {
-    std::vector<float> logits(tokens.size() * vocab());
-    KvSequence kv(*cache);
-    BALLAST_CHECK(kv.Reserve(static_cast<int>(tokens.size())).ok());
-    for (size_t at = 0; at < tokens.size();) {
-      const int rows = static_cast<int>(std::min<size_t>(chunk, tokens.size() - at));
-      std::vector<int32_t> wanted(rows);
-      for (int i = 0; i < rows; ++i) wanted[i] = i;
-      const StepSequence step = {&kv, 0, rows, static_cast<int>(at)};
-      const absl::Status status =
-          decoder->Forward({.token_ids = tokens.subspan(at, rows), .sequences = {&step, 1}, .logit_rows = wanted},
-                           layers, logits.data() + at * vocab(), stream);
-      BALLAST_CHECK(status.ok()) << status.ToString();
-      kv.Commit(rows);
-      at += rows;
-    }
-    return logits;
+    return SequenceLogits(*cache, vocab(), tokens, chunk, forward(layers));
+  }
+  ForwardStep forward(DeviceMoeLayer& layers) {
+    return [&](const StepInput& input, float* logits) { return decoder->Forward(input, layers, logits, stream); };
   }
 
   std::unique_ptr<Checkpoint> checkpoint;
@@ -70,17 +57,6 @@ struct DeviceModel {
   std::unique_ptr<KvCache> cache;
   cudaStream_t stream = nullptr;
 };
-
-inline std::vector<int32_t> RandomTokens(int n, int vocab, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<int32_t> tokens(n);
-  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % vocab);
-  return tokens;
-}
-
-inline bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 // |got - wanted| / |wanted|, Euclidean.
 inline double ErrorOf(const std::vector<float>& got, const std::vector<float>& wanted) {

@@ -13,6 +13,7 @@
 #include "worker/decoder/decoder.h"
 #include "worker/decoder/kv_cache.h"
 #include "worker/decoder/local_moe.h"
+#include "worker/decoder/sequence_runs.h"
 #include "worker/model/checkpoint.h"
 
 namespace ballast {
@@ -38,23 +39,10 @@ struct TestModel {
 
   // Logits [tokens.size()][vocab] of one sequence, run in steps of `chunk` rows.
   std::vector<float> Logits(std::span<const int32_t> tokens, int chunk) {
-    const size_t vocab = config().vocab_size;
-    std::vector<float> logits(tokens.size() * vocab);
-    KvSequence kv(*cache);
-    BALLAST_CHECK(kv.Reserve(static_cast<int>(tokens.size())).ok());
-    for (size_t at = 0; at < tokens.size();) {
-      const int rows = static_cast<int>(std::min<size_t>(chunk, tokens.size() - at));
-      std::vector<int32_t> wanted(rows);
-      for (int i = 0; i < rows; ++i) wanted[i] = i;
-      const StepSequence step = {&kv, 0, rows, static_cast<int>(at)};
-      const absl::Status status =
-          decoder->Forward({.token_ids = tokens.subspan(at, rows), .sequences = {&step, 1}, .logit_rows = wanted}, *moe,
-                           logits.data() + at * vocab);
-      BALLAST_CHECK(status.ok()) << status.ToString();
-      kv.Commit(rows);
-      at += rows;
-    }
-    return logits;
+    return SequenceLogits(*cache, config().vocab_size, tokens, chunk, forward());
+  }
+  ForwardStep forward() {
+    return [this](const StepInput& input, float* logits) { return decoder->Forward(input, *moe, logits); };
   }
 
   ThreadPool pool;

@@ -1,17 +1,16 @@
 // Expert slots, moves and flips on GPUs; the last test needs two of them, and runs itself again as the second process.
 #include <algorithm>
-#include <bit>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <numeric>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/test_data.h"
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/test_support.h"
 #include "worker/experts/device_copier.h"
@@ -19,6 +18,7 @@
 #include "worker/experts/device_slots.h"
 #include "worker/experts/expert_mover.h"
 #include "worker/experts/expert_store.h"
+#include "worker/experts/fake_experts.h"
 #include "worker/experts/group_slots.h"
 #include "worker/experts/host_tier.h"
 #include "worker/transport/nccl/communicator.h"
@@ -34,33 +34,9 @@ constexpr size_t kBytes = size_t{6} * kHidden * kIntermediate;
 void CheckOk(const absl::Status& status) { BALLAST_CHECK(status.ok()) << status.ToString(); }
 absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
 
-// Experts of random weights, by their number.
-class FakeExperts final : public ExpertSource {
- public:
-  int32_t num_layers() const override { return 1; }
-  int32_t num_experts() const override { return 4; }
-  size_t expert_bytes() const override { return kBytes; }
-  absl::Status Read(ExpertId expert, std::span<std::byte> out) const override {
-    const std::vector<uint16_t> weights = Weights(expert);
-    std::memcpy(out.data(), weights.data(), kBytes);
-    return absl::OkStatus();
-  }
-  absl::StatusOr<Checksum> ExpectedChecksum(ExpertId expert) const override {
-    const std::vector<uint16_t> weights = Weights(expert);
-    return ComputeExpertChecksum(std::as_bytes(std::span(weights)));
-  }
-
- private:
-  static std::vector<uint16_t> Weights(ExpertId expert) {
-    std::minstd_rand random(1 + expert.expert);
-    std::vector<uint16_t> weights(kBytes / 2);
-    for (uint16_t& w : weights) {
-      const float v = static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 5000;
-      w = static_cast<uint16_t>(std::bit_cast<uint32_t>(v) >> 16);
-    }
-    return weights;
-  }
-};
+void FillRandomly(ExpertId expert, std::span<std::byte> out) {
+  std::memcpy(out.data(), internal::RandomBf16(out.size() / 2, expert.expert, 0.1f).data(), out.size());
+}
 
 // `a` has two of the experts 0, 1 and 3, in the slots given.
 Placement Having(uint64_t epoch, int32_t first, int32_t first_slot, int32_t second, int32_t second_slot) {
@@ -92,7 +68,7 @@ class DeviceExpertsTest : public testing::Test {
     mover_ = std::make_unique<ExpertMover>(*copier_, Clock::Real());
   }
 
-  FakeExperts source_;
+  FakeExperts source_{1, 4, kBytes, FillRandomly};
   std::unique_ptr<ExpertStore> store_;
   std::byte* first_slot_ = nullptr;
   std::unique_ptr<DeviceCopier> copier_;
@@ -216,7 +192,7 @@ struct SharedSlots {
     link.Meet();
   }
 
-  FakeExperts source;
+  FakeExperts source{1, 4, kBytes, FillRandomly};
   std::unique_ptr<NcclCommunicator> communicator;
   NcclCommunicator::Memory memory;
   std::unique_ptr<ExpertStore> store;

@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/base/check.h"
+#include "worker/experts/fake_experts.h"
 #include "worker/experts/slot_arena.h"
 
 namespace ballast {
@@ -20,27 +21,6 @@ using ::testing::IsEmpty;
 
 constexpr int kLayers = 2;
 constexpr int kExperts = 4;
-
-// Experts whose bytes are their own number over and over. Useful for: stores without a checkpoint.
-class FakeExperts final : public ExpertSource {
- public:
-  int32_t num_layers() const override { return kLayers; }
-  int32_t num_experts() const override { return kExperts; }
-  size_t expert_bytes() const override { return 100; }
-  absl::Status Read(ExpertId expert, std::span<std::byte> out) const override {
-    ++reads;
-    if (expert == unreadable) return absl::NotFoundError("gone");
-    std::fill(out.begin(), out.end(), Value(expert));
-    return absl::OkStatus();
-  }
-  absl::StatusOr<Checksum> ExpectedChecksum(ExpertId expert) const override {
-    return ComputeExpertChecksum(std::vector<std::byte>(expert_bytes(), Value(expert)));
-  }
-  static std::byte Value(ExpertId id) { return static_cast<std::byte>(id.layer * kExperts + id.expert + 1); }
-
-  mutable std::atomic<int> reads{0};
-  ExpertId unreadable{-1, -1};
-};
 
 // Two workers: `a` holds experts 0 and 1 of each layer in slots 0 to 3, `b` experts 2 and 3.
 Placement Initial() {
@@ -81,10 +61,10 @@ class ExpertStoreTest : public ::testing::Test {
     const uint16_t* weights = store_->in_force()->OwnWeights(id);
     ASSERT_NE(weights, nullptr);
     const auto* bytes = reinterpret_cast<const std::byte*>(weights);
-    EXPECT_TRUE(std::all_of(bytes, bytes + 100, [&](std::byte b) { return b == FakeExperts::Value(id); }));
+    EXPECT_TRUE(std::all_of(bytes, bytes + 100, [&](std::byte b) { return b == source_.Value(id); }));
   }
 
-  FakeExperts source_;
+  FakeExperts source_{kLayers, kExperts, 100};
   std::unique_ptr<ExpertStore> store_;
 };
 
@@ -160,7 +140,7 @@ TEST_F(ExpertStoreTest, StageVerifyFlipEnd) {
   EXPECT_EQ(store_->slots()[1], (SlotInfo{.state = SlotState::kDraining, .expert = {0, 1}}));
   EXPECT_TRUE(store_->Pin({0, 1}).ok());
   // The old table's weights are still there.
-  EXPECT_EQ(*reinterpret_cast<const std::byte*>(old->OwnWeights({0, 1})), FakeExperts::Value({0, 1}));
+  EXPECT_EQ(*reinterpret_cast<const std::byte*>(old->OwnWeights({0, 1})), source_.Value({0, 1}));
   store_->EndOldEpochs();
   EXPECT_EQ(store_->slots()[1].state, SlotState::kFree);
   EXPECT_EQ(store_->Pin({0, 1}).status().code(), absl::StatusCode::kNotFound);
@@ -261,7 +241,7 @@ TEST_F(ExpertStoreTest, Pin_KeepsTheSlotFromReuse) {
     ASSERT_EQ(store_->Flip(Version(2)), absl::OkStatus());
     store_->EndOldEpochs();
     EXPECT_EQ(store_->slots()[4], (SlotInfo{.state = SlotState::kDraining, .expert = {0, 3}, .pins = 1}));
-    EXPECT_EQ(pin->bytes()[99], FakeExperts::Value({0, 3}));
+    EXPECT_EQ(pin->bytes()[99], source_.Value({0, 3}));
     EXPECT_EQ(store_->Prepare(WithExtra(3, 4)).status().code(), absl::StatusCode::kFailedPrecondition);
     Placement other = Initial();
     other.epoch = Epoch(3);
@@ -285,7 +265,7 @@ TEST_F(ExpertStoreTest, PullsWhileEpochsGoOn_NeverSeeWrongBytes) {
       const ExpertId id{static_cast<int32_t>(random() % kLayers), static_cast<int32_t>(random() % kExperts)};
       const auto pin = store_->Pin(id);
       if (!pin.ok()) continue;
-      for (std::byte b : pin->bytes()) ASSERT_EQ(b, FakeExperts::Value(id));
+      for (std::byte b : pin->bytes()) ASSERT_EQ(b, source_.Value(id));
       ++pulls;
     }
   });
@@ -316,7 +296,7 @@ TEST_F(ExpertStoreTest, PullsWhileEpochsGoOn_NeverSeeWrongBytes) {
 }
 
 TEST(ExpertStoreOptions, AreChecked) {
-  FakeExperts source;
+  FakeExperts source(kLayers, kExperts, 100);
   EXPECT_THAT(ExpertStore::Create(source, {.worker = "", .capacity = {.slots = 3}}).status().message(),
               HasSubstr("worker is empty"));
   EXPECT_THAT(

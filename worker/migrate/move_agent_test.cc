@@ -4,6 +4,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/experts/fake_experts.h"
 
 namespace ballast {
 namespace {
@@ -13,24 +14,6 @@ using ::testing::HasSubstr;
 
 constexpr size_t kBytes = 96;
 constexpr int kExperts = 4;
-
-// Expert e's bytes are all e + 1.
-class FakeSource final : public ExpertSource {
- public:
-  int32_t num_layers() const override { return 1; }
-  int32_t num_experts() const override { return kExperts; }
-  size_t expert_bytes() const override { return kBytes; }
-  absl::Status Read(ExpertId expert, std::span<std::byte> out) const override {
-    if (broken) return absl::UnavailableError("disk");
-    std::memset(out.data(), expert.expert + 1, out.size());
-    return absl::OkStatus();
-  }
-  absl::StatusOr<Checksum> ExpectedChecksum(ExpertId expert) const override {
-    const std::vector<std::byte> bytes(kBytes, static_cast<std::byte>(expert.expert + 1));
-    return ComputeExpertChecksum(bytes);
-  }
-  bool broken = false;
-};
 
 class FakePuller final : public ReplicaPuller {
  public:
@@ -112,7 +95,7 @@ class MoveAgentTest : public ::testing::Test {
   }
 
   SimulatedClock clock_;
-  FakeSource source_;
+  FakeExperts source_{1, kExperts, kBytes};
   std::unique_ptr<ExpertStore> store_;
   FakePuller puller_;
   std::vector<int> progress_;
@@ -165,10 +148,10 @@ TEST_F(MoveAgentTest, NothingToBring) {
 }
 
 TEST_F(MoveAgentTest, ErrorsNameReplicaAndLeaveNothing) {
-  source_.broken = true;
+  source_.unreadable = {0, 2};
   const auto prepared = Run(Job(2, {2}, ""));
-  EXPECT_EQ(prepared.status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(prepared.status().message()), HasSubstr("layer 0 expert 2 from the checkpoint: disk"));
+  EXPECT_EQ(prepared.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(prepared.status().message()), HasSubstr("layer 0 expert 2 from the checkpoint: gone"));
   EXPECT_EQ(store_->prepared(), std::nullopt);
 }
 
@@ -223,7 +206,7 @@ TEST_F(MoveAgentTest, Agent_PreparesAbortsAndGoesOn) {
   EXPECT_EQ(listener.Await(), "prepared3");
   agent.AbortAll();
   EXPECT_EQ(store_->prepared(), std::nullopt);
-  source_.broken = true;
+  source_.unreadable = {0, 3};
   job = Job(4, {3}, "");
   job.deadline = absl::InfiniteFuture();
   agent.Start(job);

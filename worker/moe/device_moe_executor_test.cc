@@ -7,7 +7,6 @@
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,13 +17,14 @@
 #include "kernels/cpu/test_data.h"
 #include "kernels/cuda/test_support.h"
 #include "worker/experts/expert_store.h"
+#include "worker/experts/fake_experts.h"
 #include "worker/transport/inproc.h"
 #include "worker/transport/nccl/communicator.h"
 
 namespace ballast {
 namespace {
 
-using internal::ToBf16;
+using internal::RandomBf16;
 
 constexpr int kLayers = 3, kExperts = 16, kTopK = 4, kHidden = 256, kIntermediate = 128, kCapacity = 40;
 constexpr int kRanks = 2;
@@ -38,34 +38,10 @@ T Value(absl::StatusOr<T> value) {
 }
 absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
 
-std::vector<uint16_t> RandomBf16(size_t size, float scale, uint32_t seed) {
-  std::minstd_rand random(seed + 1);
-  std::vector<uint16_t> values(size);
-  for (uint16_t& v : values) v = ToBf16(scale * static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 1000);
-  return values;
+void FillRandomly(ExpertId expert, std::span<std::byte> out) {
+  const uint32_t number = 100 + expert.layer * kExperts + expert.expert;
+  std::memcpy(out.data(), RandomBf16(out.size() / 2, number, 0.09f).data(), out.size());
 }
-
-// Experts of random weights.
-class FakeExperts final : public ExpertSource {
- public:
-  int32_t num_layers() const override { return kLayers; }
-  int32_t num_experts() const override { return kExperts; }
-  size_t expert_bytes() const override { return kExpertBytes; }
-  absl::Status Read(ExpertId expert, std::span<std::byte> out) const override {
-    const std::vector<uint16_t> weights = Weights(expert);
-    std::memcpy(out.data(), weights.data(), kExpertBytes);
-    return absl::OkStatus();
-  }
-  absl::StatusOr<Checksum> ExpectedChecksum(ExpertId expert) const override {
-    const std::vector<uint16_t> weights = Weights(expert);
-    return ComputeExpertChecksum(std::as_bytes(std::span(weights)));
-  }
-
- private:
-  static std::vector<uint16_t> Weights(ExpertId expert) {
-    return RandomBf16(kExpertBytes / 2, 0.15f, 100 + expert.layer * kExperts + expert.expert);
-  }
-};
 
 // Expert e of layer l on worker (e + l) % 2, every third on both; `c` instead of `b`: a worker that no view has.
 Placement Spread(uint64_t epoch, int shift, const char* second = "b") {
@@ -106,7 +82,7 @@ struct Rank {
   Rank(const std::string& name, absl::Duration wait_limit, CombineMode combine = CombineMode::kFast)
       : counters(kLayers, kExperts, kTopK), hidden(size_t{kCapacity} * kHidden), out(size_t{kCapacity} * kHidden) {
     for (int l = 0; l < kLayers; ++l) {
-      router_weights.push_back(std::make_unique<DeviceArray<uint16_t>>(RandomBf16(kExperts * kHidden, 0.3f, l)));
+      router_weights.push_back(std::make_unique<DeviceArray<uint16_t>>(RandomBf16(kExperts * kHidden, l, 0.2f)));
     }
     constexpr int kSlots = 2 * kLayers * kExperts + 2;
     auto memory = Value(DeviceSlots::Create({.slots = kSlots, .slot_bytes = kExpertBytes}));
@@ -157,7 +133,7 @@ struct Rank {
     return absl::OkStatus();
   }
 
-  FakeExperts source;
+  FakeExperts source{kLayers, kExperts, kExpertBytes, FillRandomly};
   std::vector<std::unique_ptr<DeviceArray<uint16_t>>> router_weights;
   LoadCounters counters;
   int32_t task = 0;
@@ -228,7 +204,7 @@ TEST_F(DeviceMoeExecutorTest, TwoGpusComputeWhatOneDoes) {
           CheckOk(own.store->Flip(VersionOf(next)));
           CheckOk(own.executor->Flip(own.store->in_force(), own.stream));
         }
-        const std::vector<uint16_t> hidden = RandomBf16(size_t{kHidden} * rows[rank], 1, 1000 * number + rank);
+        const std::vector<uint16_t> hidden = RandomBf16(size_t{kHidden} * rows[rank], 1000 * number + rank);
         std::vector<std::vector<uint16_t>> got, wanted;
         CheckOk(own.Step(number, hidden, form, &got, rank == 1 && number % 4 == 0));
         CheckOk(whole.Step(number, hidden, ShareForm::kFixed, &wanted, rank == 1 && number % 4 == 0));
@@ -278,7 +254,7 @@ TEST_F(DeviceMoeExecutorTest, ExactHasTheSameBitsInEveryPlacement) {
     for (const ShareForm form : {ShareForm::kFixed, ShareForm::kCurrent}) {
       for (const int rows : {40, 1, 17}) {
         ++number;
-        const std::vector<uint16_t> hidden = RandomBf16(size_t{kHidden} * rows, 1, 1000 * number + rank);
+        const std::vector<uint16_t> hidden = RandomBf16(size_t{kHidden} * rows, 1000 * number + rank);
         std::vector<std::vector<uint16_t>> got, wanted;
         CheckOk(own.Step(number, hidden, form, &got));
         CheckOk(whole.Step(number, hidden, ShareForm::kFixed, &wanted));
@@ -302,7 +278,7 @@ TEST_F(DeviceMoeExecutorTest, RowsFailThatNeedALostExpert) {
     CheckOk(own.store->Load(placement));
     CheckOk(own.executor->Enter(ViewOf(rank, {"a", "d"}), transport.get(), own.store->in_force(), Soon(), own.stream));
     std::vector<std::vector<uint16_t>> out;
-    CheckOk(own.Step(1, RandomBf16(size_t{kHidden} * 20, 1, rank), ShareForm::kFixed, &out));
+    CheckOk(own.Step(1, RandomBf16(size_t{kHidden} * 20, rank), ShareForm::kFixed, &out));
     const auto failures = own.executor->failures();
     EXPECT_FALSE(failures.empty());
     for (const RowFailure& failure : failures) {
@@ -321,7 +297,7 @@ TEST_F(DeviceMoeExecutorTest, APeerThatIsGoneIsNamed) {
     CheckOk(own.store->Load(Spread(1, 0)));
     CheckOk(own.executor->Enter(ViewOf(rank, {"a", "b"}), transport.get(), own.store->in_force(), Soon(), own.stream));
     std::vector<std::vector<uint16_t>> out;
-    const std::vector<uint16_t> rows = RandomBf16(size_t{kHidden} * 20, 1, rank);
+    const std::vector<uint16_t> rows = RandomBf16(size_t{kHidden} * 20, rank);
     CheckOk(own.Step(1, rows, ShareForm::kCurrent, &out));
     if (rank == 1) {
       both.arrive_and_wait();
@@ -353,7 +329,7 @@ TEST_F(DeviceMoeExecutorTest, InterruptEndsTheWait) {
     }
     std::thread interrupter([&] { own.executor->Interrupt(); });
     std::vector<std::vector<uint16_t>> out;
-    const absl::Status status = own.Step(1, RandomBf16(size_t{kHidden} * 20, 1, 1), ShareForm::kFixed, &out);
+    const absl::Status status = own.Step(1, RandomBf16(size_t{kHidden} * 20, 1), ShareForm::kFixed, &out);
     interrupter.join();
     EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
     both.arrive_and_wait();

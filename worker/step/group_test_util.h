@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <deque>
 #include <functional>
 #include <map>
@@ -598,10 +597,6 @@ inline JobResult Reference(TestModel& model, const Job& job) {
     result.logits = model.Logits(result.tokens, static_cast<int>(result.tokens.size()));
   }
   return result;
-}
-
-inline bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 }  // namespace ballast
