@@ -67,9 +67,11 @@ class Group {
   // --- Operators. Errors as plan_service.proto and group_service.proto document them.
   // Answers with a PlanReply of `call`, here or after Planned.
   void CreatePlan(uint64_t call, const v1::CreatePlanRequest& request, absl::Time now, Effects& effects);
-  absl::StatusOr<v1::Plan> Approve(const std::string& id, absl::Time now, Effects& effects);
-  absl::StatusOr<v1::Plan> Reject(const std::string& id, const std::string& reason, absl::Time now, Effects& effects);
-  absl::StatusOr<v1::Plan> Rollback(const std::string& reason, absl::Time now, Effects& effects);
+  // `by` is who asks, for the plan's history: "an operator", "ann".
+  absl::StatusOr<v1::Plan> Approve(const std::string& id, const std::string& by, absl::Time now, Effects& effects);
+  absl::StatusOr<v1::Plan> Reject(const std::string& id, const std::string& reason, const std::string& by,
+                                  absl::Time now, Effects& effects);
+  absl::StatusOr<v1::Plan> Rollback(const std::string& reason, const std::string& by, absl::Time now, Effects& effects);
   void SetMode(v1::GroupMode mode, absl::Time now, Effects& effects);
   // One that plans are made by (CheckPolicy of controller/service/planning.h).
   void SetPolicy(const std::string& policy, absl::Time now, Effects& effects);

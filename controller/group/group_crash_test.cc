@@ -10,7 +10,7 @@ namespace ballast {
 namespace {
 
 absl::StatusOr<v1::Plan> Approve(GroupHarness& h, const std::string& id) {
-  return h.Operate([&](Group& g, Effects& effects) { return g.Approve(id, h.now(), effects); });
+  return h.Operate([&](Group& g, Effects& effects) { return g.Approve(id, "an operator", h.now(), effects); });
 }
 
 void ExpectAllServe(GroupHarness& h, int workers) {
@@ -37,7 +37,9 @@ int RolloutWithCrash(int n, bool rollback) {
   // An operator whose answer got lost asks again.
   if (const auto approved = Approve(h, id); !approved.ok() || h.restarts() > 0) Approve(h, id).IgnoreError();
   if (rollback) {
-    h.Operate([&](Group& g, Effects& effects) { return g.Rollback("", h.now(), effects); }).IgnoreError();
+    h.Operate([&](Group& g, Effects& effects) {
+       return g.Rollback("", "an operator", h.now(), effects);
+     }).IgnoreError();
   }
   h.Advance(absl::Seconds(4));
   const int actions = h.actions() - before;
@@ -134,7 +136,9 @@ void RandomLife(uint32_t seed) {
         break;
       case 10:
         if (pick(2) == 0) {
-          h.Operate([&](Group& g, Effects& effects) { return g.Rollback("", h.now(), effects); }).IgnoreError();
+          h.Operate([&](Group& g, Effects& effects) {
+             return g.Rollback("", "an operator", h.now(), effects);
+           }).IgnoreError();
         }
         break;
       case 11:

@@ -259,7 +259,8 @@ void Group::PrunePlans(Turn& turn) {
   }
 }
 
-absl::StatusOr<v1::Plan> Group::Approve(const std::string& id, absl::Time now, Effects& effects) {
+absl::StatusOr<v1::Plan> Group::Approve(const std::string& id, const std::string& by, absl::Time now,
+                                        Effects& effects) {
   Turn turn{effects, now, {}};
   SweepProposals(turn);
   EndStep(turn);
@@ -279,13 +280,13 @@ absl::StatusOr<v1::Plan> Group::Approve(const std::string& id, absl::Time now, E
   }
   record_.set_active_plan(id);
   record_dirty_ = true;
-  SetState(turn, plan, v1::PLAN_STATE_APPROVED, "by an operator");
+  SetState(turn, plan, v1::PLAN_STATE_APPROVED, absl::StrCat("by ", by));
   Settle(turn);
   return Shown(plans_.at(id));
 }
 
-absl::StatusOr<v1::Plan> Group::Reject(const std::string& id, const std::string& reason, absl::Time now,
-                                       Effects& effects) {
+absl::StatusOr<v1::Plan> Group::Reject(const std::string& id, const std::string& reason, const std::string& by,
+                                       absl::Time now, Effects& effects) {
   Turn turn{effects, now, {}};
   const auto found = plans_.find(id);
   if (found == plans_.end()) return absl::NotFoundError(absl::StrCat("there is no plan ", id));
@@ -296,12 +297,13 @@ absl::StatusOr<v1::Plan> Group::Reject(const std::string& id, const std::string&
   }
   *plan.mutable_plan()->mutable_finished() = ToProto(now);
   waves_.erase(id);
-  SetState(turn, plan, v1::PLAN_STATE_REJECTED, reason);
+  SetState(turn, plan, v1::PLAN_STATE_REJECTED, absl::StrCat("by ", by, reason.empty() ? "" : ": ", reason));
   EndStep(turn);
   return Shown(plan);
 }
 
-absl::StatusOr<v1::Plan> Group::Rollback(const std::string& reason, absl::Time now, Effects& effects) {
+absl::StatusOr<v1::Plan> Group::Rollback(const std::string& reason, const std::string& by, absl::Time now,
+                                         Effects& effects) {
   Turn turn{effects, now, {}};
   const store::PlanRecord* active = ActivePlan();
   if (!record_.next_plan().empty()) return Shown(plans_.at(record_.next_plan()));
@@ -311,7 +313,7 @@ absl::StatusOr<v1::Plan> Group::Rollback(const std::string& reason, absl::Time n
   }
   const uint64_t under_way = active == nullptr ? 0 : active->plan().base_epoch();
   store::PlanRecord& plan = NewPlan(turn, v1::PLAN_STATE_APPROVED, "rollback",
-                                    reason.empty() ? "rollback" : absl::StrCat("rollback: ", reason));
+                                    absl::StrCat("rollback by ", by, reason.empty() ? "" : ": ", reason));
   const std::string id = plan.plan().id();
   plan.set_rollback(true);
   plan.set_nothing_at_epoch(under_way);

@@ -19,10 +19,10 @@ using ::testing::HasSubstr;
 v1::Group State(GroupHarness& h) { return h.group().Describe(h.now()); }
 
 absl::StatusOr<v1::Plan> Approve(GroupHarness& h, const std::string& id) {
-  return h.Operate([&](Group& g, Effects& effects) { return g.Approve(id, h.now(), effects); });
+  return h.Operate([&](Group& g, Effects& effects) { return g.Approve(id, "an operator", h.now(), effects); });
 }
 absl::StatusOr<v1::Plan> Rollback(GroupHarness& h) {
-  return h.Operate([&](Group& g, Effects& effects) { return g.Rollback("because", h.now(), effects); });
+  return h.Operate([&](Group& g, Effects& effects) { return g.Rollback("because", "ann", h.now(), effects); });
 }
 void SetPaused(GroupHarness& h, bool paused) {
   h.Operate([&](Group& g, Effects& effects) {
@@ -279,8 +279,9 @@ TEST(Rollout, OfAnotherPlanOrStateIsRefused) {
   EXPECT_EQ(Approve(h, second.id()).status().code(), absl::StatusCode::kFailedPrecondition);
   SetPaused(h, false);
   EXPECT_TRUE(
-      h.Operate([&](Group& g, Effects& effects) { return g.Reject(second.id(), "no", h.now(), effects); }).ok());
+      h.Operate([&](Group& g, Effects& effects) { return g.Reject(second.id(), "no", "ann", h.now(), effects); }).ok());
   EXPECT_EQ(PlanOf(h, second.id()).state(), v1::PLAN_STATE_REJECTED);
+  EXPECT_EQ(PlanOf(h, second.id()).history().rbegin()->text(), "REJECTED: by ann: no");
   SetMode(h, v1::GROUP_MODE_APPROVE);
   const v1::Plan third = Propose(h);
   h.Advance(absl::Minutes(11));
@@ -413,6 +414,7 @@ TEST(Rollback, RestoresThePlacementBeforeWithANewEpochAndHoldsOff) {
   h.Advance(absl::Seconds(1));
   const v1::Plan done = PlanOf(h, rollback->id());
   EXPECT_EQ(done.state(), v1::PLAN_STATE_DONE) << done.ShortDebugString();
+  EXPECT_EQ(done.reason(), "rollback by ann: because; every wave is in force");
   EXPECT_GT(h.group().placement().epoch, after.epoch);
   // The same experts on the same workers; slots may differ.
   const auto where = [](const Placement& p) {

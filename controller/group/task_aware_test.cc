@@ -158,7 +158,8 @@ TEST(TaskAwareGroup, RollbackBringsTheHomesBack) {
   h.FormGroup();
   Serve(h, kAll, absl::Seconds(30));
   ASSERT_THAT(h.group().placement().task_homes, SizeIs(4));
-  const auto rollback = h.Operate([&](Group& g, Effects& effects) { return g.Rollback("because", h.now(), effects); });
+  const auto rollback =
+      h.Operate([&](Group& g, Effects& effects) { return g.Rollback("because", "ann", h.now(), effects); });
   ASSERT_TRUE(rollback.ok()) << rollback.status();
   h.Advance(absl::Seconds(5));
   EXPECT_THAT(h.group().placement().task_homes, SizeIs(0));

@@ -18,6 +18,7 @@
 #include "controller/service/planning.h"
 #include "controller/store/records.pb.h"
 #include "proto/base/status_macros.h"
+#include "proto/base/tls.h"
 #include "proto/placement/convert.h"
 
 namespace ballast {
@@ -34,6 +35,12 @@ absl::Time Deadline(const grpc::ServerContext& context, Runtime& runtime) {
 
 absl::Status CheckGiven(std::string_view field, const std::string& value) {
   return value.empty() ? absl::InvalidArgumentError(absl::StrCat(std::string(field), ": is empty")) : absl::OkStatus();
+}
+
+// Who calls, for the histories of plans.
+std::string By(const grpc::ServerContext& call) {
+  std::string name = CallerOf(call).name;
+  return name.empty() ? "an operator" : name;
 }
 
 // The group part of a plan's id.
@@ -340,30 +347,31 @@ grpc::Status PlanServiceImpl::ListPlans(grpc::ServerContext* context, const v1::
 
 grpc::Status PlanServiceImpl::ApprovePlan(grpc::ServerContext* context, const v1::ApprovePlanRequest* request,
                                           v1::ApprovePlanResponse* response) {
-  return Answer(CallOnPlan<v1::Plan>(runtime_, request->id(), Deadline(*context, runtime_),
-                                     [id = request->id()](Group& g, absl::Time now, Effects& effects) {
-                                       return g.Approve(id, now, effects);
-                                     }),
-                response->mutable_plan());
+  return Answer(
+      CallOnPlan<v1::Plan>(runtime_, request->id(), Deadline(*context, runtime_),
+                           [id = request->id(), by = By(*context)](Group& g, absl::Time now, Effects& effects) {
+                             return g.Approve(id, by, now, effects);
+                           }),
+      response->mutable_plan());
 }
 
 grpc::Status PlanServiceImpl::RejectPlan(grpc::ServerContext* context, const v1::RejectPlanRequest* request,
                                          v1::RejectPlanResponse* response) {
   return Answer(CallOnPlan<v1::Plan>(
                     runtime_, request->id(), Deadline(*context, runtime_),
-                    [id = request->id(), reason = request->reason()](Group& g, absl::Time now, Effects& effects) {
-                      return g.Reject(id, reason, now, effects);
-                    }),
+                    [id = request->id(), reason = request->reason(), by = By(*context)](
+                        Group& g, absl::Time now, Effects& effects) { return g.Reject(id, reason, by, now, effects); }),
                 response->mutable_plan());
 }
 
 grpc::Status PlanServiceImpl::Rollback(grpc::ServerContext* context, const v1::RollbackRequest* request,
                                        v1::RollbackResponse* response) {
   if (absl::Status status = CheckGiven("group", request->group()); !status.ok()) return ToGrpc(status);
-  return Answer(runtime_.Call<v1::Plan>(request->group(), Deadline(*context, runtime_),
-                                        [reason = request->reason()](Group& g, absl::Time now, Effects& effects) {
-                                          return g.Rollback(reason, now, effects);
-                                        }),
+  return Answer(runtime_.Call<v1::Plan>(
+                    request->group(), Deadline(*context, runtime_),
+                    [reason = request->reason(), by = By(*context)](Group& g, absl::Time now, Effects& effects) {
+                      return g.Rollback(reason, by, now, effects);
+                    }),
                 response->mutable_plan());
 }
 

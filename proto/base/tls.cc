@@ -11,6 +11,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "grpcpp/create_channel.h"
+#include "grpcpp/security/auth_context.h"
+#include "grpcpp/security/auth_metadata_processor.h"
 #include "grpcpp/security/tls_credentials_options.h"
 #include "proto/base/status_macros.h"
 
@@ -80,6 +82,25 @@ absl::Status CheckFiles(const Named& certificate, const Named& key, const Named&
   return CheckValidity(certificate, SSL_CTX_get0_certificate(context.get()), now);
 }
 
+Caller CallerOf(const grpc::AuthContext& connection) {
+  const std::vector<grpc::string_ref> pem = connection.FindPropertyValues("x509_pem_cert");
+  return pem.empty() ? Caller() : CallerFromPem({pem[0].data(), pem[0].size()});
+}
+
+// gRPC asks it before it hands a call to whatever kind of service.
+class RoleCheck final : public grpc::AuthMetadataProcessor {
+ public:
+  bool IsBlocking() const override { return false; }
+  grpc::Status Process(const InputMetadata& metadata, grpc::AuthContext* connection, OutputMetadata* consumed,
+                       OutputMetadata* response) override {
+    const auto path = metadata.find(":path");
+    const absl::Status status =
+        CheckRole(CallerOf(*connection),
+                  path == metadata.end() ? "" : std::string_view(path->second.data(), path->second.size()));
+    return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
+  }
+};
+
 }  // namespace
 
 void AddTlsFlags(CLI::App& app, TlsFiles& files) {
@@ -88,7 +109,8 @@ void AddTlsFlags(CLI::App& app, TlsFiles& files) {
                  "mutual TLS on every gRPC connection. Replaced files are read again");
   app.add_option("--tls-key", files.key, "PEM file of the certificate's private key");
   app.add_option("--tls-ca", files.authorities,
-                 "PEM file of the authorities: whoever shows a certificate of theirs is let in");
+                 "PEM file of the authorities that certificates must come from. What a caller may do is in its\n"
+                 "certificate's subject: O=ballast:worker, O=ballast:operator or O=ballast:viewer");
 }
 
 absl::StatusOr<TransportSecurity> TransportSecurity::Create(const TlsFiles& files, absl::Time now) {
@@ -114,7 +136,9 @@ std::shared_ptr<grpc::ServerCredentials> TransportSecurity::ServerCredentials() 
   options.watch_root_certs();
   options.watch_identity_key_cert_pairs();
   options.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  return grpc::experimental::TlsServerCredentials(options);
+  std::shared_ptr<grpc::ServerCredentials> credentials = grpc::experimental::TlsServerCredentials(options);
+  credentials->SetAuthMetadataProcessor(std::make_shared<RoleCheck>());
+  return credentials;
 }
 
 std::shared_ptr<grpc::Channel> TransportSecurity::Connect(const std::string& address, grpc::ChannelArguments arguments,
@@ -127,5 +151,7 @@ std::shared_ptr<grpc::Channel> TransportSecurity::Connect(const std::string& add
   if (!server_name.empty()) arguments.SetSslTargetNameOverride(server_name);
   return grpc::CreateCustomChannel(address, grpc::experimental::TlsCredentials(options), arguments);
 }
+
+Caller CallerOf(const grpc::ServerContextBase& call) { return CallerOf(*call.auth_context()); }
 
 }  // namespace ballast

@@ -12,7 +12,9 @@
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/security/tls_certificate_provider.h"
+#include "grpcpp/server_context.h"
 #include "grpcpp/support/channel_arguments.h"
+#include "proto/base/roles.h"
 
 namespace ballast {
 
@@ -31,9 +33,9 @@ struct TlsFiles {
 // Adds --tls-cert, --tls-key and --tls-ca.
 void AddTlsFlags(CLI::App& app, TlsFiles& files);
 
-// What connections are made with: mutual TLS (TLS 1.2 and later), or nothing at all. A caller whose certificate comes
-// from the authorities is let in, whatever its name; a server must show the name, or IP address, that it is reached
-// under. Copies share their state; thread-safe.
+// What connections are made with: mutual TLS (TLS 1.2 and later), or nothing at all. A caller must show a certificate
+// of the authorities, whatever its name, and before any service sees its call, CheckRole lets it through by the roles
+// in it; a server must show the name, or IP address, that it is reached under. Copies share their state; thread-safe.
 class TransportSecurity {
  public:
   // No TLS.
@@ -47,6 +49,7 @@ class TransportSecurity {
   //   FailedPrecondition  the certificate has expired by `now`, or is not valid yet
   static absl::StatusOr<TransportSecurity> Create(const TlsFiles& files, absl::Time now);
 
+  // Whether TLS is in use; without it no roles are checked.
   bool tls() const { return provider_ != nullptr; }
 
   std::shared_ptr<grpc::ServerCredentials> ServerCredentials() const;
@@ -59,6 +62,9 @@ class TransportSecurity {
  private:
   std::shared_ptr<grpc::experimental::FileWatcherCertificateProvider> provider_;
 };
+
+// Who makes this call; without TLS nobody is known.
+Caller CallerOf(const grpc::ServerContextBase& call);
 
 }  // namespace ballast
 

@@ -39,13 +39,14 @@ class TestServer {
 };
 
 // What a call says: Unimplemented once the server has let it in.
-grpc::StatusCode Call(const std::shared_ptr<grpc::Channel>& channel) {
+grpc::StatusCode Call(const std::shared_ptr<grpc::Channel>& channel,
+                      const std::string& method = "/ballast.v1.PlanService/ApprovePlan") {
   grpc::GenericStub stub(channel);
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
   grpc::CompletionQueue queue;
   grpc::ByteBuffer request, response;
-  const auto call = stub.PrepareUnaryCall(&context, "/none/None", request, &queue);
+  const auto call = stub.PrepareUnaryCall(&context, method, request, &queue);
   call->StartCall();
   grpc::Status status;
   call->Finish(&response, &status, &queue);
@@ -82,6 +83,20 @@ TEST(TransportSecurity, LetsInWhoShowsACertificateOfTheAuthorities) {
   EXPECT_EQ(Call(TransportSecurity().Connect(server.address())), grpc::StatusCode::UNAVAILABLE);
 }
 
+TEST(TransportSecurity, LetsACallerDoWhatItsRolesMay) {
+  const TestAuthority ours("ours");
+  const TestServer server(Make(ours.Issue(Path("server"))));
+  const auto connect = [&](const std::vector<std::string>& organisations) {
+    return Make(ours.Issue(Path("client"), "DNS:someone", organisations)).Connect(server.address());
+  };
+  const auto viewer = connect({"ballast:viewer"}), nobody = connect({});
+  EXPECT_EQ(Call(viewer), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(Call(viewer, "/ballast.v1.PlanService/GetPlan"), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(Call(nobody, "/ballast.v1.PlanService/GetPlan"), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(Call(nobody, "/grpc.health.v1.Health/Check"), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(Call(connect({"ballast:operator"})), grpc::StatusCode::UNIMPLEMENTED);
+}
+
 TEST(TransportSecurity, RefusesAServerThatIsNotWhoItShouldBe) {
   const TestAuthority ours("ours"), theirs("theirs");
   const TransportSecurity client = Make(ours.Issue(Path("client")));
@@ -109,8 +124,8 @@ TEST(TransportSecurity, SaysWhatIsWrongWithFiles) {
   const std::string text = Path("text");
   std::ofstream(text) << "certificate\n";
   const absl::Time now = absl::Now();
-  const TlsFiles old = authority.Issue(Path("old"), "DNS:x", now - absl::Hours(48), now - absl::Hours(24));
-  const TlsFiles early = authority.Issue(Path("early"), "DNS:x", now + absl::Hours(24), now + absl::Hours(48));
+  const TlsFiles old = authority.Issue(Path("old"), "DNS:x", {}, now - absl::Hours(48), now - absl::Hours(24));
+  const TlsFiles early = authority.Issue(Path("early"), "DNS:x", {}, now + absl::Hours(24), now + absl::Hours(48));
   const struct {
     TlsFiles files;
     absl::StatusCode code;

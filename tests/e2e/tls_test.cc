@@ -59,6 +59,22 @@ TEST_F(TlsTest, ServesThoseWithACertificateAndNobodyElse) {
   command.insert(command.end(), {"generate", "--task=t", "--max-tokens=4", "Once upon"});
   EXPECT_EQ(Ctl(command, text), 0) << text;
 
+  // What a certificate may do is in its organisation.
+  const auto run_as = [&](const std::vector<std::string>& organisations, std::vector<std::string> arguments) {
+    std::vector<std::string> argv = Flags(ours.Issue(Path("someone"), "DNS:someone", organisations));
+    argv.push_back(controller);
+    argv.insert(argv.end(), arguments.begin(), arguments.end());
+    return Ctl(argv, text);
+  };
+  EXPECT_EQ(run_as({"ballast:viewer"}, {"get", "workers"}), 0) << text;
+  EXPECT_EQ(run_as({"ballast:viewer"}, {"pause"}), 1);
+  EXPECT_THAT(text, HasSubstr("'peer' has role viewer, needed is one of: operator"));
+  EXPECT_EQ(run_as({"ballast:worker"}, {"get", "workers"}), 1);
+  EXPECT_THAT(text, HasSubstr("'peer' has role worker, needed is one of: viewer, operator"));
+  EXPECT_EQ(run_as({}, {"get", "workers"}), 1);
+  EXPECT_THAT(text, HasSubstr("'peer' has role none"));
+  EXPECT_EQ(run_as({"ballast:operator"}, {"pause"}), 0) << text;
+
   EXPECT_EQ(Ctl({controller, "get", "workers"}, text), 1) << text;
   TlsFiles stranger = theirs.Issue(Path("stranger"));
   stranger.authorities = Path("cluster.ca");
