@@ -150,6 +150,13 @@ Packs Relabel(const Packs& packs, const DispatchTable& current, int32_t block) {
 }
 
 Packs Relabel(const Packs& packs, const DispatchTable& current, std::span<const int32_t> kind) {
+  const std::vector<int32_t> to = StayingPlaces(packs, current, kind);
+  Packs out(packs.size());
+  for (size_t p = 0; p < packs.size(); ++p) out[to[p]] = packs[p];
+  return out;
+}
+
+std::vector<int32_t> StayingPlaces(const Packs& packs, const DispatchTable& current, std::span<const int32_t> kind) {
   // Workers of a kind, and each worker's place among them.
   std::vector<int32_t> kinds(kind.begin(), kind.end());
   std::sort(kinds.begin(), kinds.end());
@@ -166,10 +173,10 @@ Packs Relabel(const Packs& packs, const DispatchTable& current, std::span<const 
   for (const auto& [value, p, w] : Stays(packs, current)) {
     if (kind[p] == kind[w]) stays[index(p)].push_back({value, place[p], place[w]});
   }
-  Packs out(packs.size());
+  std::vector<int32_t> out(packs.size());
   for (size_t k = 0; k < kinds.size(); ++k) {
     const std::vector<int32_t> to = Assign(stays[k], static_cast<int32_t>(members[k].size()));
-    for (size_t i = 0; i < to.size(); ++i) out[members[k][to[i]]] = packs[members[k][i]];
+    for (size_t i = 0; i < to.size(); ++i) out[members[k][i]] = members[k][to[i]];
   }
   return out;
 }

@@ -25,6 +25,9 @@ Packs Relabel(const Packs& packs, const DispatchTable& current, int32_t block);
 // The same where packs may only go to workers of the same `kind` [workers] as the one that they were made for.
 Packs Relabel(const Packs& packs, const DispatchTable& current, std::span<const int32_t> kind);
 
+// [packs] where each of them goes then.
+std::vector<int32_t> StayingPlaces(const Packs& packs, const DispatchTable& current, std::span<const int32_t> kind);
+
 // Weights 0: to be solved.
 DispatchTable ToTable(const Packs& packs, int32_t experts);
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
+#include <tuple>
 #include <utility>
 
 #include "controller/planner/anneal.h"
@@ -19,10 +21,16 @@ namespace {
 // Hops that a pair beyond a limit of load counts as. A pair can leave a busy worker for one hop, so at two it does.
 constexpr double kExcess = 2;
 
+// The part of a layer's hops that the moves of all its replicas count as, at most.
+constexpr double kMostForMoves = .03;
+
 class GroupSearch {
  public:
-  explicit GroupSearch(const GroupProblem& problem, const Packs& start);
-  void Run();
+  // `assignment` is of the packs' replicas.
+  GroupSearch(const GroupProblem& problem, const Packs& start, Assignment assignment);
+  // Of the problem's proposals so many.
+  void Run(double part);
+  const Assignment& best() const { return best_; }
   GroupedLayer Result() const;
 
  private:
@@ -46,6 +54,7 @@ class GroupSearch {
     counts.visits.assign(Cells(), 0);
     counts.pairs.assign(Cells(), 0);
   }
+  double Hops(const Counts& counts) const;
   double Energy(const Counts& counts, int64_t moves) const;
   double Loads(const Counts& counts, std::span<const double> weight, double limit, double* maxvio) const;
   void AddSingle(int32_t expert, const Assignment::Expert& at, int64_t sign, Counts& counts) const;
@@ -76,6 +85,7 @@ class GroupSearch {
   std::vector<double> over_target_;  // [workers] 1 / the part of all pairs that is its own were all level
   std::vector<double> pair_;         // [tasks] a pair's part of the task's
   double pairs_per_token_ = 0;
+  double move_price_ = 0;
   std::vector<bool> stands_;  // [experts][workers]; empty: nothing does
 
   Assignment assignment_;
@@ -100,7 +110,7 @@ class GroupSearch {
   double best_energy_ = 0;
 };
 
-GroupSearch::GroupSearch(const GroupProblem& problem, const Packs& start)
+GroupSearch::GroupSearch(const GroupProblem& problem, const Packs& start, Assignment assignment)
     : problem_(problem), workers_(static_cast<int32_t>(problem.slots.size())), cover_(*problem.layer, workers_) {
   double speeds = 0;
   for (int32_t w = 0; w < workers_; ++w) speeds += problem.speed.empty() ? 1 : problem.speed[w];
@@ -117,7 +127,7 @@ GroupSearch::GroupSearch(const GroupProblem& problem, const Packs& start)
       hop_.push_back(tokens > 0 ? weight_[f] / tokens * (problem.price.empty() ? 1 : problem.price[w]) : 0);
     }
   }
-  assignment_ = Assign(start, cover_.experts());
+  assignment_ = std::move(assignment);
   for (int32_t w = 0; w < workers_; ++w) {
     for (const int32_t e : start[w]) slot_.emplace_back(e, w);
   }
@@ -131,6 +141,8 @@ GroupSearch::GroupSearch(const GroupProblem& problem, const Packs& start)
       for (const int32_t e : (*problem.current)[w]) stands_[e * workers_ + w] = true;
     }
     for (const auto& [e, w] : slot_) moves_ += New(e, w);
+    const double hops = Hops(Count(Assign(*problem.current, cover_.experts())));
+    move_price_ = std::min(problem.move_price, kMostForMoves * hops / static_cast<double>(slot_.size()));
   }
   counts_ = Count(assignment_);
   cover_.Compile(assignment_, program_);
@@ -172,9 +184,13 @@ double GroupSearch::Loads(const Counts& counts, std::span<const double> weight, 
   return excess;
 }
 
-double GroupSearch::Energy(const Counts& counts, int64_t moves) const {
+double GroupSearch::Hops(const Counts& counts) const {
   double hops = -1;
   for (size_t i = 0; i < counts.visits.size(); ++i) hops += hop_[i] * static_cast<double>(counts.visits[i]);
+  return hops;
+}
+
+double GroupSearch::Energy(const Counts& counts, int64_t moves) const {
   double excess = 0;
   if (std::isfinite(problem_.limits.maxvio)) excess += Loads(counts, weight_, problem_.limits.maxvio, nullptr);
   if (std::isfinite(problem_.limits.task_maxvio)) {
@@ -187,7 +203,7 @@ double GroupSearch::Energy(const Counts& counts, int64_t moves) const {
       excess += weight_[f] * task;
     }
   }
-  return hops + kExcess * pairs_per_token_ * excess + problem_.move_price * static_cast<double>(moves);
+  return Hops(counts) + kExcess * pairs_per_token_ * excess + move_price_ * static_cast<double>(moves);
 }
 
 // Expert e's replica on `from` is on `to` now, and with it what aimed there.
@@ -329,7 +345,7 @@ void GroupSearch::Reject() {
   }
 }
 
-void GroupSearch::Run() {
+void GroupSearch::Run(double part) {
   if (slot_.size() < 2 || workers_ < 2 || pairs_per_token_ == 0) return;
   constexpr int64_t kPerSlot = 4000;
   constexpr int64_t kMostBlocks = 10'000'000;
@@ -338,9 +354,10 @@ void GroupSearch::Run() {
   for (int32_t e = 0; e < cover_.experts(); ++e) blocks += cover_.Blocks(e);
   // Both experts of a change, before and after; a block takes the longer the more experts there are.
   const int64_t each = std::max<int64_t>(1, 4 * blocks / std::min(kBlockExperts, cover_.experts()));
-  const int64_t proposals = problem_.proposals > 0
-                                ? problem_.proposals
-                                : std::min(kPerSlot * static_cast<int64_t>(slot_.size()), kMostBlocks / each);
+  const int64_t all = problem_.proposals > 0
+                          ? problem_.proposals
+                          : std::min(kPerSlot * static_cast<int64_t>(slot_.size()), kMostBlocks / each);
+  const auto proposals = std::max<int64_t>(1, std::llround(part * static_cast<double>(all)));
   // How much a change makes out here.
   double sum = 0;
   int64_t samples = 0;
@@ -397,6 +414,7 @@ GroupedLayer GroupSearch::Result() const {
   out.cost = Energy(counts, 0);
   if (problem_.current) {
     out.cost_before = Energy(Count(Assign(*problem_.current, cover_.experts())), 0);
+    out.move_price = move_price_;
     for (int32_t e = 0; e < cover_.experts(); ++e) {
       for (const int32_t w : best_.experts[e].workers) out.moves += New(e, w);
     }
@@ -429,6 +447,14 @@ GroupedLayer GroupSearch::Result() const {
   out.table.weight.resize(flow.size());
   FlowToWeights(flow, out.table);
   return out;
+}
+
+Packs ToPacks(const Assignment& assignment, size_t workers) {
+  Packs packs(workers);
+  for (size_t e = 0; e < assignment.experts.size(); ++e) {
+    for (const int32_t w : assignment.experts[e].workers) packs[w].push_back(static_cast<int32_t>(e));
+  }
+  return packs;
 }
 
 // As many experts on each worker as its slots allow, level.
@@ -490,17 +516,45 @@ Packs PlaceCoactivation(const LayerRoutes& layer, std::span<const int32_t> slots
   return packs;
 }
 
-GroupedLayer GroupExpertsByRoutes(const GroupProblem& problem) {
-  Packs start;
-  if (problem.current) {
-    start = *problem.current;
-    FillSlots(MixLoad(*problem.layer), problem.slots, problem.max_moves, start);
-  } else {
-    start = PlaceCoactivation(*problem.layer, problem.slots, true);
+std::vector<int32_t> AlikeWorkers(std::span<const int32_t> slots, std::span<const uint32_t> speed,
+                                  std::span<const double> price) {
+  std::vector<int32_t> kind;
+  std::map<std::tuple<int32_t, uint32_t, double>, int32_t> known;
+  for (size_t w = 0; w < slots.size(); ++w) {
+    const auto key = std::tuple(slots[w], speed.empty() ? 1 : speed[w], price.empty() ? 1.0 : price[w]);
+    kind.push_back(known.emplace(key, static_cast<int32_t>(known.size())).first->second);
   }
-  GroupSearch search(problem, start);
-  search.Run();
-  return search.Result();
+  return kind;
+}
+
+GroupedLayer GroupExpertsByRoutes(const GroupProblem& problem) {
+  const int32_t experts = problem.layer->experts;
+  if (problem.current && !problem.anew) {
+    Packs start = *problem.current;
+    FillSlots(MixLoad(*problem.layer), problem.slots, problem.max_moves, start);
+    GroupSearch search(problem, start, Assign(start, experts));
+    search.Run(.5);
+    return search.Result();
+  }
+  GroupProblem free = problem;
+  free.current.reset();
+  const Packs start = PlaceCoactivation(*problem.layer, problem.slots, true);
+  GroupSearch search(free, start, Assign(start, experts));
+  search.Run(problem.current ? .4 : 1);
+  if (!problem.current) return search.Result();
+  Assignment found = search.best();
+  const size_t workers = problem.slots.size();
+  const std::vector<int32_t> place = StayingPlaces(ToPacks(found, workers), ToTable(*problem.current, experts),
+                                                   AlikeWorkers(problem.slots, problem.speed, problem.price));
+  for (Assignment::Expert& expert : found.experts) {
+    for (int32_t& w : expert.workers) w = place[w];
+    for (int32_t& w : expert.aim) w = place[w];
+  }
+  GroupProblem rest = problem;
+  rest.max_moves = std::numeric_limits<int32_t>::max();
+  GroupSearch back(rest, ToPacks(found, workers), found);
+  back.Run(.1);
+  return back.Result();
 }
 
 }  // namespace ballast

@@ -37,12 +37,18 @@ struct GroupProblem {
   // What stands: the search starts from it and keeps the nearest of equally good ones. Every expert has a worker and no
   // worker holds more than its slots. Absent: from the spectral clusters of pooled co-activation.
   std::optional<Packs> current;
-  // With `current`: hops a token that a replica in a new place must save, and how many there may be at most.
+  // With `current`: hops a token that a replica in a new place must save, and how many there may be at most. The price
+  // is lower where all replicas in new places would have to save more than 3 % of the hops: so what is found is at most
+  // that much worse than a placement from nothing, but for what search leaves.
   double move_price = 0;
   int32_t max_moves = std::numeric_limits<int32_t>::max();
-  // Changes that are tried. 0: 4,000 a slot, at most 10 million blocks of tokens of 64 experts (cover.h) in all: a
-  // second or so.
+  // Changes that are tried; with `current` half as many, for there are two ways to go on from it. 0: 4,000 a slot, at
+  // most 10 million blocks of tokens of 64 experts (cover.h) in all: a second or so.
   int64_t proposals = 0;
+  // With `current`: the search starts from nothing all the same. Then workers that are alike change names, such that
+  // most replicas stay, and what a short search from there finds moves back. Few moves end in a local optimum, which
+  // this leaves; max_moves does not count.
+  bool anew = false;
 };
 
 struct GroupedLayer {
@@ -58,7 +64,16 @@ struct GroupedLayer {
   int64_t moves = 0;
   double cost_before = 0;
   double cost = 0;
+  // What each move counted as.
+  double move_price = 0;
+  // What is won, the moves' price taken off.
+  double Net() const { return cost_before - cost - move_price * static_cast<double>(moves); }
 };
+
+// [workers] equal for those that can change names: as many slots, as fast, as dear to reach. `speed` and `price` as in
+// GroupProblem.
+std::vector<int32_t> AlikeWorkers(std::span<const int32_t> slots, std::span<const uint32_t> speed,
+                                  std::span<const double> price);
 
 // Annealing, from there on: two replicas change workers; a spare replica of one expert becomes one of another; tokens
 // that are free to choose among an expert's replicas choose another one. What is minimised is hops a token, weighted by

@@ -214,8 +214,43 @@ TEST(GroupSearch, FromAPlacementInForce) {
   EXPECT_LT(few.hops, none.hops);
   EXPECT_LT(free.hops, none.hops);
   problem.max_moves = 1000;
+  // Dear, but together no more than 3 % of the hops.
   problem.move_price = 1;
-  EXPECT_EQ(moves(GroupExpertsByRoutes(problem)), 0);
+  const GroupedLayer dear = GroupExpertsByRoutes(problem);
+  EXPECT_LE(moves(dear), moves(free));
+  EXPECT_LE(dear.move_price * 28, .03 * dear.cost_before + 1e-9);
+  EXPECT_GE(dear.Net(), 0);
+}
+
+// Of communities that have changed, and of workers that are not alike.
+TEST(GroupSearch, AnewKeepsWhatStays_AndIsAsGoodAsFromNothing) {
+  const RouteShape shape{.experts = 24, .top_k = 3, .tasks = 2, .tokens = 800, .community = 4, .together = .8};
+  const Routes before = RandomRoutes(shape, 12), after = RandomRoutes(shape, 13);
+  const LayerRoutes old_layer = LayerOf(before, 0), layer = LayerOf(after, 0);
+  const std::vector<int32_t> slots = {7, 7, 9, 7};
+  const GroupedLayer first = GroupExpertsByRoutes({&old_layer, slots, {}, {}, {}, {}, 0, 0, 20000});
+  for (const LayerRoutes* routes : {&old_layer, &layer}) {
+    GroupProblem problem{routes, slots};
+    problem.proposals = 40000;
+    const GroupedLayer nothing = GroupExpertsByRoutes(problem);
+    problem.current = ToPacks(first.table, 4);
+    problem.move_price = .002;
+    problem.anew = true;
+    const GroupedLayer anew = GroupExpertsByRoutes(problem);
+    ExpectSound(anew.table, slots);
+    EXPECT_LE(anew.cost, 1.05 * nothing.cost);
+    const Packs packs = ToPacks(anew.table, 4);
+    int64_t moves = 0;
+    for (int32_t w = 0; w < 4; ++w) {
+      for (const int32_t e : packs[w]) {
+        moves +=
+            std::find((*problem.current)[w].begin(), (*problem.current)[w].end(), e) == (*problem.current)[w].end();
+      }
+    }
+    EXPECT_EQ(anew.moves, moves);
+    // By chance a quarter or so would stay where it is.
+    EXPECT_LE(moves, routes == &layer ? 18 : 14);
+  }
 }
 
 TEST(GroupSearch, SameInputSameOutput) {

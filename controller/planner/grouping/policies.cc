@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -28,17 +29,6 @@ absl::Status ValidateFor(const Routes& routes, const PlanRequest& request) {
                                                    " experts; the loads have ", load.layers, " and ", load.experts));
   }
   return absl::OkStatus();
-}
-
-// Equal: workers that can change names.
-std::vector<int32_t> Kinds(const Topology& topology, std::span<const int32_t> slots, std::span<const double> price) {
-  std::vector<int32_t> kind;
-  std::map<std::tuple<int32_t, uint32_t, double>, int32_t> known;
-  for (size_t w = 0; w < slots.size(); ++w) {
-    const auto key = std::tuple(slots[w], topology.workers[w].speed, price.empty() ? 1.0 : price[w]);
-    kind.push_back(known.emplace(key, static_cast<int32_t>(known.size())).first->second);
-  }
-  return kind;
 }
 
 // Replicas of `to` that `from` has not.
@@ -291,7 +281,7 @@ absl::StatusOr<std::vector<DispatchTable>> TacgPolicy::Place(const PlanRequest& 
   }
   std::vector<DispatchTable> current;
   if (request.current) current = Onto(*request.current, request.topology);
-  const std::vector<int32_t> kind = Kinds(request.topology, sizes, {});
+  const std::vector<int32_t> kind = AlikeWorkers(sizes, Speeds(request.topology), {});
   std::vector<DispatchTable> layers;
   for (int32_t l = 0; l < routes_.layers; ++l) {
     const std::vector<TaskStatistics> tasks = Statistics(LayerOf(routes_, l));
@@ -337,7 +327,7 @@ absl::StatusOr<std::vector<DispatchTable>> TaskAwarePolicy::Place(const PlanRequ
           GroupExpertsByRoutes({&layer, slots[l], speed, price, options_.limits, {}, 0, kUnlimited, options_.proposals})
               .table);
     }
-    AlignLayers(routes_, Kinds(request.topology, AlikeInSlots(slots), price), layers);
+    AlignLayers(routes_, AlikeWorkers(AlikeInSlots(slots), speed, price), layers);
     return layers;
   }
   BALLAST_ASSIGN_OR_RETURN(const int64_t budget, AllowedMoves(options_.budget, request.expert_bytes));
@@ -354,42 +344,59 @@ absl::StatusOr<std::vector<DispatchTable>> TaskAwarePolicy::Place(const PlanRequ
     left -= Arrivals(current[l], table);
   }
   left = std::max<int64_t>(0, left);
-  const auto search = [&](int32_t l, int64_t moves) {
+  const auto search = [&](int32_t l, int64_t moves, bool anew) {
     const LayerRoutes layer = LayerOf(routes_, l);
     return GroupExpertsByRoutes({&layer, slots[l], speed, price, options_.limits, start[l], options_.move_price,
-                                 static_cast<int32_t>(moves), options_.proposals});
+                                 static_cast<int32_t>(moves), options_.proposals, anew});
   };
-  std::vector<GroupedLayer> found;
-  int64_t moves = 0;
-  for (int32_t l = 0; l < routes_.layers; ++l) {
-    found.push_back(search(l, left));
-    moves += found[l].moves;
-  }
-  if (moves > left) {
-    std::vector<int32_t> order(found.size());
-    std::iota(order.begin(), order.end(), 0);
-    const auto gain = [&](int32_t l) {
-      return (found[l].cost_before - found[l].cost) / static_cast<double>(found[l].moves);
-    };
-    // Those that move nothing cost nothing.
-    std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-      if (found[a].moves == 0 || found[b].moves == 0)
-        return std::pair(found[a].moves > 0, a) < std::pair(found[b].moves > 0, b);
-      return std::pair(-gain(a), a) < std::pair(-gain(b), b);
-    });
-    for (const int32_t l : order) {
-      if (found[l].moves > left) {
-        if (left == 0 && fits[l]) {
-          found[l].table = current[l];
-          continue;
-        }
-        found[l] = search(l, left);
-      }
-      left -= found[l].moves;
+  // Of each layer what a few moves bring, and what it brings to place it anew, where that is more.
+  std::vector<GroupedLayer> few;
+  std::vector<std::optional<GroupedLayer>> anew(routes_.layers);
+  struct Step {
+    double ratio;  // gain a move
+    int32_t layer;
+    bool anew;
+    bool operator<(const Step& other) const {
+      return std::tuple(-ratio, layer, anew) < std::tuple(-other.ratio, other.layer, other.anew);
     }
+  };
+  std::vector<Step> steps;
+  for (int32_t l = 0; l < routes_.layers; ++l) {
+    few.push_back(search(l, left, false));
+    GroupedLayer other = left > 0 ? search(l, left, true) : few[l];
+    if (other.Net() > few[l].Net() && other.moves <= few[l].moves) std::swap(few[l], other);
+    const double won = few[l].cost_before - few[l].cost;
+    // Those that move nothing cost nothing.
+    const double ratio =
+        few[l].moves > 0 ? won / static_cast<double>(few[l].moves) : std::numeric_limits<double>::infinity();
+    steps.push_back({ratio, l, false});
+    if (other.Net() <= few[l].Net() || other.moves > left) continue;
+    // After the few moves of its layer, in whose place it comes.
+    const double more = (few[l].cost - other.cost) / static_cast<double>(other.moves - few[l].moves);
+    steps.push_back({std::min(ratio, more), l, true});
+    anew[l] = std::move(other);
+  }
+  std::sort(steps.begin(), steps.end());
+  for (const Step& step : steps) {
+    GroupedLayer& layer = few[step.layer];
+    if (step.anew) {
+      if (anew[step.layer]->moves - layer.moves > left) continue;
+      left -= anew[step.layer]->moves - layer.moves;
+      layer = *std::move(anew[step.layer]);
+      continue;
+    }
+    if (layer.moves > left) {
+      if (left == 0 && fits[step.layer]) {
+        layer.table = current[step.layer];
+        layer.moves = 0;
+        continue;
+      }
+      layer = search(step.layer, left, false);
+    }
+    left -= layer.moves;
   }
   std::vector<DispatchTable> layers;
-  for (GroupedLayer& layer : found) layers.push_back(std::move(layer.table));
+  for (GroupedLayer& layer : few) layers.push_back(std::move(layer.table));
   return layers;
 }
 

@@ -38,8 +38,9 @@ struct TaskAwareOptions {
   // As GroupProblem's.
   int64_t proposals = 0;
   double move_price = .002;
-  // With a placement in force: what a plan may move, over all layers. Layers that gain most a move come first; one that
-  // does not fit any more gets what is left, and those after it stay. Experts that would be without a worker, or have
+  // With a placement in force: what a plan may move, over all layers. Layers that gain most a move come first, by few
+  // moves or, where that brings more, placed anew; of few moves one that does not fit any more gets what is left, and
+  // those after it stay. Experts that would be without a worker, or have
   // one without a slot for them, are moved whatever the budget says.
   MoveBudget budget;
   // The placement in force is not where the search starts, as if there were none: it was never grouped, and only a plan
@@ -49,7 +50,8 @@ struct TaskAwareOptions {
 
 // Ours (group_search.h): every layer's homes, replicas and balance searched together, with the shares that go with
 // them. A placement in force is where the search starts: experts that have lost their worker go where there is room,
-// and of a worker with more than its slots spare replicas go first (FitPacks). With replicas_per_worker layers get
+// and of a worker with more than its slots spare replicas go first (FitPacks). Each layer is searched from nothing too,
+// and is placed anew where that is better by more than its moves count. With replicas_per_worker layers get
 // replicas by what these save there, one on every worker at a time. Without one, workers that are alike change names
 // layer by layer, so that what consecutive layers' tokens use is near, and the first layer's near their task's workers
 // (AlignLayers). Thread-safe.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 #include "controller/planner/grouping/grouping_test_util.h"
@@ -97,6 +98,35 @@ TEST(TaskAware, FromThePlacementInForce) {
   request.slots_per_layer = 7;
   for (TopologyWorker& w : request.topology.workers) w.capacity.slots = 30;
   EXPECT_TRUE(MakePlan(policy, request).ok());
+}
+
+// What tokens choose together has nothing to do with what stands: changes one by one can end half above what a
+// placement from nothing reaches, layers placed anew do not.
+TEST(TaskAware, LayersAreAnewWhereFewMovesDoNotGetThere) {
+  const RouteShape shape{
+      .layers = 2, .experts = 32, .top_k = 4, .tasks = 3, .tokens = 800, .community = 4, .together = .9};
+  for (const auto& [workers, slots, seed] : {std::tuple(8, 4, 6), {4, 8, 10}, {8, 5, 8}}) {
+    const Routes before = RandomRoutes(shape, seed), after = RandomRoutes(shape, seed + 1);
+    PlanRequest request = Request(after, workers, slots);
+    TaskAwareOptions options = Short();
+    options.limits = {.maxvio = .3};
+    const auto first = MakePlan(TaskAwarePolicy(before, options), request);
+    const auto own = MakePlan(TaskAwarePolicy(after, options), request);
+    ASSERT_TRUE(first.ok() && own.ok()) << first.status() << own.status();
+    request.current = first->placement;
+    const auto hops = [&](const Plan& plan) {
+      return ScoreHops(Onto(plan.placement, request.topology), after, request.topology)[0].hops;
+    };
+    const auto next = MakePlan(TaskAwarePolicy(after, options), request);
+    ASSERT_TRUE(next.ok()) << next.status();
+    EXPECT_LE(hops(*next), 1.03 * hops(*own)) << workers << " workers, seed " << seed;
+    // Within a budget: layer by layer, as far as it goes.
+    options.budget.max_moves = next->moves / 2;
+    const auto some = MakePlan(TaskAwarePolicy(after, options), request);
+    ASSERT_TRUE(some.ok()) << some.status();
+    EXPECT_LE(some->moves, options.budget.max_moves);
+    EXPECT_LT(hops(*some), hops(*first));
+  }
 }
 
 TEST(TaskAware, ReplicasGoToTheLayersThatGain) {
