@@ -69,6 +69,9 @@ void Group::StartJob(Turn& turn, Job job, std::optional<Placement> target) {
               .max_bytes_per_second = options_.planning.max_bytes_per_second};
   if (PlansFromRoutes(job.policy) && !out.target.has_value() && !out.heal) {
     out.routes = SampledRoutes();
+    out.interim =
+        turn.now - load_->Start({}, turn.now) < options_.load.window / 2 ||
+        MixIsMoving(load_->TasksByBucket(), {.recent = MixBuckets(), .min_distance = options_.planning.mix_drift});
     out.group_limits = options_.planning.group_limits;
   }
   for (const std::string& worker : placement_.workers) {

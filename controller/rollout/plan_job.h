@@ -57,6 +57,8 @@ struct PlanJob {
   // For policies that plan from routes: what the window's tokens chose, tasks weighted by the mix. No tasks: nothing is
   // known.
   Routes routes;
+  // The window is not half full, or the mix of tasks on its way: a plan is better than none, and not the last.
+  bool interim = false;
   // Of policy task-aware.
   GroupLimits group_limits;
   // What a plan of policy cost-aware or task-aware may move; 0: no limit. The others move what they must.
@@ -84,7 +86,7 @@ struct PlanOutcome {
   // By scenario, what the last wave's placement is predicted to leave; see drift.h. None where the plan's budget cut it
   // short.
   std::vector<SettledScenario> settled;
-  // The mix that it was grouped for; empty: it was not, or its budget cut it short.
+  // The mix that it was grouped for; empty: it was not, its budget cut it short, or it is interim.
   TaskMix settled_mix;
   // Of the replicas that it brings somewhere, most hops saved first; where it was made from routes.
   std::vector<v1::ReplicaReason> reasons;

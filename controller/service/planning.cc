@@ -282,7 +282,7 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
                             : plan.gate.reason;
   if (grouped) {
     JudgeByRoutes(job, request, plan, serving, placement, outcome);
-    if (!cut_short) {
+    if (!cut_short && !job.interim) {
       for (const v1::TaskEffect& task : outcome.effect.tasks()) outcome.settled_mix[task.task()] = task.mix_ratio();
     }
   }

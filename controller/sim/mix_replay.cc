@@ -140,6 +140,11 @@ absl::StatusOr<std::vector<MixStep>> ReplayMix(const Routes& served, const Route
       step.bytes = plan.bytes;
       placement = plan.placement;
       settled = drift.mix;
+      // Of few routes, or of a mix on its way, it is not the last.
+      const std::vector<TaskBucket> buckets = window.TasksByBucket();
+      if (2 * buckets.size() < static_cast<size_t>(options.load.window / options.load.bucket) ||
+          MixIsMoving(buckets, options.limits))
+        settled.clear();
       const MoveBudget& budget = options.planner.budget;
       // What its budget cut short goes on.
       if (budget.limited() && request.current && plan.moves >= *AllowedMoves(budget, options.expert_bytes))

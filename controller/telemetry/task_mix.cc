@@ -83,4 +83,12 @@ MixDrift DetectMixDrift(const TaskMix& settled, std::span<const TaskBucket> buck
   return out;
 }
 
+bool MixIsMoving(std::span<const TaskBucket> buckets, const MixLimits& limits) {
+  const size_t half = limits.recent / 2;
+  if (half == 0 || buckets.size() <= half) return false;
+  const TaskMix before = MixOf(buckets.first(buckets.size() - half), half);
+  return !before.empty() &&
+         DetectMixDrift(before, buckets, {.recent = half, .min_distance = limits.min_distance}).drifted;
+}
+
 }  // namespace ballast

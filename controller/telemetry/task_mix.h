@@ -51,6 +51,10 @@ struct MixDrift {
 // nothing has drifted but from an empty mix.
 MixDrift DetectMixDrift(const TaskMix& settled, std::span<const TaskBucket> buckets, const MixLimits& limits);
 
+// Whether the mix is on its way: the later half of the recent buckets has drifted away from the earlier one. What is
+// planned for the mix of both is soon planned for the wrong one.
+bool MixIsMoving(std::span<const TaskBucket> buckets, const MixLimits& limits);
+
 }  // namespace ballast
 
 #endif  // BALLAST_CONTROLLER_TELEMETRY_TASK_MIX_H_

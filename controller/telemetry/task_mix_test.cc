@@ -67,6 +67,21 @@ TEST(TaskMix, AShiftIsSeenWithinTheRecentBuckets) {
   EXPECT_FALSE(DetectMixDrift(drift.mix, buckets, {}).drifted);
 }
 
+TEST(TaskMix, MovesUntilTheRecentBucketsAreAlike) {
+  std::mt19937 random(6);
+  std::vector<TaskBucket> buckets;
+  for (int b = 0; b < 24; ++b) {
+    buckets.push_back(Draw(random, {1, 1, 0, 0}));
+    EXPECT_FALSE(MixIsMoving(buckets, {})) << b;
+  }
+  for (int b = 0; b < 12; ++b) {
+    buckets.push_back(Draw(random, {1, 0, 1, 0}));
+    if (b >= 1 && b < 4) EXPECT_TRUE(MixIsMoving(buckets, {})) << b;
+    if (b >= 5) EXPECT_FALSE(MixIsMoving(buckets, {})) << b;
+  }
+  EXPECT_FALSE(MixIsMoving({}, {}));
+}
+
 TEST(TaskMix, UnknownNoiseIsNoDrift_ButAnUngroupedPlacementIs) {
   const std::vector<TaskBucket> buckets = {{{"a", 10}}, {{"b", 10}}};
   EXPECT_FALSE(DetectMixDrift({{"c", 1}}, buckets, {}).drifted);
