@@ -68,7 +68,7 @@ def panel_of(metric):
     title = title.replace("_total", "").replace("_", " ").capitalize().replace("Kv ", "KV ")
     unit = metric.unit
     rate = f"rate({metric.name}{series}[{panels.RATE}])"
-    if metric.form in ("sum", "max", "min", "mean"):
+    if metric.type == "gauge":
         aggregate = {"mean": "avg"}.get(metric.form, metric.form)
         queries = [(f"{aggregate}{by}({metric.name}{series})", legend or metric.form)]
     elif metric.form == "rate":
@@ -83,13 +83,15 @@ def panel_of(metric):
         queries = [(f"{sums} / {counts}", legend or "mean")]
     else:
         by_le = f" by ({', '.join(('le', *metric.by))}) "
-        levels = (0.5, 0.05, 0.01) if metric.form == "low quantiles" else (0.5, 0.95, 0.99)
-        buckets = f"sum{by_le}(rate({metric.name}_bucket{series}[{panels.RATE}]))"
+        levels, function, span = {"quantiles": ((0.5, 0.95, 0.99), "rate", panels.RATE),
+                                  "low quantiles": ((0.5, 0.05, 0.01), "rate", panels.RATE),
+                                  "rare quantiles": ((0.5, 0.99), "increase", "$__range")}[metric.form]
+        buckets = f"sum{by_le}({function}({metric.name}_bucket{series}[{span}]))"
         queries = [(f"histogram_quantile({level}, {buckets})", f"{legend} p{100 * level:g}".strip())
                    for level in levels]
     if unit == "ratio a second" or unit not in UNITS:
         raise metric_table.TableError(f"{metric.name}: no unit '{unit}' in dashboards/generate.py")
-    kind = "stat" if metric.form == "increase" else "lines"
+    kind = "stat" if metric.form in ("increase", "rare quantiles") else "lines"
     return Panel(metric.dashboard, metric.row, title, metric.meaning, kind, tuple(queries), unit)
 
 

@@ -10,7 +10,8 @@ and may go on with "; quiet: REASON" where a cluster that works shows no data.
 FORM is, before an optional "by LABEL, LABEL":
   of gauges      sum, max, min, mean
   of counters    rate, increase (the latter over the dashboard's time range)
-  of histograms  quantiles (0.5, 0.95, 0.99), low quantiles (0.5, 0.05, 0.01, where small is bad), mean
+  of histograms  quantiles (0.5, 0.95, 0.99), low quantiles (0.5, 0.05, 0.01, where small is bad), mean, and of what
+                 happens seldom rare quantiles (0.5, 0.99, over the dashboard's time range)
 """
 import pathlib
 import re
@@ -20,7 +21,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 FORMS = {
     "gauge": ("sum", "max", "min", "mean"),
     "counter": ("rate", "increase"),
-    "histogram": ("quantiles", "low quantiles", "mean"),
+    "histogram": ("quantiles", "low quantiles", "rare quantiles", "mean"),
 }
 DEFAULT_FORM = {"gauge": "max", "counter": "rate", "histogram": "quantiles"}
 # Where a metric goes whose row says nothing, by the table's section.
