@@ -69,6 +69,7 @@ check docs "links and paths in the pages lead somewhere" "correct the page, or t
 check dashboards "every metric of the table is shown, dashboards/generated is up to date, alerts fire when they should" \
   "run dashboards/generate.py, and see each line" dashboards
 check shell "shellcheck on the scripts (warnings and style)" "see the SC number's wiki page" shell
+check chart "the Helm chart: lint, kubeconform, a comment on each value" "see each line" .ci/check_chart.py
 check proto-lint "buf's standard rules on proto/" "see each line; exceptions are in proto/buf.yaml" proto_lint
 check proto-compatibility "proto/ still serves clients of the releases in proto/released/" \
   "add fields and messages instead of changing or reusing them; reserve what goes" proto_compatibility
