@@ -68,6 +68,7 @@ check style "header guards, white space, the list of Debian packages" "see each 
 check docs "links and paths in the pages lead somewhere" "correct the page, or the path it names" .ci/check_docs.py
 check dashboards "every metric of the table is shown, dashboards/generated is up to date, alerts fire when they should" \
   "run dashboards/generate.py, and see each line" dashboards
+check api-reference "docs/api.md is what the protos say" "run docs/make_api.py" docs/make_api.py --check
 check shell "shellcheck on the scripts (warnings and style)" "see the SC number's wiki page" shell
 check chart "the Helm chart: lint, kubeconform, a comment on each value" "see each line" .ci/check_chart.py
 check proto-lint "buf's standard rules on proto/" "see each line; exceptions are in proto/buf.yaml" proto_lint

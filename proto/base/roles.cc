@@ -58,8 +58,9 @@ constexpr MethodRoles kTable[] = {
 constexpr std::array<std::pair<Role, const char*>, 3> kNames = {
     {{Role::kViewer, "viewer"}, {Role::kWorker, "worker"}, {Role::kOperator, "operator"}}};
 
-// gRPC's own services, which tell nothing of a group.
-constexpr std::string_view kOpen[] = {"/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/"};
+// gRPC's own services, which tell nothing of a group. Reflection in any version: a client that asks for one that there
+// is not must hear so, and asks for the other.
+constexpr std::string_view kOpen[] = {"/grpc.health.v1.Health/", "/grpc.reflection."};
 
 std::string Utf8(const ASN1_STRING* text) {
   unsigned char* bytes = nullptr;

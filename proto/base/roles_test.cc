@@ -76,6 +76,7 @@ TEST(Roles, WhoMayCallWhat) {
       {{}, "/ballast.v1.GroupService/ListGroups", false},
       {{}, "/grpc.health.v1.Health/Check", true},
       {{}, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", true},
+      {{}, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", true},
       {all_of_them, "/ballast.v1.PlanService/None", false},
       {all_of_them, "/ballast.v1.PlanService/GetPlanX", false},
       {all_of_them, "", false},

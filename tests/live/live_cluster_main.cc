@@ -1,9 +1,10 @@
 // A small cluster at work, for tests in other languages: a controller and workers as real processes on loopback,
 // labelled requests, and one plan that has been rolled out. Prints a line of JSON once that is so, and stops everything
 // when its stdin ends:
-//   {"controller": ADDRESS, "controller_metrics": ADDRESS, "group": NAME, "plan": ID,
+//   {"controller": ADDRESS, "controller_metrics": ADDRESS, "group": NAME, "plan": ID (not with --no-plan),
 //    "workers": [{"name": NAME, "grpc": ADDRESS, "metrics": ADDRESS}, ...],
-//    "tls": {"certificate": PATH, "key": PATH, "authorities": PATH}}    the last with --tls only
+//    "tls": {"operator": FILES, "viewer": FILES}}    with --tls: certificates of these roles, each as
+//                                                    {"certificate": PATH, "key": PATH, "authorities": PATH}
 #include <cstdio>
 #include <iostream>
 #include <map>
@@ -39,6 +40,7 @@ struct Options {
   int max_tokens = 8;
   bool tls = false;
   bool quiet = false;
+  bool no_plan = false;
 };
 
 absl::Status ToStatus(const grpc::Status& status) {
@@ -96,6 +98,24 @@ absl::StatusOr<std::string> RollBack(Cluster& cluster) {
   return response.plan().id();
 }
 
+// Carries out what stdin says until it ends.
+absl::Status Obey(Cluster& cluster) {
+  for (std::string command; std::getline(std::cin, command);) {
+    std::string id;
+    if (command == "dry-run") {
+      BALLAST_ASSIGN_OR_RETURN(const v1::CreatePlanResponse made, MakePlan(cluster, /*dry_run=*/true));
+      id = made.plan().id();
+    } else if (command == "rollback") {
+      BALLAST_ASSIGN_OR_RETURN(id, RollBack(cluster));
+    } else {
+      return absl::InvalidArgumentError(absl::StrCat("no command '", command, "'"));
+    }
+    std::printf("%s\n", id.c_str());
+    std::fflush(stdout);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Run(const Options& options) {
   BALLAST_ASSIGN_OR_RETURN(std::vector<Prompt> prompts, ReadPrompts(options.prompts));
   ClusterOptions shape;
@@ -105,7 +125,9 @@ absl::Status Run(const Options& options) {
   shape.directory = options.directory;
   shape.groups = {absl::StrCat("name=", kGroup, ",size=", options.workers, ",mode=approve,policy=task-aware")};
   // Nobody is taken for dead because the machine is busy.
-  shape.controller_flags = {"--lease=120s", "--rollout-deadline=10m", "--report-interval=500ms", "--load-window=5m"};
+  shape.controller_flags = {"--lease=120s", "--rollout-deadline=10m", "--report-interval=500ms", "--load-window=5m",
+                            // No plans but those that are asked for.
+                            "--planning-interval=24h"};
   const TestAuthority authority("live");
   if (options.tls) shape.tls = authority.Issue(options.directory + "/peer");
   BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<Cluster> cluster, Cluster::Start(shape));
@@ -131,8 +153,16 @@ absl::Status Run(const Options& options) {
                                {"metrics", cluster->worker_metrics_address(worker.name)}});
   }
   if (options.tls) {
-    line["tls"] = {
-        {"certificate", shape.tls.certificate}, {"key", shape.tls.key}, {"authorities", shape.tls.authorities}};
+    for (const std::string role : {"operator", "viewer"}) {
+      const TlsFiles files =
+          authority.Issue(absl::StrCat(options.directory, "/", role), "DNS:" + role, {"ballast:" + role});
+      line["tls"][role] = {{"certificate", files.certificate}, {"key", files.key}, {"authorities", files.authorities}};
+    }
+  }
+  if (options.no_plan) {
+    std::printf("%s\n", line.dump().c_str());
+    std::fflush(stdout);
+    return Obey(*cluster);
   }
   LoadGenerator load(prompts, stubs, {.concurrency = options.concurrency, .max_tokens = options.max_tokens});
   BALLAST_RETURN_IF_ERROR(
@@ -141,20 +171,7 @@ absl::Status Run(const Options& options) {
   if (options.quiet) load.Stop();
   std::printf("%s\n", line.dump().c_str());
   std::fflush(stdout);
-  for (std::string command; std::getline(std::cin, command);) {
-    std::string id;
-    if (command == "dry-run") {
-      BALLAST_ASSIGN_OR_RETURN(const v1::CreatePlanResponse made, MakePlan(*cluster, /*dry_run=*/true));
-      id = made.plan().id();
-    } else if (command == "rollback") {
-      BALLAST_ASSIGN_OR_RETURN(id, RollBack(*cluster));
-    } else {
-      return absl::InvalidArgumentError(absl::StrCat("no command '", command, "'"));
-    }
-    std::printf("%s\n", id.c_str());
-    std::fflush(stdout);
-  }
-  return absl::OkStatus();
+  return Obey(*cluster);
 }
 
 }  // namespace
@@ -169,11 +186,13 @@ int main(int argc, char** argv) {
   app.add_option("--prompts", options.prompts, "Prompts, a JSON object a line")->capture_default_str();
   app.add_option("--directory", options.directory, "For the store, the logs and the certificates")->required();
   app.add_option("--workers", options.workers, "Workers")->check(CLI::Range(1, 16))->capture_default_str();
-  app.add_option("--slots", options.slots, "Expert slots a worker, staging included")->capture_default_str();
+  app.add_option("--slots", options.slots, "Expert slots a worker, staging included; 0: all experts")
+      ->capture_default_str();
   app.add_option("--concurrency", options.concurrency, "Requests at a time")->capture_default_str();
   app.add_option("--max-tokens", options.max_tokens, "Tokens a request")->capture_default_str();
   app.add_flag("--tls", options.tls, "Mutual TLS, with certificates made here");
   app.add_flag("--quiet", options.quiet, "No requests after the rollout");
+  app.add_flag("--no-plan", options.no_plan, "No requests and no rollout");
   if (const auto status = ballast::ParseFlags(app, argc, argv)) return *status;
   if (const absl::Status status = ballast::Run(options); !status.ok()) {
     std::fprintf(stderr, "live_cluster: %s\n", status.ToString().c_str());

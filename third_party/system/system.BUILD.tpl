@@ -94,6 +94,12 @@ filegroup(
     ),
 )
 
+# A program from a Go module, for tests.
+filegroup(
+    name = "grpcurl",
+    srcs = glob(["go/bin/grpcurl"]),
+)
+
 # Abseil inside a shared library. Last among its deps, after what uses it: what the archive defines, the shared libraries
 # of :absl, which are linked as needed and after all archives, are not needed for.
 cc_library(

@@ -38,6 +38,9 @@ _PEERS = "/.cache/ballast/tools/peers"
 # Node.js and npm packages that drive a browser in tests of web pages.
 _WEB = "/.cache/ballast/tools/web"
 
+# Programs from Go modules: .ci/go.
+_GO = "/.cache/ballast/tools/go"
+
 # Position-independent Abseil for shared libraries that carry it.
 _PIC_ABSL = "/.cache/ballast/tools/pic-absl/libabsl_pic.a"
 
@@ -113,6 +116,9 @@ def _impl(ctx):
     web = ctx.path(ctx.os.environ.get("HOME", "/") + _WEB)
     if web.exists:
         ctx.symlink(web, "web")
+    go = ctx.path(ctx.os.environ.get("HOME", "/") + _GO)
+    if go.exists:
+        ctx.symlink(go, "go")
     ctx.template("BUILD", Label("//third_party/system:system.BUILD.tpl"), {
         "%{TSAN_ABSL}": "tsan/" + tsan_absl.basename,
         "%{PIC_ABSL}": ", ".join(["\"pic/libabsl_pic.a\""] if pic_absl.exists else []),
