@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "proto/base/check.h"
+#include "worker/moe/load_counters.h"
 
 namespace ballast {
 
@@ -72,7 +73,7 @@ void RequestRouter::Install(const v1::View& view, const Placement& placement) {
         const auto at = index.find(placement.workers[home.worker]);
         if (at != index.end()) turns.push_back({.worker = at->second, .weight = home.weight});
       }
-      if (!turns.empty()) homes.emplace(task.task, std::move(turns));
+      homes.emplace(task.task, std::move(turns));
     }
     homes_ = std::move(homes);
   }
@@ -104,8 +105,10 @@ WorkerLoad RequestRouter::LoadOf(const Known& worker) const {
 RequestRouter::Target RequestRouter::Route(std::string_view task) {
   MutexLock lock(mu_);
   if (closed_ || self_ < 0) return {};
-  const auto homes = homes_.find(task);
-  if (homes == homes_.end()) return {};
+  auto homes = homes_.find(task);
+  // Telemetry keeps so many tasks apart; the others have their homes together.
+  if (homes == homes_.end() && !task.empty()) homes = homes_.find(LoadCounters::kOtherTasks);
+  if (homes == homes_.end() || homes->second.empty()) return {};
   std::vector<WorkerLoad> loads;
   double sum = 0;
   for (const Known& known : workers_) {

@@ -77,6 +77,8 @@ class RequestRouter {
     // Null: this worker. Otherwise the request counts as on its way there until Ended.
     std::shared_ptr<Peer> peer;
   };
+  // A task without homes of its own goes to those of the tasks that telemetry pools, if there are any; unlabelled
+  // requests (an empty task) are a task of their own.
   Target Route(std::string_view task) BALLAST_EXCLUDES(mu_);
   // A request that Route gave to `peer` has ended there, or came back.
   void Ended(const Peer& peer) BALLAST_EXCLUDES(mu_);
@@ -110,7 +112,7 @@ class RequestRouter {
   // By rank.
   std::vector<Known> workers_ BALLAST_GUARDED_BY(mu_);
   int self_ BALLAST_GUARDED_BY(mu_) = -1;
-  // By task; homes in the view alone.
+  // By task; homes in the view alone, which may be none.
   std::map<std::string, std::vector<HomeTurn>, std::less<>> homes_ BALLAST_GUARDED_BY(mu_);
   int handed_ BALLAST_GUARDED_BY(mu_) = 0;
 };

@@ -78,6 +78,16 @@ TEST_F(RequestRouterTest, HomesOfTheTask) {
   EXPECT_EQ(addresses_, (std::vector<std::string>{"host:1", "host:2", "host:3"}));
 }
 
+TEST_F(RequestRouterTest, TasksThatTelemetryPoolsHaveHomesTogether) {
+  Placement placement = Homes();
+  placement.task_homes.push_back({"_other", {{3, 1}}});
+  router_.Install(View({1, 1, 1, 1}), placement);
+  EXPECT_EQ(Next("unknown"), "home w3");
+  EXPECT_EQ(Next("a"), "home w1");
+  EXPECT_EQ(Next("gone"), "none") << "kept apart, and its homes are not there";
+  EXPECT_EQ(Next(""), "none") << "unlabelled is no pooled task";
+}
+
 TEST_F(RequestRouterTest, WhatWasHandedOverCountsUntilItEnds) {
   // Nothing is heard of the others: only what was handed to w1 is known to be there. Above 1.5 times the mean of four
   // workers and 4 more, it is full: at 7 requests.
