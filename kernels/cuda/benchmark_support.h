@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -54,14 +55,21 @@ inline double ReadBandwidth(cudaStream_t stream) {
                      stream, [&] { CheckCuda(ReadAll(data.data(), bytes, sink.data(), stream)); }, 10);
 }
 
-// Seconds of one of `times` calls enqueue(0), enqueue(1), ... captured in one graph; the median of `replays` replays.
-inline double TimeGraph(cudaStream_t stream, int times, int replays, const std::function<void(int)>& enqueue) {
+// Seconds of one of `times` calls enqueue(0), enqueue(1), ... captured in one graph; the median of `replays` replays,
+// after others that take `warm_seconds` together: long work makes a GPU clock down to what its power limit allows.
+inline double TimeGraph(cudaStream_t stream, int times, int replays, const std::function<void(int)>& enqueue,
+                        double warm_seconds = 0) {
   cudaGraph_t graph;
   cudaGraphExec_t executable;
   CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   for (int i = 0; i < times; ++i) enqueue(i);
   CheckCuda(cudaStreamEndCapture(stream, &graph));
   CheckCuda(cudaGraphInstantiate(&executable, graph, 0));
+  const auto begin = std::chrono::steady_clock::now();
+  while (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() < warm_seconds) {
+    CheckCuda(cudaGraphLaunch(executable, stream));
+    CheckCuda(cudaStreamSynchronize(stream));
+  }
   const double seconds = Time(
                              stream, [&] { CheckCuda(cudaGraphLaunch(executable, stream)); }, replays) /
                          times;

@@ -4,6 +4,8 @@
 Softmax, top-k, argsort, two torch._grouped_mm, SwiGLU or ReLU, index_add; random weights and tokens; captured graphs of 8 layers
 with weights in turn, as layer_benchmark does.
 """
+import time
+
 import torch
 
 # Name, experts, top_k, hidden and intermediate size, whether experts have gates.
@@ -41,6 +43,11 @@ def layer(x, router, first, down, top_k, gated):
 
 
 def timed(run, times):
+    """The median, after .3 s of the same: long work makes a GPU clock down to what its power limit allows."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < 0.3:
+        run()
+        torch.cuda.synchronize()
     seconds = []
     for i in range(times + 3):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -53,11 +60,14 @@ def timed(run, times):
     return sorted(seconds)[len(seconds) // 2]
 
 
-def main():
-    device = torch.device("cuda")
+def print_matmul(device):
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     print("matmul", 0, 2 * 8192**3 / timed(lambda: a @ b, 20), flush=True)
-    del a, b
+
+
+def main():
+    device = torch.device("cuda")
+    print_matmul(device)
     for name, experts, top_k, hidden, intermediate, gated in MODELS:
         matrices = 3 if gated else 2
         copies = int(2 * 2**30 / (2 * matrices * experts * hidden * intermediate)) + 1

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from torch_layer import LAYERS, MODELS, TOKENS, timed
+from torch_layer import LAYERS, MODELS, TOKENS, print_matmul, timed
 
 
 def load_kernel(folder):
@@ -208,6 +208,7 @@ def main():
     chosen_models = sys.argv[2:]
     kernel = load_kernel(folder)
     device = torch.device("cuda")
+    print_matmul(device)
     for model in MODELS:
         name, experts, top_k, hidden, intermediate, gated = model
         if chosen_models and name not in chosen_models:
