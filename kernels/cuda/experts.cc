@@ -11,9 +11,11 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 
-// Rows a group up to which most groups have one narrow tile, and from which on they have a wide one for each of a pair.
+// Rows a group up to which most groups have one narrow tile, from which on most have a wide one for each of a pair, and
+// from which on rounding them up to 64 costs less than products with tokens as rows save.
 constexpr int kNarrowRows = 32;
-constexpr int kPairRows = 96;
+constexpr int kPairRows = 192;
+constexpr int kTokenRowsRows = 768;
 
 // Rows a group, and bytes of weights that a step can read, up to which the kernels for few are faster: they wait less,
 // but read slower.
@@ -147,6 +149,11 @@ absl::Status CudaExperts::CheckStep(const ExpertsStep& step, const void* workspa
 absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups,
                               cudaStream_t stream) const {
   if (absl::Status status = CheckStep(step, workspace, max_rows, max_groups); !status.ok()) return status;
+  return Launch(step, nullptr, workspace, max_rows, max_groups, stream);
+}
+
+absl::Status CudaExperts::Launch(const ExpertsStep& step, const CombineArgs* combine, void* workspace, int max_rows,
+                                 int max_groups, cudaStream_t stream) const {
   const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, MostBlocks());
   auto* bytes = static_cast<uint8_t*>(workspace);
   internal::ExpertsArgs args = {};
@@ -154,7 +161,12 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
   args.order = step.order;
   args.begin = step.begin;
   args.slots = step.slots;
-  args.out = step.out;
+  args.out = combine == nullptr ? step.out : combine->out;
+  if (combine != nullptr) {
+    args.weights = combine->weights;
+    args.row_of = combine->row_of;
+    args.num_tokens = combine->num_tokens;
+  }
   args.activations = bytes + layout.activations;
   args.partials = bytes + layout.partials;
   args.flags = reinterpret_cast<uint32_t*>(bytes + layout.flags);
@@ -166,9 +178,11 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
   args.gated = arena_.form == ExpertForm::kSwiGlu;
   args.flag_words = layout.flag_words;
   const int64_t groups = step.num_groups;
-  const auto form = step.typical_rows <= kNarrowRows * groups ? internal::ExpertsKernelForm::kNarrow
-                    : step.typical_rows < kPairRows * groups  ? internal::ExpertsKernelForm::kWide
-                                                              : internal::ExpertsKernelForm::kPair;
+  const int64_t rows = step.typical_rows;
+  const auto form = rows <= kNarrowRows * groups     ? internal::ExpertsKernelForm::kNarrow
+                    : rows < kPairRows * groups      ? internal::ExpertsKernelForm::kWide
+                    : rows < kTokenRowsRows * groups ? internal::ExpertsKernelForm::kPair
+                                                     : internal::ExpertsKernelForm::kTokenRows;
   return CudaStatus(internal::LaunchExperts(gate_up_, down_, args, form, blocks_[static_cast<size_t>(form)], stream),
                     "the expert kernel");
 }
@@ -178,9 +192,15 @@ absl::Status CudaExperts::RunAndCombine(const ExpertsStep& step, const CombineAr
   if (combine.rows != step.out) return Field("rows", reinterpret_cast<int64_t>(combine.rows), "the step's out");
   if (combine.top_k != step.pairs_per_token) return Field("top_k", combine.top_k, "the step's pairs_per_token");
   if (combine.hidden_size != arena_.hidden_size) return Field("hidden_size", combine.hidden_size, "the arena's");
+  if (!Aligned(combine.out, 16)) return Field("out", reinterpret_cast<int64_t>(combine.out), "on 16 bytes");
   if (combine.num_tokens < 1 || !internal::FewExpertsFit(combine.num_tokens, arena_.hidden_size, blocks_[0]) ||
       step.typical_rows > kFewRows * static_cast<int64_t>(step.num_groups) ||
       std::min(step.num_groups, combine.num_tokens * combine.top_k) * ExpertBytes(arena_) > kFewBytes) {
+    if (combine.top_k == 1 && combine.num_tokens > 0) {
+      // The kernel's own rows go to their tokens.
+      const absl::Status status = CheckStep(step, workspace, max_rows, max_groups);
+      return status.ok() ? Launch(step, &combine, workspace, max_rows, max_groups, stream) : status;
+    }
     const absl::Status status = Run(step, workspace, max_rows, max_groups, stream);
     return status.ok() ? CombineRows(combine, stream) : status;
   }

@@ -1,6 +1,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/experts_kernel.h"
+#include "kernels/cuda/experts_schedule.h"
 #include "kernels/cuda/hopper.h"
 #include "kernels/cuda/launch.h"
 
@@ -15,144 +16,15 @@ namespace {
 // Where groups have many rows, two blocks of a cluster are a unit: they share a tile of weights, each loads one half of
 // it to both, and have half of the tokens each (what bounds these steps is the way from L2 to the multiprocessors).
 // Where they have few, tiles are narrow, for more stages: reading at full rate needs more bytes on their way.
+// Where they have very many, tokens are the M side: products of 64 x 256 read a sixth less of shared memory than those
+// of 64 x 144, which counts where the GPU's power limit decides, but a tile's tokens are rounded up to 64. A wide
+// tile's 144 tokens let a group of about 128 or 256 stay in one tile or two.
+//
+// Where each token has one choice, the last phase writes its rows times their weights where the tokens are.
 //
 // Whole tiles go round the units; the last one to two rounds are cut into equal runs of k steps (Osama et al.,
 // "Stream-K", 2023), so that all units end together. A unit that ends a run inside a tile leaves its sums in the
 // workspace; the unit that began the tile adds them in the order of units.
-constexpr int kThreads = 384;
-constexpr int kGatherThreads = 96;
-constexpr int kConsumerWarps = 8;
-constexpr uint32_t kBoxBytes = kBoxRows * kTileK * 2;
-constexpr uint32_t kWeightBytes = kTileBoxes * kBoxBytes;
-constexpr int kRowBytes = kTileK * 2;
-// Output goes through shared memory, this many tokens at a time, so that it is written by whole lines: rows of at most
-// 128 elements, padded so that 8 of them are in different banks.
-constexpr int kStoreTokens = 16;
-constexpr int kStoreBytes = 128 * 2 + 16;
-
-// Blocks of a tile, its tokens, and k steps in shared memory at once.
-template <int kBlocksOf, int kTokensOf, int kStagesOf>
-struct Form {
-  static constexpr int kBlocks = kBlocksOf, kTokens = kTokensOf, kStages = kStagesOf;
-  // Whether the products of a k step begin while those of the one before run: not where loads take longer than both.
-  static constexpr bool kHolds = kTokens == kWideTokens;
-  // Two of 64 rows of weights: a thread's sums.
-  using Sums = float[2][kTokens / 2];
-};
-using Narrow = Form<1, kNarrowTokens, 5>;
-using Wide = Form<1, kWideTokens, 4>;
-using Pair = Form<2, kWideTokens, 4>;
-
-template <class F>
-struct Shared {
-  alignas(1024) uint8_t weights[F::kStages][kWeightBytes];
-  alignas(1024) uint8_t tokens[F::kStages][F::kTokens * kRowBytes];
-  // For each warpgroup two buffers of output rows.
-  alignas(16) uint8_t rows[2][2][kStoreTokens * kStoreBytes];
-  uint64_t full[F::kStages], empty[F::kStages];
-  uint32_t launch;
-  int slots[kMaxGroups];
-  int begin[kMaxGroups + 1];
-  // Token tiles of the groups before.
-  int tiles[kMaxGroups + 1];
-};
-
-// A tile, or a run of its k steps.
-struct Work {
-  int phase, group, row_tile, token_tile;
-  // This block's rows of `order`: [first, first + width). None, where the other block of a pair has all.
-  int first, width;
-  int k_begin, k_end;
-};
-
-__device__ int DivideUp(int a, int b) { return (a + b - 1) / b; }
-
-// The work of one unit (a block, or a pair), in order.
-template <class F>
-class Schedule {
- public:
-  __device__ Schedule(const Shared<F>& shared, const ExpertsArgs& args)
-      : shared_(shared), args_(args), unit_(blockIdx.x / F::kBlocks), units_(gridDim.x / F::kBlocks) {
-    Begin(0);
-  }
-
-  __device__ bool Next(Work& work) {
-    if (next_tile_ >= whole_ && next_step_ >= last_step_) {
-      if (phase_ == 1) return false;
-      Begin(1);
-      if (next_tile_ >= whole_ && next_step_ >= last_step_) return false;
-    }
-    int tile = next_tile_;
-    work.k_begin = 0;
-    work.k_end = k_steps_;
-    if (tile < whole_) {
-      next_tile_ += units_;
-    } else {
-      const int run_tile = next_step_ / k_steps_;
-      work.k_begin = next_step_ - run_tile * k_steps_;
-      work.k_end = min(k_steps_, work.k_begin + last_step_ - next_step_);
-      next_step_ += work.k_end - work.k_begin;
-      tile = whole_ + run_tile;
-    }
-    Locate(tile, work);
-    return true;
-  }
-
-  // The first k step, of the steps after the whole tiles, that `unit` does. (Two rounds of tiles times the units is far
-  // from 2^32.)
-  __device__ int RunBegin(int unit) const { return static_cast<uint32_t>(steps_) * unit / units_; }
-  __device__ int unit() const { return unit_; }
-  __device__ int k_steps() const { return k_steps_; }
-  // Row tiles of phase 0.
-  __device__ static int ActivationTiles(const ExpertsArgs& args) {
-    return DivideUp((args.gated ? 2 : 1) * args.intermediate_size, kTileRows);
-  }
-
- private:
-  __device__ void Begin(int phase) {
-    phase_ = phase;
-    row_tiles_ = phase == 0 ? ActivationTiles(args_) : DivideUp(args_.hidden_size, kTileRows);
-    k_steps_ = DivideUp(phase == 0 ? args_.hidden_size : args_.intermediate_size, kTileK);
-    const int tiles = shared_.tiles[args_.num_groups] * row_tiles_;
-    const int rounds = tiles / units_;
-    whole_ = tiles % units_ == 0 ? tiles : rounds > 1 ? (rounds - 1) * units_ : 0;
-    steps_ = (tiles - whole_) * k_steps_;
-    next_tile_ = unit_;
-    next_step_ = RunBegin(unit_);
-    last_step_ = RunBegin(unit_ + 1);
-  }
-
-  __device__ void Locate(int tile, Work& work) const {
-    int low = 0, high = args_.num_groups - 1;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (shared_.tiles[middle + 1] * row_tiles_ > tile) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    const int token_tiles = shared_.tiles[low + 1] - shared_.tiles[low];
-    const int local = tile - shared_.tiles[low] * row_tiles_;
-    const int index = local % token_tiles;
-    const int tokens = shared_.begin[low + 1] - shared_.begin[low];
-    // Equal parts in columns of 8: 130 tokens are 72 and 58, not 128 and 2.
-    const int part = index * F::kBlocks + blockIdx.x % F::kBlocks, parts = token_tiles * F::kBlocks;
-    const int eights = DivideUp(tokens, 8), least = eights / parts, wider = eights % parts;
-    const int begin = (least * part + min(part, wider)) * 8, end = begin + (least + (part < wider ? 1 : 0)) * 8;
-    work.phase = phase_;
-    work.group = low;
-    work.row_tile = local / token_tiles;
-    work.token_tile = shared_.tiles[low] * F::kBlocks + part;
-    work.first = shared_.begin[low] + begin;
-    work.width = min(end, tokens) - begin;
-  }
-
-  const Shared<F>& shared_;
-  const ExpertsArgs& args_;
-  const int unit_, units_;
-  int phase_, row_tiles_, k_steps_, whole_, steps_, next_tile_, next_step_, last_step_;
-};
 
 // This launch's flags. The other half was the launch's before, and is cleared for the next.
 __device__ uint32_t* Flags(const ExpertsArgs& args, uint32_t launch) {
@@ -166,7 +38,7 @@ __device__ __forceinline__ void LoadWeights(Shared<F>& shared, const ExpertsArgs
   Schedule<F> schedule(shared, args);
   Work work;
   while (schedule.Next(work)) {
-    const int slot = shared.slots[work.group];
+    const int slot = F::kKeepsSlots ? shared.slots[work.group] : args.slots[work.group];
     for (int k = work.k_begin; k < work.k_end; ++k, ++step) {
       const int stage = step % F::kStages;
       BarrierWait(&shared.empty[stage], (step / F::kStages & 1) ^ 1);
@@ -193,7 +65,7 @@ __device__ __forceinline__ void GatherTokens(Shared<F>& shared, const ExpertsArg
   constexpr int kRowsAtOnce = kGatherThreads / kChunks;
   constexpr int kRows = (F::kTokens + kRowsAtOnce - 1) / kRowsAtOnce;
   const int chunk = thread % kChunks, row = thread / kChunks;
-  const int ready = 2 * Schedule<F>::ActivationTiles(args);
+  const int ready = F::kArrivals * Schedule<F>::ActivationTiles(args);
   const uint32_t* tile_flags = Flags(args, shared.launch);
   uint32_t step = 0;
   Schedule<F> schedule(shared, args);
@@ -264,6 +136,15 @@ __device__ __forceinline__ void MultiplyUpTo(typename F::Sums& sums, int width, 
   MultiplyStep<F, N>(sums, a, b, accumulate);
 }
 
+// One k step for 64 tokens and all of the tile's rows of weights.
+template <class F>
+__device__ __forceinline__ void MultiplyRows(typename F::Sums& sums, uint64_t a, uint64_t b, int accumulate) {
+  WgmmaFence();
+#pragma unroll
+  for (int i = 0; i < kTileK / 16; ++i) Wgmma<kTileRows>::Run(sums[0], a + 2 * i, b + 2 * i, i > 0 || accumulate);
+  WgmmaCommit();
+}
+
 // Where a warpgroup's thread leaves its sums of a tile that another unit began.
 __device__ uint4* Partials(const ExpertsArgs& args, int phase, int block, int half) {
   return static_cast<uint4*>(args.partials) +
@@ -275,25 +156,28 @@ template <class F>
 __device__ __forceinline__ void StorePartials(const typename F::Sums& sums, const ExpertsArgs& args, const Work& work,
                                               int half, uint32_t tag) {
   uint4* to = Partials(args, work.phase, blockIdx.x, half);
+  const int columns = F::Columns(work.width, half);
 #pragma unroll
   for (int j = 0; j < F::kTokens / 8; ++j) {
-    if (j * 8 >= work.width) break;
+    if (j * 8 >= columns) break;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float* v = &sums[i / 2][j * 4 + i % 2 * 2];
+      const float* v = F::PairOf(sums, j, i);
       StoreTagged(to + (j * 4 + i) * 128, v[0], v[1], tag);
     }
   }
 }
 
-// Adds the sums of the units that went on with this unit's tile, in the order of units; loads those of kAtOnce at once.
+// Adds the sums of the units that went on with this unit's tile, in the order of units; loads those of kAtOnce at once
+// (wide tiles leave no registers for two).
 template <class F>
 __device__ __forceinline__ void AddPartials(typename F::Sums& sums, const ExpertsArgs& args,
                                             const Schedule<F>& schedule, const Work& work, int half, uint32_t tag) {
-  constexpr int kAtOnce = 2;
+  constexpr int kAtOnce = F::kTokens == kWideTokens ? 1 : 2;
   int unit = schedule.unit() + 1;
   int begin = schedule.RunBegin(unit);
   const int tile_end = begin - work.k_end + schedule.k_steps();
+  const int columns = F::Columns(work.width, half);
   while (begin < tile_end) {
     const uint4* from[kAtOnce];
 #pragma unroll
@@ -304,7 +188,7 @@ __device__ __forceinline__ void AddPartials(typename F::Sums& sums, const Expert
     }
 #pragma unroll
     for (int j = 0; j < F::kTokens / 8; ++j) {
-      if (j * 8 >= work.width) break;
+      if (j * 8 >= columns) break;
       uint4 v[kAtOnce][4];
       bool whole;
       do {
@@ -327,7 +211,7 @@ __device__ __forceinline__ void AddPartials(typename F::Sums& sums, const Expert
         if (from[u] == nullptr) continue;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          float* sum = &sums[i / 2][j * 4 + i % 2 * 2];
+          float* sum = F::PairOf(sums, j, i);
           sum[0] += __uint_as_float(v[u][i].x);
           sum[1] += __uint_as_float(v[u][i].z);
         }
@@ -336,12 +220,44 @@ __device__ __forceinline__ void AddPartials(typename F::Sums& sums, const Expert
   }
 }
 
+// Of row `r` of the tile; as it is where the step does not combine.
+__device__ Target TargetOf(const ExpertsArgs& args, const Work& work, int r) {
+  Target target = {work.first + r, 1};
+  if (args.weights != nullptr && work.phase == 1 && r < work.width) {
+    target.row = args.order[work.first + r];
+    target.weight = args.weights[target.row];
+  }
+  return target;
+}
+// A row rounded to bf16 times its weight: as CombineRows does it.
+__device__ uint4 Weighted(uint4 v, float weight) {
+  auto* pairs = reinterpret_cast<__nv_bfloat162*>(&v);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 f = __bfloat1622float2(pairs[i]);
+    pairs[i] = __floats2bfloat162_rn(fmaf(weight, f.x, 0), fmaf(weight, f.y, 0));
+  }
+  return v;
+}
+// Zeros for the tokens that have no row, by `warps` warps.
+__device__ void ZeroTokens(const ExpertsArgs& args, int warp, int warps) {
+  const int lane = threadIdx.x % 32;
+  for (int base = warp * 32; base < args.num_tokens; base += warps * 32) {
+    const bool none = base + lane < args.num_tokens && args.row_of[base + lane] < 0;
+    for (unsigned left = __ballot_sync(~0u, none); left != 0; left &= left - 1) {
+      uint4* row = static_cast<uint4*>(args.out) + static_cast<size_t>(base + __ffs(left) - 1) * (args.hidden_size / 8);
+      for (int i = lane; i < args.hidden_size / 8; i += 32) row[i] = {};
+    }
+  }
+}
+
 // Rows of the phase's output, of 128 of the tile's weight rows. `turn` counts the buffers used.
 template <class F>
 __device__ __forceinline__ void StoreTile(const typename F::Sums& sums, Shared<F>& shared, const ExpertsArgs& args,
-                                          const Work& work, int half, uint32_t& turn) {
+                                          const Work& work, int half, const typename F::Targets& targets,
+                                          uint32_t& turn) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, matrix = lane / 8;
-  const bool hidden = work.phase == 0, activate = hidden && args.gated;
+  const bool hidden = work.phase == 0, activate = hidden && args.gated, combines = !hidden && args.weights != nullptr;
   auto* to = static_cast<__nv_bfloat16*>(hidden ? args.activations : args.out);
   const int width = hidden ? args.intermediate_size : args.hidden_size;
   // Two rows of weights make one gated activation.
@@ -368,13 +284,71 @@ __device__ __forceinline__ void StoreTile(const typename F::Sums& sums, Shared<F
       StoreTransposed(to_buffer, packed(v0), packed(v0 + 2), packed(v0 + 4), packed(v0 + 6));
       StoreTransposed(to_buffer + 128, packed(v1), packed(v1 + 2), packed(v1 + 4), packed(v1 + 6));
     }
+    if (combines) {
+      // Behind the row, where it is padded.
+      const int low = thread - j * 8, high = low + 128;
+      if (low >= 0 && low < kStoreTokens) *reinterpret_cast<Target*>(buffer + low * kStoreBytes + 256) = targets.low;
+      if (high >= 0 && high < kStoreTokens) {
+        *reinterpret_cast<Target*>(buffer + high * kStoreBytes + 256) = targets.high;
+      }
+    }
     NamedBarrier(1 + half, 128);
     for (int r = chunk_row; r < kStoreTokens; r += 128 / chunks) {
       if (j * 8 + r < work.width && first_column + chunk * 8 < width) {
-        *reinterpret_cast<uint4*>(to + static_cast<size_t>(work.first + j * 8 + r) * width + first_column + chunk * 8) =
-            *reinterpret_cast<const uint4*>(buffer + r * kStoreBytes + chunk * 16);
+        uint4 v = *reinterpret_cast<const uint4*>(buffer + r * kStoreBytes + chunk * 16);
+        int row = work.first + j * 8 + r;
+        if (combines) {
+          const Target target = *reinterpret_cast<const Target*>(buffer + r * kStoreBytes + 256);
+          v = Weighted(v, target.weight);
+          row = target.row;
+        }
+        *reinterpret_cast<uint4*>(to + static_cast<size_t>(row) * width + first_column + chunk * 8) = v;
       }
     }
+  }
+}
+
+// Rows of the phase's output where tokens are rows, by each warp for its 16 tokens.
+enum class Activation { kNone, kRelu, kSwiGlu };
+template <class F, Activation kActivation>
+__device__ __forceinline__ void StoreTokens(const typename F::Sums& sums, Shared<F>& shared, const ExpertsArgs& args,
+                                            const Work& work, int half, const typename F::Targets& targets) {
+  constexpr bool kGated = kActivation == Activation::kSwiGlu;
+  constexpr int kColumns = kGated ? kTileRows / 2 : kTileRows;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+  const int first_row = half * 64 + warp * 16;
+  const int width = kActivation == Activation::kNone ? args.hidden_size : args.intermediate_size;
+  auto* const to = static_cast<__nv_bfloat16*>(kActivation == Activation::kNone ? args.out : args.activations);
+  uint8_t* const buffer = shared.warp_rows[half * 4 + warp];
+  const uint32_t matrix_row = SharedAddress(buffer) + (lane / 8 % 2 * 8 + lane % 8) * kWarpStoreBytes + lane / 16 * 16;
+  const int chunk = lane % 8;
+  const uint8_t* const from = buffer + lane / 8 * kWarpStoreBytes + chunk * 16;
+  // Sums of the rows l / 4 (second = 0) or those 8 further of the b-th eight columns.
+  const auto packed = [&](int b, int second) {
+    const float* v = &sums[0][(kGated ? 2 : 1) * b * 4 + second * 2];
+    if constexpr (kGated) return PackBf16(Silu(v[0]) * v[4], Silu(v[1]) * v[5]);
+    if constexpr (kActivation == Activation::kRelu) return PackBf16(Relu(v[0]), Relu(v[1]));
+    return PackBf16(v[0], v[1]);
+  };
+#pragma unroll
+  for (int base = 0; base < kColumns; base += kWarpStoreColumns) {
+#pragma unroll
+    for (int q = 0; q < kWarpStoreColumns / 16; ++q) {
+      const int b = base / 8 + 2 * q;
+      StoreMatrices(matrix_row + q * 32, packed(b, 0), packed(b, 1), packed(b + 1, 0), packed(b + 1, 1));
+    }
+    __syncwarp();
+    const int column = work.row_tile * kColumns + base + chunk * 8;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = first_row + i * 4 + lane / 8;
+      if (row < work.width && column < width) {
+        uint4 v = *reinterpret_cast<const uint4*>(from + i * 4 * kWarpStoreBytes);
+        if (kActivation == Activation::kNone && args.weights != nullptr) v = Weighted(v, targets.rows[i].weight);
+        *reinterpret_cast<uint4*>(to + static_cast<size_t>(targets.rows[i].row) * width + column) = v;
+      }
+    }
+    __syncwarp();
   }
 }
 
@@ -396,9 +370,28 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
   uint32_t step = 0, turn = 0;
   Schedule<F> schedule(shared, args);
   Work work;
+  // The flag of a token tile whose activations this warp has stored, but not told: by then the stores have been done,
+  // and it need not wait for them. Nobody waits for these flags before phase 1.
+  uint32_t* owed = nullptr;
+  constexpr int kTellAt = 2;
+  const auto tell = [&] {
+    if (owed != nullptr && lane == 0) AddRelease(owed, 1);
+    owed = nullptr;
+  };
   while (schedule.Next(work)) {
-    typename F::Sums sums = {};
+    if (work.phase == 1) tell();
     const int k_count = work.k_end - work.k_begin;
+    if (F::kTokensAreRows && work.width <= 64 * half) {
+      // The other warpgroup has all tokens.
+      for (int k = 0; k < k_count; ++k, ++step) {
+        BarrierWait(&shared.full[step % F::kStages], step / F::kStages & 1);
+        if (lane == 0) ReleaseStage<F>(shared, step % F::kStages);
+      }
+      tell();
+      if (work.phase == 0 && work.k_begin == 0) owed = flags + work.token_tile;
+      continue;
+    }
+    typename F::Sums sums = {};
     // Whether the stage before is still being read.
     bool held = false;
     for (int k = 0; k < k_count; ++k, ++step) {
@@ -411,9 +404,15 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
       }
       BarrierWait(&shared.full[stage], step / F::kStages & 1);
       FenceAsyncProxy();
-      const uint64_t a = OperandDescriptor(shared.weights[stage] + half * (kWeightBytes / 2));
-      const uint64_t b = OperandDescriptor(shared.tokens[stage]);
-      MultiplyUpTo<F, F::kTokens>(sums, work.width, a, b, k);
+      if constexpr (F::kTokensAreRows) {
+        MultiplyRows<F>(sums, OperandDescriptor(shared.tokens[stage] + half * (64 * kRowBytes)),
+                        OperandDescriptor(shared.weights[stage]), k);
+        if (k == kTellAt) tell();
+      } else {
+        const uint64_t a = OperandDescriptor(shared.weights[stage] + half * (kWeightBytes / 2));
+        const uint64_t b = OperandDescriptor(shared.tokens[stage]);
+        MultiplyUpTo<F, F::kTokens>(sums, work.width, a, b, k);
+      }
       if constexpr (!F::kHolds) {
         WgmmaWait<0>();
         if (lane == 0) ReleaseStage<F>(shared, stage);
@@ -427,19 +426,38 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
     }
     WgmmaWait<0>();
     PinRegisters(sums[0]);
-    PinRegisters(sums[1]);
+    if constexpr (!F::kTokensAreRows) PinRegisters(sums[1]);
     if (held && lane == 0) ReleaseStage<F>(shared, (step - 1) % F::kStages);
     if (work.k_begin > 0) {
       StorePartials<F>(sums, args, work, half, tag);
       continue;
     }
     if (work.k_end < schedule.k_steps()) AddPartials<F>(sums, args, schedule, work, half, tag);
-    StoreTile<F>(sums, shared, args, work, half, turn);
-    if (work.phase == 0) {
-      NamedBarrier(1 + half, 128);
-      if (thread == 0) AddRelease(flags + work.token_tile, 1);
+    typename F::Targets targets;
+    if constexpr (F::kTokensAreRows) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        targets.rows[i] = TargetOf(args, work, half * 64 + thread / 32 * 16 + i * 4 + lane / 8);
+      }
+      tell();
+      if (work.phase == 1) {
+        StoreTokens<F, Activation::kNone>(sums, shared, args, work, half, targets);
+      } else if (args.gated) {
+        StoreTokens<F, Activation::kSwiGlu>(sums, shared, args, work, half, targets);
+      } else {
+        StoreTokens<F, Activation::kRelu>(sums, shared, args, work, half, targets);
+      }
+      if (work.phase == 0) owed = flags + work.token_tile;
+    } else {
+      targets = {TargetOf(args, work, thread), TargetOf(args, work, thread + 128)};
+      StoreTile<F>(sums, shared, args, work, half, targets, turn);
+      if (work.phase == 0) {
+        NamedBarrier(1 + half, 128);
+        if (thread == 0) AddRelease(flags + work.token_tile, 1);
+      }
     }
   }
+  tell();
 }
 
 template <class F>
@@ -458,7 +476,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     PrefetchTensorMap(&gate_up);
     PrefetchTensorMap(&down);
   }
-  for (int i = thread; i < args.num_groups; i += kThreads) shared.slots[i] = args.slots[i];
+  if constexpr (F::kKeepsSlots) {
+    for (int i = thread; i < args.num_groups; i += kThreads) shared.slots[i] = args.slots[i];
+  }
   WaitForPreviousKernel();
   for (int i = thread; i <= args.num_groups; i += kThreads) shared.begin[i] = args.begin[i];
   if (thread == kThreads - 1) shared.launch = *static_cast<volatile uint32_t*>(args.launch);
@@ -488,14 +508,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   if (thread < 128) {
-    LowerRegisters<88>();
+    LowerRegisters<kLoadRegisters>();
     if (thread == 0) {
       LoadWeights<F>(shared, args, &gate_up, &down);
     } else if (thread >= 32) {
       GatherTokens<F>(shared, args, thread - 32);
     }
   } else {
-    RaiseRegisters<208>();
+    RaiseRegisters<kMultiplyRegisters>();
     uint32_t* other_flags = Flags(args, shared.launch + 1);
     for (int i = blockIdx.x * 256 + thread - 128; i < args.flag_words; i += gridDim.x * 256) other_flags[i] = 0;
     // All blocks have read the launch's number when the last one draws its ticket.
@@ -503,6 +523,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       args.launch[1] = 0;
       args.launch[0] = shared.launch + 1;
     }
+    if (args.weights != nullptr)
+      ZeroTokens(args, blockIdx.x * kConsumerWarps + thread / 32 - 4, gridDim.x * kConsumerWarps);
     Multiply<F>(shared, args, thread / 128 - 1);
   }
   // The other block may still be loading to this one's memory and arriving at its barriers.
@@ -520,7 +542,8 @@ constexpr Kernel KernelOf() {
   static_assert(sizeof(Shared<F>) <= 227 * 1024);
   return {ExpertsKernel<F>, F::kBlocks, sizeof(Shared<F>)};
 }
-constexpr Kernel kKernels[kExpertsKernelForms] = {KernelOf<Narrow>(), KernelOf<Wide>(), KernelOf<Pair>()};
+constexpr Kernel kKernels[kExpertsKernelForms] = {KernelOf<Narrow>(), KernelOf<Wide>(), KernelOf<Pair>(),
+                                                  KernelOf<TokenRows>()};
 
 }  // namespace
 

@@ -53,9 +53,9 @@ struct ExpertsStep {
 // for a given `begin` and number of multiprocessors: equal inputs give equal bits, but a row's bits depend on what else
 // is in the step.
 //
-// Roofline: a slot's bytes (6 H I, without gates 4 H I) for each group with rows, read once for every 128 rows (48
-// in steps of few rows a group), over read bandwidth; as many flops a row over the tensor cores' rate. With fewer than
-// about 190 rows a group (H200) the first is larger.
+// Roofline: a slot's bytes (6 H I, without gates 4 H I) for each group with rows, read at most once for every 144 rows
+// (48 in steps of few rows a group), over read bandwidth; as many flops a row over the tensor cores' rate. With fewer
+// than about 190 rows a group (H200) the first is larger.
 class CudaExperts {
  public:
   // Errors:
@@ -70,16 +70,17 @@ class CudaExperts {
 
   // Enqueues the step on the stream. Neither allocates nor waits; may be captured. The kernel's blocks wait for each
   // other, so it needs the whole device: it is launched cooperatively and begins when every multiprocessor is free.
-  // It reads `step.slots` before the kernels in front of it on the stream have ended: a kernel must not write them.
+  // It may read `step.slots` before the kernels in front of it on the stream have ended: a kernel must not write them.
   // Errors: InvalidArgument, as Create; what the launch says.
   absl::Status Run(const ExpertsStep& step, void* workspace, int max_rows, int max_groups, cudaStream_t stream) const;
 
   // Run, and CombineRows of its output: combine.rows is step.out, combine.top_k step.pairs_per_token, and `order` holds
-  // the pairs that have a row in combine.row_of. A step of up to 128 tokens, about four rows a group
-  // (step.typical_rows) and 128 MB of weights takes two kernels that share nothing between blocks, leave step.out
-  // alone, weigh activations before they are rounded and need nothing of the device for themselves; equal inputs give
-  // equal bits there, too. These read `begin` and `slots` before the kernel in front of them on the stream has ended,
-  // but not before those in front of that.
+  // the pairs that have a row in combine.row_of. With one choice a token the rows go to combine.out at once, with the
+  // same bits, and step.out is left alone. A step of up to 128 tokens, about four rows a group (step.typical_rows) and
+  // 128 MB of weights takes two kernels that share nothing between blocks, leave step.out alone, weigh activations
+  // before they are rounded and need nothing of the device for themselves; equal inputs give equal bits there, too.
+  // These read `begin` and `slots` before the kernel in front of them on the stream has ended, but not before those in
+  // front of that.
   absl::Status RunAndCombine(const ExpertsStep& step, const CombineArgs& combine, void* workspace, int max_rows,
                              int max_groups, cudaStream_t stream) const;
 
@@ -88,6 +89,10 @@ class CudaExperts {
 
   // Of both kinds of Run.
   absl::Status CheckStep(const ExpertsStep& step, const void* workspace, int max_rows, int max_groups) const;
+
+  // Rows that are combined, or step.out where `combine` is nullptr.
+  absl::Status Launch(const ExpertsStep& step, const CombineArgs* combine, void* workspace, int max_rows,
+                      int max_groups, cudaStream_t stream) const;
 
   // Of any launch.
   int MostBlocks() const;

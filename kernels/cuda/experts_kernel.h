@@ -25,7 +25,7 @@ namespace internal {
 // A tile of work: weight rows x tokens, in steps of k. Steps of few rows a group have narrow tiles.
 inline constexpr int kTileRows = 256;
 inline constexpr int kNarrowTokens = 48;
-inline constexpr int kWideTokens = 128;
+inline constexpr int kWideTokens = 144;
 inline constexpr int kTileK = 64;
 // A box of weights has half of a tile's rows: of gate and up, groups of 8 rows in turn.
 inline constexpr int kTileBoxes = 2;
@@ -40,6 +40,11 @@ struct ExpertsArgs {
   const int32_t* begin;
   const int32_t* slots;
   void* out;
+  // [tokens], where a token has one choice: rows of `out` are its outputs times these, zeros where row_of, [tokens], is
+  // -1. nullptr: rows of `out` are the experts' outputs.
+  const float* weights;
+  const int32_t* row_of;
+  int num_tokens;
   // Workspace, see CudaExperts.
   void* activations;
   void* partials;
@@ -56,9 +61,10 @@ struct ExpertsArgs {
 };
 
 // The kernel's forms: narrow tiles; wide ones; wide ones for pairs of blocks that work on a tile together, each on its
-// part of the tokens, and share the weights' way from L2.
-enum class ExpertsKernelForm { kNarrow, kWide, kPair };
-inline constexpr int kExpertsKernelForms = 3;
+// part of the tokens, and share the weights' way from L2; the same with the tokens as the rows of the product, 64 at a
+// time.
+enum class ExpertsKernelForm { kNarrow, kWide, kPair, kTokenRows };
+inline constexpr int kExpertsKernelForms = 4;
 
 // The number of blocks of the kernel that the device runs at once.
 cudaError_t ExpertsBlocks(ExpertsKernelForm form, int* blocks);

@@ -63,8 +63,8 @@ class Fixture {
     DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(pairs_, groups_));
     workspace.Fill(0);
     DeviceArray<int32_t> order(order_), begin(begin_), slots(slots_);
-    // Narrow tiles, wide ones, and pairs of blocks.
-    for (const int typical_rows : {0, 64 * groups_, std::numeric_limits<int>::max()}) {
+    // Narrow tiles, wide ones, pairs of blocks, and tokens as rows.
+    for (const int typical_rows : {0, 64 * groups_, 256 * groups_, std::numeric_limits<int>::max()}) {
       const ExpertsStep step = {x_.data(),    order.data(), c_.top_k,     begin.data(),
                                 slots.data(), groups_,      typical_rows, out_.data()};
       std::vector<uint16_t> first;
@@ -176,8 +176,8 @@ struct CombineCase {
   ExpertForm form = ExpertForm::kSwiGlu;
 };
 
-// Both ways of RunAndCombine, against the weighted sums of the float64 experts. The first expert is everybody's choice,
-// and a quarter of the others has no group.
+// All ways of RunAndCombine, against the weighted sums of the float64 experts. The first expert is everybody's choice
+// (but where each has one), and a quarter of the others has no group.
 void ExpectCombined(const CombineCase& c) {
   SCOPED_TRACE(testing::Message() << c.hidden << " x " << c.intermediate << ", " << c.tokens << " tokens, top "
                                   << c.top_k << " of " << c.experts
@@ -193,7 +193,7 @@ void ExpectCombined(const CombineCase& c) {
     std::vector<int32_t> others(c.experts - 1);
     std::iota(others.begin(), others.end(), 1);
     std::shuffle(others.begin(), others.end(), random);
-    ids.push_back(0);
+    ids.push_back(c.top_k == 1 ? static_cast<int32_t>(random() % c.experts) : 0);
     ids.insert(ids.end(), others.begin(), others.begin() + c.top_k - 1);
   }
   slots.resize(groups);
@@ -232,7 +232,7 @@ void ExpectCombined(const CombineCase& c) {
   ASSERT_TRUE(experts.ok()) << experts.status();
   DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(pairs, groups));
   workspace.Fill(0);
-  for (const int typical_rows : {0, std::numeric_limits<int>::max()}) {
+  for (const int typical_rows : {0, 8 * groups, 64 * groups, 256 * groups, std::numeric_limits<int>::max()}) {
     std::vector<uint16_t> first;
     for (int run = 0; run < 2; ++run) {
       out.Fill(0xff);
@@ -246,6 +246,20 @@ void ExpectCombined(const CombineCase& c) {
       if (run == 0) first = out.Read();
     }
     ASSERT_EQ(out.Read(), first);
+    if (c.top_k == 1 && typical_rows > 4 * groups) {
+      // One kernel writes what two would.
+      const CombineArgs combine = {rows.data(), row_of.data(), device_ids.data(), device_weights.data(),
+                                   c.tokens,    c.top_k,       c.hidden,          out.data()};
+      out.Fill(0xff);
+      ASSERT_TRUE(experts
+                      ->Run({x.data(), order.data(), c.top_k, begin.data(), device_slots.data(), groups, typical_rows,
+                             rows.data()},
+                            workspace.data(), pairs, groups, nullptr)
+                      .ok());
+      ASSERT_TRUE(CombineRows(combine, nullptr).ok());
+      CheckCuda(cudaDeviceSynchronize());
+      ASSERT_EQ(out.Read(), first) << "typical_rows " << typical_rows;
+    }
     for (int t = 0; t < c.tokens; ++t) {
       RelativeError error;
       for (int d = 0; d < c.hidden; ++d) {
@@ -265,11 +279,15 @@ TEST(CudaExpertsTest, CombinedAtSizesThatTilesDoNotDivide) {
     for (const auto& [hidden, intermediate] :
          std::vector<std::pair<int, int>>{{8, 8}, {72, 40}, {264, 136}, {520, 1000}, {1000, 520}, {2200, 72}}) {
       for (const int tokens : {1, 3, 17, 64, 128, 129}) {
-        ExpectCombined({hidden, intermediate, tokens, 1, 2, form});
+        ExpectCombined({hidden, intermediate, tokens, 1, 5, form});
         ExpectCombined({hidden, intermediate, tokens, 5, 40, form});
       }
     }
   }
+}
+
+TEST(CudaExpertsTest, CombinedWithOneChoiceOfMany) {
+  for (const int tokens : {129, 1000, 4096}) ExpectCombined({264, 136, tokens, 1, 5});
 }
 
 TEST(CudaExpertsTest, CombinedInModelShapes) {

@@ -170,6 +170,14 @@ __device__ inline void StoreTransposed(uint32_t shared, uint32_t m0, uint32_t m1
                : "memory");
 }
 
+// Four 8x8 matrices of 2-byte elements as they are: lane l holds the same of each and the address of row l%8 of matrix
+// l/8.
+__device__ inline void StoreMatrices(uint32_t shared, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(m0), "r"(m1),
+               "r"(m2), "r"(m3)
+               : "memory");
+}
+
 // The descriptor of an operand tile in shared memory: rows of 64 bf16 of k (128 bytes), 128-byte swizzle, 1024-byte
 // aligned; 16 elements of k further is + 2.
 __device__ inline uint64_t OperandDescriptor(const void* shared) {
@@ -234,6 +242,18 @@ struct Wgmma;
 #define BALLAST_REGISTERS_192 BALLAST_REGISTERS_176 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define BALLAST_SUMS_192 BALLAST_SUMS_176, \
   "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
+#define BALLAST_REGISTERS_208 BALLAST_REGISTERS_192 ", %96, %97, %98, %99, %100, %101, %102, %103"
+#define BALLAST_SUMS_208 BALLAST_SUMS_192, \
+  "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103])
+#define BALLAST_REGISTERS_224 BALLAST_REGISTERS_208 ", %104, %105, %106, %107, %108, %109, %110, %111"
+#define BALLAST_SUMS_224 BALLAST_SUMS_208, \
+  "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111])
+#define BALLAST_REGISTERS_240 BALLAST_REGISTERS_224 ", %112, %113, %114, %115, %116, %117, %118, %119"
+#define BALLAST_SUMS_240 BALLAST_SUMS_224, \
+  "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119])
+#define BALLAST_REGISTERS_256 BALLAST_REGISTERS_240 ", %120, %121, %122, %123, %124, %125, %126, %127"
+#define BALLAST_SUMS_256 BALLAST_SUMS_240, \
+  "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
 // A, B, P: the numbers of the operands after the sums.
 #define BALLAST_WGMMA(N, A, B, P) \
   template <> \
@@ -259,6 +279,7 @@ BALLAST_WGMMA(144, 72, 73, 74)
 BALLAST_WGMMA(160, 80, 81, 82)
 BALLAST_WGMMA(176, 88, 89, 90)
 BALLAST_WGMMA(192, 96, 97, 98)
+BALLAST_WGMMA(256, 128, 129, 130)
 #undef BALLAST_WGMMA
 #undef BALLAST_REGISTERS_16
 #undef BALLAST_SUMS_16
@@ -284,6 +305,14 @@ BALLAST_WGMMA(192, 96, 97, 98)
 #undef BALLAST_SUMS_176
 #undef BALLAST_REGISTERS_192
 #undef BALLAST_SUMS_192
+#undef BALLAST_REGISTERS_208
+#undef BALLAST_SUMS_208
+#undef BALLAST_REGISTERS_224
+#undef BALLAST_SUMS_224
+#undef BALLAST_REGISTERS_240
+#undef BALLAST_SUMS_240
+#undef BALLAST_REGISTERS_256
+#undef BALLAST_SUMS_256
 // clang-format on
 
 }  // namespace ballast::internal
