@@ -80,7 +80,7 @@ struct CudaBase {
 }  // namespace
 
 absl::StatusOr<Processor> OpenCuda(const WorkerConfig& config, int index, const Checkpoint& checkpoint,
-                                   const ExpertSource& source) {
+                                   const ExpertSource& source, LoadCounters& counters) {
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(index), absl::StrCat("--device cuda:", index)));
   cudaDeviceProp properties;
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, index), "the GPU"));
@@ -140,7 +140,8 @@ absl::StatusOr<Processor> OpenCuda(const WorkerConfig& config, int index, const 
                           {.capacity = config.capacity,
                            .combine = exact ? CombineMode::kExact : CombineMode::kFast,
                            .wait_limit = absl::Seconds(config.step_timeout_seconds),
-                           .shared_slots = base->memory.has_value() ? base->memory->bytes() : std::span<std::byte>()}));
+                           .shared_slots = base->memory.has_value() ? base->memory->bytes() : std::span<std::byte>(),
+                           .tasks = &counters}));
   out.fingerprint = absl::StrCat("cuda/", properties.name, "/", base->decoder->fingerprint());
   out.connect_timeout = kConnectTimeout;
   out.base = std::move(base);

@@ -38,8 +38,9 @@ absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config
   parts->source = std::make_unique<CheckpointExperts>(*parts->checkpoint);
   BALLAST_ASSIGN_OR_RETURN(const Device device, ParseDevice(config.device));
   BALLAST_ASSIGN_OR_RETURN(parts->processor,
-                           device.cuda ? OpenCuda(config, device.index, *parts->checkpoint, *parts->source)
-                                       : OpenCpu(config, *parts->checkpoint, *parts->source, *parts->counters));
+                           device.cuda
+                               ? OpenCuda(config, device.index, *parts->checkpoint, *parts->source, *parts->counters)
+                               : OpenCpu(config, *parts->checkpoint, *parts->source, *parts->counters));
   BALLAST_ASSIGN_OR_RETURN(parts->batcher,
                            Batcher::Create({.max_rows = config.capacity,
                                             .max_logit_rows = config.capacity,

@@ -2,7 +2,7 @@
 
 namespace ballast {
 
-absl::StatusOr<Processor> OpenCuda(const WorkerConfig&, int, const Checkpoint&, const ExpertSource&) {
+absl::StatusOr<Processor> OpenCuda(const WorkerConfig&, int, const Checkpoint&, const ExpertSource&, LoadCounters&) {
   return absl::UnimplementedError("--device: this program was built without CUDA; the one of `make cuda` has it");
 }
 

@@ -45,7 +45,7 @@ absl::StatusOr<Processor> OpenCpu(const WorkerConfig& config, const Checkpoint& 
                                   LoadCounters& counters);
 // On GPU `index`. Unimplemented: this program was built without CUDA; Unavailable: no such GPU, or no driver.
 absl::StatusOr<Processor> OpenCuda(const WorkerConfig& config, int index, const Checkpoint& checkpoint,
-                                   const ExpertSource& source);
+                                   const ExpertSource& source, LoadCounters& counters);
 
 // Of the model, for DefaultSlots and DefaultKvBlocks.
 MemoryNeeds NeedsOf(const Checkpoint& checkpoint, size_t kv_block_bytes, int64_t available_bytes);

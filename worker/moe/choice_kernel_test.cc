@@ -75,7 +75,11 @@ void Compare(const Case& c, std::mt19937& random, bool counted_first) {
   constexpr uint32_t kRotation = 11;
   std::vector<int32_t> quotas(replicas);
   SolveQuotas(shares, counts, kRotation, quotas);
-  const std::vector<int32_t> wanted = ReferenceChoice(table, own, ids, c.top_k, wanted_failed, quotas);
+  // Some ranks are near, some rows have homes.
+  const auto near = static_cast<uint32_t>(random() % 3 == 0 ? random() % (uint64_t{1} << c.ranks) : 0) & ~(1u << own);
+  std::vector<uint32_t> homes(random() % 2 == 0 ? c.rows : 0);
+  for (uint32_t& bits : homes) bits = random() % 2 == 0 ? 1u << random() % c.ranks : 0;
+  const std::vector<int32_t> wanted = ReferenceChoice(table, own, near, homes, ids, c.top_k, wanted_failed, quotas);
 
   const DeviceTableLayout at = LayOutDeviceTable(c.experts, c.ranks);
   const DeviceNotesLayout notes_at = LayOutDeviceNotes(c.experts, c.ranks);
@@ -89,7 +93,9 @@ void Compare(const Case& c, std::mt19937& random, bool counted_first) {
   step[kStepExchange] = 19;
   const DeviceArray<int32_t> device_ids(ids), device_table(words), device_step(step), device_flows(flows),
       device_quotas(quotas), device_failed(failed);
+  const DeviceArray<uint32_t> device_homes(homes);
   DeviceArray<int32_t> notes(notes_at.words), chosen(ids.size());
+  DeviceArray<int2> open(ids.size());
   DeviceArray<uint32_t> visited(c.rows), all(c.rows);
   chosen.Fill(0x55);
   notes.Fill(0x55);
@@ -103,11 +109,14 @@ void Compare(const Case& c, std::mt19937& random, bool counted_first) {
                   .table = device_table.data(),
                   .step = device_step.data(),
                   .none = -1,
+                  .near = near,
+                  .homes = homes.empty() ? nullptr : device_homes.data(),
                   .failed = device_failed.data(),
                   .notes = notes.data(),
                   .replicas = chosen.data(),
                   .visited = visited.data(),
-                  .chosen = all.data()};
+                  .chosen = all.data(),
+                  .open = open.data()};
   if (with_flows) {
     args.flows = device_flows.data();
     args.flow_stride = replicas;
@@ -148,7 +157,7 @@ TEST(ChoiceKernelTest, IsTheReference) {
   if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus < 1) GTEST_SKIP() << "no GPU";
   std::mt19937 random(7);
   for (const Case& c : {Case{4, 1, 1, 1}, Case{8, 2, 2, 3}, Case{32, 2, 4, 64}, Case{128, 4, 8, 129},
-                        Case{64, 8, 6, 1000}, Case{256, 32, 8, 300}, Case{16, 3, 2, 0}}) {
+                        Case{64, 8, 6, 1000}, Case{256, 32, 8, 300}, Case{64, 2, 8, 4096}, Case{16, 3, 2, 0}}) {
     for (int round = 0; round < 6; ++round) {
       SCOPED_TRACE(testing::Message() << c.experts << " experts, " << c.ranks << " ranks, " << c.rows << " rows");
       Compare(c, random, round % 2 == 1);

@@ -21,6 +21,7 @@
 #include "worker/experts/device_groups.h"
 #include "worker/experts/group_slots.h"
 #include "worker/moe/choice_kernel.h"
+#include "worker/moe/device_load_counts.h"
 #include "worker/moe/device_mesh.h"
 #include "worker/moe/device_table.h"
 #include "worker/moe/expand_kernel.h"
@@ -129,8 +130,13 @@ struct DeviceMoeExecutor::Impl {
   DeviceBuffer<float> weights;
   DeviceBuffer<uint32_t> visited, chosen;
   DeviceBuffer<std::byte> route;
-  HostBuffer<int32_t> host_step_words, host_ids, host_failed_at;
-  HostBuffer<float> host_weights;
+  HostBuffer<int32_t> host_step_words, host_failed_at;
+  // By row, bits of the ranks that are homes of its task.
+  DeviceBuffer<uint32_t> homes;
+  HostBuffer<uint32_t> host_homes;
+  DeviceBuffer<int2> open;
+  std::unique_ptr<DeviceLoadCounts> load_counts;
+  LoadCounters* counted_in = nullptr;  // from when a step was counted
   Workspace alone_space;
 
   // The stay in a view.
@@ -138,6 +144,9 @@ struct DeviceMoeExecutor::Impl {
   std::shared_ptr<const ReplicaTable> table;
   std::vector<uint32_t> speeds;  // by rank
   bool complete = false;         // every expert has a live replica
+  uint32_t near = 0;             // bits of the other ranks of this node
+  // Bits of the ranks that are a task's homes, by the task's number; empty: no task has any.
+  std::vector<uint32_t> homes_of_task;
   StepShares shares;
   DeviceMeshBuffers mesh_buffers;
   DeviceMesh mesh;
@@ -153,6 +162,7 @@ struct DeviceMoeExecutor::Impl {
 
   // The step.
   MoeStep step;
+  cudaStream_t step_stream = nullptr;
   int next_layer = 0;
   bool ended = false;
   int timed_layer = 0;
@@ -165,7 +175,6 @@ struct DeviceMoeExecutor::Impl {
   std::vector<RowFailure> failures;
   std::vector<int> late;
   MoeStepStats stats;
-  mutable std::vector<RoutedLayer> routed_layers;
 
   int L() const { return model.num_layers(); }
   int E() const { return model.rule.num_experts; }
@@ -183,6 +192,7 @@ struct DeviceMoeExecutor::Impl {
   absl::Status Enter(const GroupView& v, Transport* transport, std::shared_ptr<const ReplicaTable> tbl,
                      absl::Time deadline, cudaStream_t stream);
   absl::Status Flip(std::shared_ptr<const ReplicaTable> tbl, cudaStream_t stream);
+  void NumberHomes(const std::vector<int32_t>& rank_of_worker);
   void Leave();
   absl::Status BeginStep(const MoeStep& s, cudaStream_t stream);
   absl::Status Run(int layer, const void* hidden, int rows, void* out, cudaStream_t stream);
@@ -231,12 +241,13 @@ absl::Status DeviceMoeExecutor::Impl::Init() {
   BALLAST_RETURN_IF_ERROR(CudaStatus(
       cudaMemcpy(identity.data(), numbers.data(), sizeof(int32_t) * numbers.size(), cudaMemcpyHostToDevice), "groups"));
   BALLAST_RETURN_IF_ERROR(host_step_words.Allocate(kStepWords));
-  BALLAST_RETURN_IF_ERROR(host_ids.Allocate(L() * pairs()));
-  BALLAST_RETURN_IF_ERROR(host_weights.Allocate(L() * pairs()));
+  BALLAST_RETURN_IF_ERROR(homes.Allocate(options.capacity, "a step's homes"));
+  BALLAST_RETURN_IF_ERROR(host_homes.Allocate(options.capacity));
+  BALLAST_RETURN_IF_ERROR(open.Allocate(pairs(), "a layer's pairs with a choice"));
+  BALLAST_ASSIGN_OR_RETURN(load_counts, DeviceLoadCounts::Create(L(), E(), K(), options.capacity));
   BALLAST_RETURN_IF_ERROR(host_failed_at.Allocate(options.capacity));
   // What an exchange of counts alone sends for rows: no tokens, a row that goes nowhere, and its sum.
   BALLAST_RETURN_IF_ERROR(nothing.Allocate(16 * kMaxExchangeRanks, "an empty exchange"));
-  routed_layers.reserve(L());
   return InitSpace(1, alone_space);
 }
 
@@ -309,7 +320,11 @@ absl::Status DeviceMoeExecutor::Impl::Enter(const GroupView& v, Transport* trans
                                             cudaStream_t stream) {
   view = v;
   speeds.clear();
-  for (const GroupMember& member : view.members) speeds.push_back(member.speed);
+  near = 0;
+  for (int32_t r = 0; r < view.size(); ++r) {
+    speeds.push_back(view.members[r].speed);
+    if (r != view.rank && view.members[r].node == view.members[view.rank].node) near |= 1u << r % kMaxExchangeRanks;
+  }
   shares.Enter(view.size(), view.rank, speeds);
   rank_seconds_per_pair.assign(view.size(), 0);
   next_layer = 0;
@@ -335,6 +350,7 @@ absl::Status DeviceMoeExecutor::Impl::Flip(std::shared_ptr<const ReplicaTable> t
       if (view.members[r].worker == placement.workers[w]) rank_of_worker[w] = r;
     }
   }
+  NumberHomes(rank_of_worker);
   const int words = space().table_at.words;
   std::vector<int32_t> filled(static_cast<size_t>(L()) * words);
   std::vector<DispatchTable> tables;
@@ -356,6 +372,18 @@ absl::Status DeviceMoeExecutor::Impl::Flip(std::shared_ptr<const ReplicaTable> t
                                      "replica tables"));
   BALLAST_RETURN_IF_ERROR(groups->Flip(group_slots, stream));
   return CudaStatus(cudaStreamSynchronize(stream), "a flip");
+}
+
+void DeviceMoeExecutor::Impl::NumberHomes(const std::vector<int32_t>& rank_of_worker) {
+  homes_of_task.clear();
+  if (options.tasks == nullptr) return;
+  for (const TaskHomes& task : table->placement().task_homes) {
+    const auto index = static_cast<size_t>(options.tasks->InternTask(task.task));
+    if (homes_of_task.size() <= index) homes_of_task.resize(index + 1);
+    for (const TaskHome& home : task.homes) {
+      if (rank_of_worker[home.worker] >= 0) homes_of_task[index] |= 1u << rank_of_worker[home.worker];
+    }
+  }
 }
 
 void DeviceMoeExecutor::Impl::Leave() {
@@ -395,9 +423,11 @@ absl::Status DeviceMoeExecutor::Impl::BeginStep(const MoeStep& s, cudaStream_t s
   BALLAST_CHECK(table != nullptr) << "a step without a view";
   BALLAST_CHECK(s.rows.size() <= static_cast<size_t>(options.capacity)) << s.rows.size() << " rows";
   BALLAST_CHECK(s.shares.empty() || static_cast<int>(s.shares.size()) == L()) << s.shares.size();
+  BALLAST_RETURN_IF_ERROR(load_counts->status());
   if (ended) shares.EndStep();
   ended = false;
   step = s;
+  step_stream = stream;
   next_layer = 0;
   layer_was_timed = false;
   counts_were_timed = false;
@@ -423,6 +453,15 @@ absl::Status DeviceMoeExecutor::Impl::BeginStep(const MoeStep& s, cudaStream_t s
   BALLAST_RETURN_IF_ERROR(CudaStatus(
       cudaMemcpyAsync(step_words.data(), words, sizeof(int32_t) * kStepWords, cudaMemcpyHostToDevice, stream),
       "a step's words"));
+  if (!homes_of_task.empty() && rows() > 0) {
+    for (int row = 0; row < rows(); ++row) {
+      const auto task = static_cast<size_t>(step.rows[row].task);
+      host_homes.data()[row] = task < homes_of_task.size() ? homes_of_task[task] : 0;
+    }
+    BALLAST_RETURN_IF_ERROR(CudaStatus(
+        cudaMemcpyAsync(homes.data(), host_homes.data(), sizeof(uint32_t) * rows(), cudaMemcpyHostToDevice, stream),
+        "a step's homes"));
+  }
   return CudaStatus(cudaMemsetAsync(failed_at.data(), 0xff, sizeof(int32_t) * options.capacity, stream),
                     "a step's failures");
 }
@@ -544,11 +583,14 @@ absl::Status DeviceMoeExecutor::Impl::Choose(int layer, int32_t none, cudaStream
                   .table = at.tables.data() + static_cast<size_t>(layer) * at.table_at.words,
                   .step = step_words.data(),
                   .none = none,
+                  .near = near,
+                  .homes = homes_of_task.empty() ? nullptr : homes.data(),
                   .failed = failed_at.data(),
                   .notes = at.notes.data(),
                   .replicas = replicas.data(),
                   .visited = visited.data(),
-                  .chosen = chosen.data()};
+                  .chosen = chosen.data(),
+                  .open = open.data()};
   const ShareForm form = Form(layer);
   if (!alone()) ++stats.layers_by_form[static_cast<int>(form)];
   if (form == ShareForm::kCurrent) {
@@ -656,13 +698,6 @@ absl::Status DeviceMoeExecutor::Impl::FetchStep(cudaStream_t stream) {
                                        "a step's notes"));
   }
   if (rows() == 0) return absl::OkStatus();
-  const size_t width = sizeof(int32_t) * rows() * K(), pitch = sizeof(int32_t) * pairs();
-  BALLAST_RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpy2DAsync(host_ids.data(), pitch, ids.data(), pitch, width, L(), cudaMemcpyDeviceToHost, stream),
-      "a step's routes"));
-  BALLAST_RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpy2DAsync(host_weights.data(), pitch, weights.data(), pitch, width, L(), cudaMemcpyDeviceToHost, stream),
-      "a step's routes"));
   return CudaStatus(cudaMemcpyAsync(host_failed_at.data(), failed_at.data(), sizeof(int32_t) * rows(),
                                     cudaMemcpyDeviceToHost, stream),
                     "a step's failures");
@@ -761,7 +796,10 @@ absl::Status DeviceMoeExecutor::Impl::EndStep(cudaStream_t stream) {
 }
 
 DeviceMoeExecutor::DeviceMoeExecutor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-DeviceMoeExecutor::~DeviceMoeExecutor() { impl_->Leave(); }
+DeviceMoeExecutor::~DeviceMoeExecutor() {
+  if (impl_->counted_in != nullptr) impl_->counted_in->Forget(*impl_->load_counts);
+  impl_->Leave();
+}
 
 absl::StatusOr<std::unique_ptr<DeviceMoeExecutor>> DeviceMoeExecutor::Create(DeviceMoeModel model,
                                                                              const SlotMemory& slots,
@@ -812,16 +850,18 @@ double DeviceMoeExecutor::SecondsPerPair(int of_rank) const {
   return of_rank == impl_->view.rank ? absl::ToDoubleSeconds(impl_->per_pair) : impl_->rank_seconds_per_pair[of_rank];
 }
 
-void DeviceMoeExecutor::CountStep(LoadCounters& counters) const {
-  const Impl& impl = *impl_;
-  const size_t pairs = static_cast<size_t>(impl.rows()) * impl.K();
-  impl.routed_layers.clear();
-  for (int layer = 0; layer < impl.L(); ++layer) {
-    impl.routed_layers.push_back({.layer = layer,
-                                  .experts = {impl.host_ids.data() + layer * impl.pairs(), pairs},
-                                  .weights = {impl.host_weights.data() + layer * impl.pairs(), pairs}});
-  }
-  counters.AddStep(impl.table->version().epoch, impl.step.rows, impl.failed, impl.routed_layers,
+void DeviceMoeExecutor::CountStep(LoadCounters& counters) {
+  Impl& impl = *impl_;
+  BALLAST_CHECK(impl.counted_in == nullptr || impl.counted_in == &counters) << "counters changed";
+  impl.counted_in = &counters;
+  impl.load_counts->SetStep({.layers = impl.L(),
+                             .rows = impl.rows(),
+                             .top_k = impl.K(),
+                             .ids = impl.ids.data(),
+                             .weights = impl.weights.data(),
+                             .layer_stride = impl.pairs()},
+                            impl.step_stream);
+  counters.AddStep(impl.table->version().epoch, impl.step.rows, impl.failed, *impl.load_counts,
                    {.balancedness = impl.stats.balancedness,
                     .phase = impl.stats.any_prefill ? TokenPhase::kPrefill : TokenPhase::kDecode,
                     .layers_by_form = impl.stats.layers_by_form});

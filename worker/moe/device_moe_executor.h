@@ -3,13 +3,14 @@
 //
 //   route     kernels/cuda/router.h
 //   choose    choice_kernel.h: quotas from shares of the form that the step was announced with, a replica for each
-//   pair.
-//             Shares of the step before, or of this one, are solved by kernels/cuda/quotas.h
+//             pair. Shares of the step before, or of this one, are solved by kernels/cuda/quotas.h
 //   dispatch  DeviceExchange, each row at most once to each rank; counts of pairs travel along
 //   experts   kernels/cuda/experts.h over the slots in force (DeviceGroups)
 //   combine   fast: a weighted sum a row and rank, added up in rank order. exact: each pair's output comes home and is
 //             added by ascending expert; the router and the experts run kernels whose bits are a row's own
 //             (kernels/cuda/invariant.h), so that a row's bits depend on the row and the weights alone
+//
+//   count     device_load_counts.h, behind a step that is committed
 //
 // With one member rows stay where they are: grouping, experts and combination of kernels/cuda.
 #ifndef BALLAST_WORKER_MOE_DEVICE_MOE_EXECUTOR_H_
@@ -52,6 +53,8 @@ struct DeviceMoeOptions {
   absl::Duration wait_limit = absl::Seconds(5);
   // The slots' memory where it is of NcclMemory, so that peers may reach it; empty otherwise.
   std::span<std::byte> shared_slots;
+  // Where the labels of rows are numbered, so that homes of their tasks are known; null: no task has homes.
+  LoadCounters* tasks = nullptr;
 };
 
 // Used by the step thread alone, but for Interrupt; with the GPU current that was so at Create.
@@ -95,7 +98,9 @@ class DeviceMoeExecutor final : public DeviceMoeLayer {
   bool shared(int layer) const;
   std::optional<ShareComparison> CompareShares(int layer);
   double SecondsPerPair(int of_rank) const;
-  void CountStep(LoadCounters& counters) const;
+  // Enqueued behind the step; waited for only where a row's routes are to be kept. The same `counters` each time;
+  // they outlive the executor.
+  void CountStep(LoadCounters& counters);
 
  private:
   struct Impl;

@@ -1,6 +1,7 @@
 #include "worker/moe/load_counters.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "proto/base/check.h"
@@ -24,9 +25,8 @@ int32_t LoadCounters::InternTask(std::string_view task) {
   return index;
 }
 
-void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
-                           std::span<const RoutedLayer> layers, const StepBalance& balance) {
-  MutexLock lock(mu_);
+void LoadCounters::AddRows(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
+                           bool all_layers, const StepBalance& balance) {
   epoch_ = epoch;
   if (balance.balancedness >= 0) {
     BalanceCount& of_phase = balance_[static_cast<int>(balance.phase)];
@@ -36,24 +36,62 @@ void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::spa
     for (int form = 0; form < kShareForms; ++form) of_phase.layers_by_form[form] += balance.layers_by_form[form];
   }
   kept_routes_.clear();
+  wanted_.clear();
+  cells_.assign(rows.size(), -1);
   for (size_t row = 0; row < rows.size(); ++row) {
     const RowLabel& label = rows[row];
     BALLAST_CHECK(label.task >= 0 && static_cast<size_t>(label.task) < tasks_.size()) << "task=" << label.task;
-    if (label.keep_routes && layers.size() == static_cast<size_t>(num_layers_)) {
-      for (const RoutedLayer& layer : layers) {
-        const auto of_row = layer.experts.subspan(row * top_k_, top_k_);
-        kept_routes_.insert(kept_routes_.end(), of_row.begin(), of_row.end());
+    const int phase = static_cast<int>(label.phase);
+    Wanted wanted{.row = static_cast<int32_t>(row), .keep = label.keep_routes && all_layers};
+    if (failed.empty() || !failed[row]) {
+      cells_[row] = label.task * kTokenPhases + phase;
+      Task& task = tasks_[label.task];
+      ++task.phase_tokens[phase];
+      if (sampled_tokens_ > 0 && all_layers) {
+        // Reservoir sampling (Vitter's algorithm R): after n tokens each is kept with the chance sampled_tokens_ / n.
+        Task::Sample& sample = task.samples[phase];
+        if (sample.seen == 0) sample.experts.resize(static_cast<size_t>(sampled_tokens_) * num_layers_ * top_k_);
+        int64_t place = sample.seen++;
+        // 2^31 - 2 values for at most that many tokens a window: the bias is below one in a million.
+        if (place >= sampled_tokens_) place = static_cast<int64_t>(random_() % static_cast<uint64_t>(sample.seen));
+        if (place < sampled_tokens_) {
+          wanted.sample = &sample;
+          wanted.place = place;
+        }
       }
     }
-    if (!failed.empty() && failed[row]) continue;
-    ++tasks_[label.task].phase_tokens[static_cast<int>(label.phase)];
-    std::vector<Cell>& cells = tasks_[label.task].cells[static_cast<int>(label.phase)];
-    Task::Sample& sample = tasks_[label.task].samples[static_cast<int>(label.phase)];
-    if (cells.empty()) {
-      cells.resize(static_cast<size_t>(num_layers_) * num_experts_);
-      sample.experts.resize(static_cast<size_t>(sampled_tokens_) * num_layers_ * top_k_);
-    }
-    if (sampled_tokens_ > 0 && layers.size() == static_cast<size_t>(num_layers_)) AddSample(sample, row, layers);
+    if (wanted.keep || wanted.sample != nullptr) wanted_.push_back(wanted);
+  }
+}
+
+void LoadCounters::KeepRoutes(std::span<const int32_t> routes) {
+  const size_t of_row = static_cast<size_t>(num_layers_) * top_k_;
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    const auto route = routes.subspan(i * of_row, of_row);
+    if (wanted_[i].keep) kept_routes_.insert(kept_routes_.end(), route.begin(), route.end());
+    if (wanted_[i].sample == nullptr) continue;
+    std::copy(route.begin(), route.end(), wanted_[i].sample->experts.begin() + wanted_[i].place * of_row);
+  }
+  wanted_.clear();
+}
+
+void LoadCounters::KeepAsked() {
+  if (elsewhere_ != nullptr && !wanted_.empty()) KeepRoutes(elsewhere_->Routes());
+}
+
+std::vector<LoadCounters::Cell>& LoadCounters::CellsOf(int32_t cell) {
+  std::vector<Cell>& cells = tasks_[cell / kTokenPhases].cells[cell % kTokenPhases];
+  if (cells.empty()) cells.resize(static_cast<size_t>(num_layers_) * num_experts_);
+  return cells;
+}
+
+void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
+                           std::span<const RoutedLayer> layers, const StepBalance& balance) {
+  MutexLock lock(mu_);
+  AddRows(epoch, rows, failed, layers.size() == static_cast<size_t>(num_layers_), balance);
+  for (size_t row = 0; row < rows.size(); ++row) {
+    if (cells_[row] < 0) continue;
+    std::vector<Cell>& cells = CellsOf(cells_[row]);
     for (const RoutedLayer& layer : layers) {
       Cell* const of_layer = cells.data() + static_cast<size_t>(layer.layer) * num_experts_;
       for (size_t pair = row * top_k_; pair < (row + 1) * top_k_; ++pair) {
@@ -63,6 +101,55 @@ void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::spa
       }
     }
   }
+  routes_.resize(wanted_.size() * num_layers_ * top_k_);
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    for (const RoutedLayer& layer : layers) {
+      const auto of_row = layer.experts.subspan(static_cast<size_t>(wanted_[i].row) * top_k_, top_k_);
+      std::copy(of_row.begin(), of_row.end(), routes_.begin() + (i * num_layers_ + layer.layer) * top_k_);
+    }
+  }
+  KeepRoutes(routes_);
+}
+
+void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
+                           RoutedElsewhere& routed, const StepBalance& balance) {
+  MutexLock lock(mu_);
+  BALLAST_CHECK(elsewhere_ == nullptr || elsewhere_ == &routed) << "steps of two GPUs";
+  elsewhere_ = &routed;
+  KeepAsked();
+  AddRows(epoch, rows, failed, /*all_layers=*/true, balance);
+  routed.Count(cells_);
+  if (wanted_.empty()) return;
+  wanted_rows_.clear();
+  bool now = false;
+  for (const Wanted& wanted : wanted_) {
+    wanted_rows_.push_back(wanted.row);
+    now |= wanted.keep;
+  }
+  routed.Ask(wanted_rows_);
+  // What goes into samples has time until the next step.
+  if (now) KeepAsked();
+}
+
+void LoadCounters::TakeElsewhere() {
+  if (elsewhere_ == nullptr) return;
+  KeepAsked();
+  for (const RoutedElsewhere::Counted& counted : elsewhere_->Take()) {
+    std::vector<Cell>& cells = CellsOf(counted.cell);
+    BALLAST_CHECK(counted.tokens.size() == cells.size() && counted.gate_mass.size() == cells.size())
+        << counted.tokens.size() << " experts of all layers";
+    for (size_t i = 0; i < cells.size(); ++i) {
+      cells[i].tokens += static_cast<int64_t>(counted.tokens[i]);
+      cells[i].gate_mass += std::ldexp(static_cast<double>(counted.gate_mass[i]), -32);
+    }
+  }
+}
+
+void LoadCounters::Forget(RoutedElsewhere& routed) {
+  MutexLock lock(mu_);
+  if (elsewhere_ != &routed) return;
+  TakeElsewhere();
+  elsewhere_ = nullptr;
 }
 
 std::vector<int32_t> LoadCounters::TakeKeptRoutes() {
@@ -70,23 +157,10 @@ std::vector<int32_t> LoadCounters::TakeKeptRoutes() {
   return std::exchange(kept_routes_, {});
 }
 
-// Reservoir sampling (Vitter's algorithm R): after n tokens each is kept with the chance sampled_tokens_ / n.
-void LoadCounters::AddSample(Task::Sample& sample, size_t row, std::span<const RoutedLayer> layers) {
-  int64_t place = sample.seen++;
-  if (place >= sampled_tokens_) {
-    // 2^31 - 2 values for at most that many tokens a window: the bias is below one in a million.
-    place = static_cast<int64_t>(random_() % static_cast<uint64_t>(sample.seen));
-    if (place >= sampled_tokens_) return;
-  }
-  int32_t* const token = sample.experts.data() + place * num_layers_ * top_k_;
-  for (const RoutedLayer& layer : layers) {
-    std::copy_n(layer.experts.begin() + static_cast<ptrdiff_t>(row) * top_k_, top_k_, token + layer.layer * top_k_);
-  }
-}
-
 LoadWindow LoadCounters::Take() {
   LoadWindow window;
   MutexLock lock(mu_);
+  TakeElsewhere();
   window.epoch = epoch_;
   window.balance = std::exchange(balance_, {});
   for (size_t t = 0; t < tasks_.size(); ++t) {

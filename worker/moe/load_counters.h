@@ -38,6 +38,27 @@ struct RoutedLayer {
   std::span<const float> weights;
 };
 
+// A step whose choices stay where they were made, on a GPU, and are counted there. LoadCounters calls it, one call at a
+// time.
+class RoutedElsewhere {
+ public:
+  virtual ~RoutedElsewhere() = default;
+  // The last step counts: `cells` [rows] is task * kTokenPhases + phase, or below 0 for a row that does not.
+  virtual void Count(std::span<const int32_t> cells) = 0;
+  // Asks for the routes of `rows` of the step just counted, and for them: [rows.size()][layers][top_k], valid until the
+  // next Ask. The next Ask or Count comes after Routes.
+  virtual void Ask(std::span<const int32_t> rows) = 0;
+  virtual std::span<const int32_t> Routes() = 0;
+  // The cells counted since the last call, which then begin from zero again: [layers][experts] tokens, and gate mass in
+  // units of 2^-32. Valid until the next call.
+  struct Counted {
+    int32_t cell = 0;
+    std::span<const uint64_t> tokens;
+    std::span<const uint64_t> gate_mass;
+  };
+  virtual std::span<const Counted> Take() = 0;
+};
+
 struct LoadCount {
   ExpertId expert;
   // Index into LoadWindow::tasks.
@@ -121,6 +142,12 @@ class LoadCounters {
   // empty] is true are not counted. Does not allocate for tasks seen before.
   void AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
                std::span<const RoutedLayer> layers, const StepBalance& balance) BALLAST_EXCLUDES(mu_);
+  // The same of a step that ran all layers elsewhere. What `routed` has counted is asked for in Take, until Forget; one
+  // `routed` at a time.
+  void AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed, RoutedElsewhere& routed,
+               const StepBalance& balance) BALLAST_EXCLUDES(mu_);
+  // Takes in what `routed` still has.
+  void Forget(RoutedElsewhere& routed) BALLAST_EXCLUDES(mu_);
 
   // Of the last step: [rows with keep_routes][layers][top_k], row after row, in the router's order; once. Empty where
   // the step did not tell every layer's.
@@ -139,17 +166,32 @@ class LoadCounters {
   struct Task {
     std::string name;
     int64_t phase_tokens[kTokenPhases] = {};
-    // [layer][expert], empty until the first token.
+    // [layer][expert], empty until there are counts.
     std::vector<Cell> cells[kTokenPhases];
     struct Sample {
       // Tokens that it was drawn from.
       int64_t seen = 0;
-      // [sampled_tokens_][layer][top_k], allocated with the cells.
+      // [sampled_tokens_][layer][top_k], empty until the first token.
       std::vector<int32_t> experts;
     } samples[kTokenPhases];
   };
-  // Of the row, maybe.
-  void AddSample(Task::Sample& sample, size_t row, std::span<const RoutedLayer> layers) BALLAST_REQUIRES(mu_);
+  // A row whose routes are wanted, and where they go: kept, and a place in a sample (below 0: none).
+  struct Wanted {
+    int32_t row = 0;
+    bool keep = false;
+    Task::Sample* sample = nullptr;
+    int64_t place = -1;
+  };
+
+  // Everything of a step but what its layers chose; leaves cells_, and wanted_ where there are all layers' routes.
+  void AddRows(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed, bool all_layers,
+               const StepBalance& balance) BALLAST_REQUIRES(mu_);
+  // `routes` [wanted_][layers][top_k]; wanted_ is empty then.
+  void KeepRoutes(std::span<const int32_t> routes) BALLAST_REQUIRES(mu_);
+  // The routes asked for and not looked at yet.
+  void KeepAsked() BALLAST_REQUIRES(mu_);
+  std::vector<Cell>& CellsOf(int32_t cell) BALLAST_REQUIRES(mu_);
+  void TakeElsewhere() BALLAST_REQUIRES(mu_);
 
   const int32_t num_layers_;
   const int32_t num_experts_;
@@ -162,6 +204,14 @@ class LoadCounters {
   std::array<BalanceCount, kTokenPhases> balance_ BALLAST_GUARDED_BY(mu_);
   Epoch epoch_ BALLAST_GUARDED_BY(mu_);
   std::vector<int32_t> kept_routes_ BALLAST_GUARDED_BY(mu_);
+  RoutedElsewhere* elsewhere_ BALLAST_GUARDED_BY(mu_) = nullptr;
+  // Of the last step: by row, what it counts as, or -1.
+  std::vector<int32_t> cells_ BALLAST_GUARDED_BY(mu_);
+  // Of the last step, until their routes are there.
+  std::vector<Wanted> wanted_ BALLAST_GUARDED_BY(mu_);
+  // Scratch.
+  std::vector<int32_t> wanted_rows_ BALLAST_GUARDED_BY(mu_);
+  std::vector<int32_t> routes_ BALLAST_GUARDED_BY(mu_);
 };
 
 }  // namespace ballast

@@ -1,6 +1,10 @@
 #include "worker/moe/load_counters.h"
 
+#include <cmath>
+#include <map>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -151,6 +155,97 @@ TEST(LoadCounters, RoutesAreKeptOfRowsThatWantThem) {
   EXPECT_TRUE(counters.TakeKeptRoutes().empty()) << "once";
   counters.AddStep(Epoch(1), rows, {}, std::span(layers).first(1), {});
   EXPECT_TRUE(counters.TakeKeptRoutes().empty()) << "a layer is not told";
+}
+
+// A step's choices in arrays: what a GPU would hold.
+class FakeGpu final : public RoutedElsewhere {
+ public:
+  FakeGpu(int layers, int experts, int top_k) : layers_(layers), experts_(experts), top_k_(top_k) {}
+
+  // By layer, [rows][top_k].
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<std::vector<float>> weights;
+
+  void Count(std::span<const int32_t> cells) override {
+    for (int l = 0; l < layers_; ++l) {
+      for (size_t pair = 0; pair < ids[l].size(); ++pair) {
+        const int32_t cell = cells[pair / top_k_];
+        if (cell < 0) continue;
+        Cell& of_cell = cells_
+                            .try_emplace(cell, Cell{std::vector<uint64_t>(layers_ * experts_),
+                                                    std::vector<uint64_t>(layers_ * experts_)})
+                            .first->second;
+        ++of_cell.tokens[l * experts_ + ids[l][pair]];
+        of_cell.gate_mass[l * experts_ + ids[l][pair]] += static_cast<uint64_t>(std::ldexp(weights[l][pair], 32));
+      }
+    }
+  }
+  void Ask(std::span<const int32_t> rows) override {
+    routes_.clear();
+    for (const int32_t row : rows) {
+      for (const auto& layer : ids) {
+        routes_.insert(routes_.end(), layer.begin() + row * top_k_, layer.begin() + (row + 1) * top_k_);
+      }
+    }
+  }
+  std::span<const int32_t> Routes() override { return routes_; }
+  std::span<const Counted> Take() override {
+    taken_ = std::exchange(cells_, {});
+    counted_.clear();
+    for (const auto& [cell, of_cell] : taken_) counted_.push_back({cell, of_cell.tokens, of_cell.gate_mass});
+    return counted_;
+  }
+
+ private:
+  struct Cell {
+    std::vector<uint64_t> tokens, gate_mass;
+  };
+  const int layers_, experts_, top_k_;
+  std::map<int32_t, Cell> cells_, taken_;
+  std::vector<Counted> counted_;
+  std::vector<int32_t> routes_;
+};
+
+TEST(LoadCounters, StepsCountedElsewhereCountTheSame) {
+  constexpr int kLayers = 2, kExperts = 6, kTopK = 2;
+  LoadCounters here(kLayers, kExperts, kTopK, /*sampled_tokens=*/3), counters(kLayers, kExperts, kTopK, 3);
+  FakeGpu gpu(kLayers, kExperts, kTopK);
+  for (const char* task : {"a", "b"}) EXPECT_EQ(here.InternTask(task), counters.InternTask(task));
+  std::minstd_rand random(1);
+  for (int step = 0; step < 40; ++step) {
+    const int rows = static_cast<int>(random() % 5);
+    std::vector<RowLabel> labels;
+    std::vector<uint8_t> failed(rows);
+    gpu.ids.assign(kLayers, {});
+    gpu.weights.assign(kLayers, {});
+    for (int row = 0; row < rows; ++row) {
+      labels.push_back({.task = static_cast<int32_t>(random() % 2),
+                        .phase = static_cast<TokenPhase>(random() % 2),
+                        .keep_routes = random() % 3 == 0});
+      failed[row] = random() % 4 == 0;
+      for (int l = 0; l < kLayers; ++l) {
+        const auto first = static_cast<int32_t>(random() % kExperts);
+        for (const int32_t e : {first, (first + 1) % kExperts}) {
+          gpu.ids[l].push_back(e);
+          gpu.weights[l].push_back(static_cast<float>(random() % 8) / 8);
+        }
+      }
+    }
+    std::vector<RoutedLayer> layers;
+    for (int l = 0; l < kLayers; ++l) layers.push_back({l, gpu.ids[l], gpu.weights[l]});
+    here.AddStep(Epoch(1), labels, failed, layers, {.balancedness = 0.5});
+    counters.AddStep(Epoch(1), labels, failed, gpu, {.balancedness = 0.5});
+    EXPECT_EQ(counters.TakeKeptRoutes(), here.TakeKeptRoutes());
+    if (step % 7 != 6) continue;
+    // What is left when the GPU's part goes is not lost.
+    if (step == 20) counters.Forget(gpu);
+    const LoadWindow wanted = here.Take(), got = counters.Take();
+    EXPECT_EQ(got.tasks, wanted.tasks);
+    EXPECT_EQ(got.counts, wanted.counts);
+    EXPECT_EQ(got.samples, wanted.samples);
+    EXPECT_EQ(got.balance, wanted.balance);
+    EXPECT_FALSE(got.counts.empty());
+  }
 }
 
 }  // namespace
