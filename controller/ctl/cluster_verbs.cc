@@ -53,6 +53,9 @@ std::string Short(const std::string& name, const char* prefix) {
 std::string Show(v1::GroupState s) { return Short(v1::GroupState_Name(s), "GROUP_STATE_"); }
 std::string Show(v1::GroupMode m) { return Short(v1::GroupMode_Name(m), "GROUP_MODE_"); }
 std::string Show(v1::WorkerState s) { return Short(v1::WorkerState_Name(s), "WORKER_STATE_"); }
+std::string Show(v1::DrainState s) {
+  return s == v1::DRAIN_STATE_UNSPECIFIED ? "-" : Short(v1::DrainState_Name(s), "DRAIN_STATE_");
+}
 std::string Show(v1::PlanState s) { return Short(v1::PlanState_Name(s), "PLAN_STATE_"); }
 std::string Show(v1::CombineMode m) { return Short(v1::CombineMode_Name(m), "COMBINE_MODE_"); }
 std::string Ratio(double value) { return absl::StrFormat("%.3f", value); }
@@ -100,9 +103,10 @@ absl::Status GetWorkers(CtlContext& context, const ClusterOptions& options) {
     request.set_page_token(page.next_page_token());
   } while (!request.page_token().empty());
   return Print(context, all, [&] {
-    Table table({"WORKER", "GROUP", "STATE", "RANK", "SLOTS", "LOAD", "RUNNING", "WAITING", "KV", "SERVES AT"});
+    Table table(
+        {"WORKER", "GROUP", "STATE", "DRAIN", "RANK", "SLOTS", "LOAD", "RUNNING", "WAITING", "KV", "SERVES AT"});
     for (const v1::Worker& w : all.workers()) {
-      table.AddRow({w.name(), w.group(), Show(w.state()), w.rank() < 0 ? "-" : absl::StrCat(w.rank()),
+      table.AddRow({w.name(), w.group(), Show(w.state()), Show(w.drain()), w.rank() < 0 ? "-" : absl::StrCat(w.rank()),
                     absl::StrCat(w.slots_used(), "/", w.slots()), absl::StrFormat("%.1f%%", 100 * w.load_ratio()),
                     absl::StrCat(w.requests_running()), absl::StrCat(w.requests_waiting()),
                     absl::StrFormat("%.0f%%", 100 * w.kv_cache_used_ratio()), w.serving_address()});

@@ -38,6 +38,7 @@ void AddGlobalOptions(CLI::App& app, CtlContext& context);
 
 // One function a file of verbs: adds its subcommands to `app`. `context` outlives the parsing and the run.
 void AddClusterVerbs(CLI::App& app, CtlContext& context);
+void AddDrainVerbs(CLI::App& app, CtlContext& context);
 void AddOfflineVerbs(CLI::App& app, CtlContext& context);
 void AddSidecarVerb(CLI::App& app, CtlContext& context);
 void AddStoreVerbs(CLI::App& app, CtlContext& context);

@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
       "`ballastctl VERB --help` has examples of each verb.");
   ballast::AddOfflineVerbs(app, context);
   ballast::AddClusterVerbs(app, context);
+  ballast::AddDrainVerbs(app, context);
   ballast::AddStoreVerbs(app, context);
   ballast::AddTraceVerbs(app, context);
   ballast::AddSidecarVerb(app, context);

@@ -38,6 +38,8 @@ struct GroupTiming {
   absl::Duration wave_deadline = absl::Minutes(10);
   // A committed wave that is not in force by then is brought in with a new view.
   absl::Duration force_deadline = absl::Seconds(10);
+  // Between two tries to bring elsewhere what a worker that is to go holds.
+  absl::Duration drain_retry = absl::Seconds(1);
 };
 
 struct PlanningRules {

@@ -235,6 +235,7 @@ void Group::Settle(Turn& turn) {
     PerformRollout(turn, rollout);
     EndStep(turn);
   }
+  TellDrains(turn);
   SweepProposals(turn);
   EndStep(turn);
 }
@@ -341,7 +342,7 @@ DriftReport Group::Drift(absl::Time now) const {
 }
 
 void Group::MaybePlan(Turn& turn) {
-  if (!formed()) return;
+  if (!formed() || MaybeDrain(turn)) return;
   const bool complete = GroupComplete(placement_);
   incomplete_since_ = complete ? absl::InfiniteFuture() : std::min(incomplete_since_, turn.now);
   // The load's level costs a pass over it: now and then, when nothing else speaks against a plan.
@@ -379,6 +380,7 @@ void Group::MaybePlan(Turn& turn) {
     case PlanningDecision::Kind::kNothing:
       return;
     case PlanningDecision::Kind::kPlan:
+      if (AnyDrains()) return;
       pace_.Planned(turn.now);
       return StartJob(turn,
                       Job{.purpose = Job::Purpose::kAuto,
@@ -407,8 +409,9 @@ std::vector<std::string> Group::ViewWorkers() const {
 
 bool Group::Serves(const std::string& name) const {
   const auto worker = workers_.find(name);
-  return worker != workers_.end() && worker->second.alive && !worker->second.leaving &&
-         InView(name, worker->second.incarnation);
+  if (worker == workers_.end() || !worker->second.alive || !InView(name, worker->second.incarnation)) return false;
+  const v1::DrainState drain = DrainOf(name, worker->second);
+  return drain == v1::DRAIN_STATE_UNSPECIFIED || drain == v1::DRAIN_STATE_STUCK;
 }
 
 uint32_t Group::SpeedOf(const std::string& name) const {
@@ -444,6 +447,7 @@ MembershipFacts Group::Facts(absl::Time now) const {
   const std::vector<std::string> in_view = ViewWorkers();
   for (const auto& [name, worker] : workers_) {
     const bool member = InView(name, worker.incarnation);
+    const v1::DrainState drain = DrainOf(name, worker);
     facts.workers.push_back(
         {.name = name,
          .alive = worker.alive,
@@ -451,7 +455,7 @@ MembershipFacts Group::Facts(absl::Time now) const {
          .lease_deadline = worker.lease_deadline,
          .accused = worker.accused,
          .leaving = worker.leaving,
-         .drained = worker.drained,
+         .drained = worker.idle && drain != v1::DRAIN_STATE_MOVING,
          .member = member,
          .stale_member = !member && std::find(in_view.begin(), in_view.end(), name) != in_view.end(),
          .loaded = worker.loaded_epoch == placement_.epoch.value()});
@@ -528,7 +532,11 @@ void Group::IssueView(Turn& turn, const MembershipStep& step) {
   reissue_at_ = absl::InfiniteFuture();
   if (force_by_ != absl::InfiniteFuture()) force_by_ = turn.now + options_.timing.force_deadline;
   view_issued_at_ = turn.now;
-  for (auto& [name, worker] : workers_) worker.accused = false;
+  for (auto& [name, worker] : workers_) {
+    worker.accused = false;
+    // Others may have room.
+    worker.no_room.clear();
+  }
   Say(turn, Severity::kInfo,
       absl::StrCat("view ", record_.last_view(), " of ", record_.members_size(), " workers: ", step.reason));
   const v1::ConnectResponse message = InstallViewMessage();

@@ -76,6 +76,8 @@ class Group {
   // One that plans are made by (CheckPolicy of controller/service/planning.h).
   void SetPolicy(const std::string& policy, absl::Time now, Effects& effects);
   void SetPaused(bool paused, absl::Time now, Effects& effects);
+  absl::StatusOr<v1::Worker> DrainWorker(const std::string& name, absl::Time now, Effects& effects);
+  absl::StatusOr<v1::Worker> UndrainWorker(const std::string& name, absl::Time now, Effects& effects);
 
   // --- Reading.
   v1::Group Describe(absl::Time now) const;
@@ -115,7 +117,14 @@ class Group {
     v1::Hello hello;
     bool accused = false;
     bool leaving = false;
-    bool drained = false;
+    // Its last heartbeat, after it said that it leaves, told of no request.
+    bool idle = false;
+    // Of leaving or cordoned: who asked first has the lower number.
+    uint64_t drain_order = 0;
+    // Why the others cannot take what it holds; empty: they can, or it was not tried in this view.
+    std::string no_room;
+    // What it was told last in this session.
+    std::optional<v1::DrainState> told_drain = v1::DRAIN_STATE_UNSPECIFIED;
     uint64_t loaded_epoch = 0;
     std::string load_error;
     // View that it has installed, and the epoch that the newest InstallView sent to it carried.
@@ -128,7 +137,7 @@ class Group {
   };
   // Why a plan is being made.
   struct Job {
-    enum class Purpose { kAuto, kCall, kRollback, kHeal };
+    enum class Purpose { kAuto, kCall, kRollback, kHeal, kDrain };
     Purpose purpose = Purpose::kAuto;
     uint64_t call = 0;
     bool dry_run = false;
@@ -138,6 +147,8 @@ class Group {
     std::string policy;
     std::string plan;
     std::string reason;
+    // Of kDrain: whom it is for.
+    std::vector<std::string> going;
   };
   // One call's way through the group: what it adds goes into `step` until EndStep.
   struct Turn {
@@ -168,9 +179,11 @@ class Group {
   v1::ConnectResponse InstallViewMessage() const;
   bool formed() const { return placement_.epoch.value() != 0; }
   bool InView(const std::string& name, uint64_t incarnation) const;
-  // Every worker that holds replicas of `placement` serves in the view in force and is not leaving.
+  // Every worker that holds replicas of `placement` serves in the view in force and is not to go.
   bool GroupComplete(const Placement& placement) const { return AllServe(Holders(placement)); }
   bool AllServe(const std::vector<std::string>& workers) const;
+  // Is alive in the view and not being emptied, so that rollouts may count on it. A worker that is to go and keeps what
+  // it holds counts until it goes.
   bool Serves(const std::string& name) const;
   // Relative, at least 1; of the placement's workers, in order.
   uint32_t SpeedOf(const std::string& worker) const;
@@ -198,6 +211,23 @@ class Group {
   // `worker` is in no view.
   void SendLoadPlacement(Turn& turn, const std::string& name, Worker& worker);
   Worker* Find(SessionId session, std::string* name);
+
+  // group_drain.cc
+  v1::DrainState DrainOf(const std::string& name, const Worker& worker) const;
+  bool Cordoned(const std::string& name) const;
+  int32_t SlotsUsed(const std::string& name) const;
+  // Workers whose replicas are being brought elsewhere, in the order in which they asked.
+  std::vector<std::string> Going() const;
+  // Some worker is to go, so plans and rollouts for the load wait.
+  bool AnyDrains() const;
+  // Plans for workers that are to go. True: replicas are being brought elsewhere, and nothing else is planned.
+  bool MaybeDrain(Turn& turn);
+  void OnDrainPlanned(Turn& turn, const Job& job, const absl::StatusOr<PlanOutcome>& outcome);
+  void GiveUpDrain(Turn& turn, const std::string& name, const std::string& reason);
+  // Says to workers that are to go, or were, how far they are.
+  void TellDrains(Turn& turn);
+  v1::DrainStatus DrainStatusOf(const std::string& name, const Worker& worker) const;
+  absl::StatusOr<v1::Worker> Cordon(const std::string& name, bool cordoned, absl::Time now, Effects& effects);
 
   // group_rollout.cc
   store::PlanRecord* ActivePlan();
@@ -245,7 +275,8 @@ class Group {
   std::map<std::string, store::PlanRecord> plans_;
   std::set<std::string> plans_dirty_;
 
-  // By name. Incarnation, life and hello are stored, the rest is told again by reconnecting workers.
+  // By name. Incarnation, life and hello are stored, the rest is told again by reconnecting workers. Whom an operator
+  // drained is in record_.
   std::map<std::string, Worker> workers_;
   // Of plans that are not finished.
   std::map<std::string, std::vector<store::WaveRecord>> waves_;
@@ -264,6 +295,9 @@ class Group {
   absl::Time force_by_ = absl::InfiniteFuture();
   // Of the wave under way.
   std::string wave_failure_;
+
+  uint64_t last_drain_order_ = 0;
+  absl::Time last_drain_planned_ = absl::InfinitePast();
 
   uint64_t last_ticket_ = 0;
   std::map<uint64_t, Job> jobs_;

@@ -69,6 +69,29 @@ TEST(CrashAtEveryPoint, OfARolloutThatIsRolledBack) {
   for (int n = 0; n < actions && !HasFailure(); ++n) RolloutWithCrash(n, true);
 }
 
+// Nobody is ever without its experts, whatever of the drain the controller remembers.
+TEST(CrashAtEveryPoint, OfADrain) {
+  int actions = 0;
+  for (int n = -1; n < actions && !HasFailure(); ++n) {
+    SCOPED_TRACE(testing::Message() << "crash before action " << n);
+    GroupHarness::Options options = GroupHarness::Small();
+    options.slots = 13;
+    GroupHarness h(options);
+    h.FormGroup();
+    const int before = h.actions();
+    if (n >= 0) h.CrashAfter(n);
+    h.SendLeaving(3);
+    for (int i = 0; i < 40; ++i) {
+      h.Advance(absl::Milliseconds(100));
+      ASSERT_EQ(h.group().Describe(h.now()).missing_total(), 0);
+    }
+    if (n < 0) actions = h.actions() - before;
+    ExpectAllServe(h, 3);
+    ASSERT_EQ(h.worker_drain(3), v1::DRAIN_STATE_OUT);
+    EXPECT_TRUE(h.group().record().active_plan().empty());
+  }
+}
+
 TEST(CrashAtEveryPoint, OfForming) {
   int actions = 0;
   for (int n = -1; n < actions && !HasFailure(); ++n) {
@@ -100,7 +123,7 @@ void RandomLife(uint32_t seed) {
   GroupHarness h(options);
   for (int step = 0; step < 150; ++step) {
     const int worker = pick(4);
-    switch (pick(22)) {
+    switch (pick(23)) {
       case 0:
         h.StartProcess(worker);
         break;
@@ -168,6 +191,12 @@ void RandomLife(uint32_t seed) {
       case 18:
         for (int i = 0; i < 4; ++i) h.StartProcess(i);
         h.Run();
+        break;
+      case 19:
+        h.Operate([&, drain = pick(3) == 0](Group& g, Effects& effects) {
+           const std::string name = GroupHarness::Name(worker);
+           return drain ? g.DrainWorker(name, h.now(), effects) : g.UndrainWorker(name, h.now(), effects);
+         }).IgnoreError();
         break;
       default:
         for (int i = 0; i < 6; ++i) {

@@ -8,6 +8,7 @@
 #include "controller/service/planning.h"
 #include "gtest/gtest.h"
 #include "proto/base/check.h"
+#include "proto/base/release.h"
 #include "proto/placement/convert.h"
 
 namespace ballast {
@@ -156,6 +157,7 @@ v1::Hello GroupHarness::MakeHello(int index) const {
   hello.set_epoch(worker.epoch);
   hello.set_report_stream(worker.report_stream);
   hello.set_prepared_epoch(worker.prepared);
+  hello.set_version(Version());
   return hello;
 }
 
@@ -198,15 +200,18 @@ void GroupHarness::Reconnect(int index) {
   if (!worker.running || worker.session != 0) return;
   worker.session = ++last_session_;
   Effects effects;
-  group_->Hello(worker.session, MakeHello(index), now_, effects);
+  v1::Hello hello = MakeHello(index);
+  options_.form(hello);
+  group_->Hello(worker.session, hello, now_, effects);
   Perform(std::move(effects));
 }
 
 bool GroupHarness::DeliverToController(int index) {
   FakeWorker& worker = workers_[index];
   if (worker.session == 0 || worker.to_controller.empty()) return false;
-  const v1::ConnectRequest message = std::move(worker.to_controller.front());
+  v1::ConnectRequest message = std::move(worker.to_controller.front());
   worker.to_controller.pop_front();
+  options_.form(message);
   Effects effects;
   group_->Receive(worker.session, message, now_, effects);
   Perform(std::move(effects));
@@ -216,8 +221,9 @@ bool GroupHarness::DeliverToController(int index) {
 bool GroupHarness::DeliverToWorker(int index) {
   FakeWorker& worker = workers_[index];
   if (worker.session == 0 || worker.to_worker.empty()) return false;
-  const v1::ConnectResponse message = std::move(worker.to_worker.front());
+  v1::ConnectResponse message = std::move(worker.to_worker.front());
   worker.to_worker.pop_front();
+  options_.form(message);
   Obey(index, message);
   return true;
 }
@@ -241,6 +247,7 @@ void GroupHarness::Obey(int index, const v1::ConnectResponse& message) {
       for (const v1::LoadReport& report : worker.unstored) {
         *worker.to_controller.emplace_back().mutable_load_report() = report;
       }
+      if (worker.leaving) worker.to_controller.emplace_back().mutable_leaving()->set_reason("SIGTERM");
       return;
     }
     case v1::ConnectResponse::kLoadPlacement: {
@@ -282,6 +289,11 @@ void GroupHarness::Obey(int index, const v1::ConnectResponse& message) {
     case v1::ConnectResponse::kAbortWave:
       CheckTerm(worker, message.abort_wave().term());
       if (worker.prepared == message.abort_wave().epoch()) worker.prepared = 0;
+      return;
+    case v1::ConnectResponse::kDrainStatus:
+      CheckTerm(worker, message.drain_status().term());
+      worker.drain = message.drain_status().state();
+      worker.drain_reason = message.drain_status().reason();
       return;
     case v1::ConnectResponse::kHeartbeatAck:
       worker.ack = message.heartbeat_ack();
@@ -369,6 +381,7 @@ void GroupHarness::SendPeerLost(int index, const std::set<int>& lost) {
 }
 
 void GroupHarness::SendLeaving(int index) {
+  workers_[index].leaving = workers_[index].running;
   if (workers_[index].session == 0) return;
   workers_[index].to_controller.emplace_back().mutable_leaving()->set_reason("SIGTERM");
 }

@@ -3,6 +3,7 @@
 #define BALLAST_CONTROLLER_GROUP_GROUP_HARNESS_H_
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -31,6 +32,8 @@ class GroupHarness {
     int staging = 2;
     // By worker, as in Hello; those beyond the list leave it out.
     std::vector<uint32_t> speeds;
+    // Applied to each message of a worker's session, as programs of another release say and hear it.
+    std::function<void(google::protobuf::Message&)> form = [](google::protobuf::Message&) {};
     GroupOptions group;
   };
   explicit GroupHarness(Options options);
@@ -74,7 +77,11 @@ class GroupHarness {
   void RefuseWaves(int worker, std::string error) { workers_[worker].refuse = std::move(error); }
   void StallWaves(int worker, bool stall) { workers_[worker].stall = stall; }
   void SendPeerLost(int worker, const std::set<int>& lost);
+  // Says so again with each new session.
   void SendLeaving(int worker);
+  // As it was told last.
+  v1::DrainState worker_drain(int worker) const { return workers_[worker].drain; }
+  const std::string& worker_drain_reason(int worker) const { return workers_[worker].drain_reason; }
   // A load report with `tokens` for each layer, skewed to the low experts, or to those from `hottest` on.
   void SendReport(int worker, int64_t tokens, int hottest = 0);
   // A load report of these tasks' tokens, at most 16 of each as whole routes. In each layer a task's tokens choose the
@@ -125,6 +132,9 @@ class GroupHarness {
     std::string refuse;
     bool stall = false;
     int requests = 0;
+    bool leaving = false;
+    v1::DrainState drain = v1::DRAIN_STATE_UNSPECIFIED;
+    std::string drain_reason;
     v1::HeartbeatAck ack;
     absl::Status last_close;
     std::deque<v1::ConnectRequest> to_controller;

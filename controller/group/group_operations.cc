@@ -46,6 +46,7 @@ absl::Status Group::CanPlan(absl::Time now) const {
                                                       " workers serve of ", Holders(placement_).size(),
                                                       " that hold replicas"));
   }
+  if (AnyDrains()) return absl::FailedPreconditionError(absl::StrCat("group ", name(), ": a worker is being drained"));
   if (ActivePlan() != nullptr) {
     return absl::FailedPreconditionError(absl::StrCat("the rollout of plan ", record_.active_plan(), " is under way"));
   }
@@ -63,7 +64,7 @@ void Group::StartJob(Turn& turn, Job job, std::optional<Placement> target) {
               .expert_bytes = record_.model().expert_bytes(),
               .scenarios = PlanScenarios(turn.now),
               .target = std::move(target),
-              .heal = job.purpose == Job::Purpose::kHeal,
+              .heal = job.purpose == Job::Purpose::kHeal || job.purpose == Job::Purpose::kDrain,
               .max_moves = options_.planning.max_moves,
               .max_move_bytes = options_.planning.max_move_bytes,
               .max_bytes_per_second = options_.planning.max_bytes_per_second};
@@ -74,10 +75,17 @@ void Group::StartJob(Turn& turn, Job job, std::optional<Placement> target) {
         MixIsMoving(load_->TasksByBucket(), {.recent = MixBuckets(), .min_distance = options_.planning.mix_drift});
     out.group_limits = options_.planning.group_limits;
   }
+  for (const std::string& worker : job.going) {
+    if (InView(worker, workers_.at(worker).incarnation)) out.going.push_back(worker);
+  }
   for (const std::string& worker : placement_.workers) {
     if (!Serves(worker)) continue;
     const v1::Hello& hello = workers_.at(worker).hello;
     out.workers.push_back({worker, hello.node(), {hello.slots(), hello.staging_slots()}, SpeedOf(worker)});
+    if (DrainOf(worker, workers_.at(worker)) == v1::DRAIN_STATE_STUCK) {
+      // Keeps what it holds, and is given no more.
+      out.workers.back().capacity.staging_slots = hello.slots() - SlotsUsed(worker);
+    }
   }
   if (out.scenarios.empty()) {
     // Rollbacks and plans around workers that are gone do not wait for load.
@@ -116,8 +124,12 @@ void Group::Planned(uint64_t ticket, absl::StatusOr<PlanOutcome> outcome, absl::
     effects.metrics.push_back(
         {"ballast_plan_duration_seconds", {job.policy}, absl::ToDoubleSeconds(outcome->planning_time)});
   }
-  if (job.purpose == Job::Purpose::kRollback) {
-    OnRollbackPlanned(turn, job, outcome);
+  if (job.purpose == Job::Purpose::kRollback || job.purpose == Job::Purpose::kDrain) {
+    if (job.purpose == Job::Purpose::kRollback) {
+      OnRollbackPlanned(turn, job, outcome);
+    } else {
+      OnDrainPlanned(turn, job, outcome);
+    }
     Settle(turn);
     return;
   }
@@ -206,7 +218,8 @@ store::PlanRecord& Group::NewPlan(Turn& turn, v1::PlanState state, const std::st
 
 store::PlanRecord& Group::AddPlan(Turn& turn, const PlanOutcome& outcome, const Job& job, v1::PlanState state) {
   store::PlanRecord& plan = NewPlan(turn, state, job.policy, absl::StrCat(job.reason, "; ", outcome.reason));
-  plan.set_heal(job.purpose == Job::Purpose::kHeal);
+  plan.set_drain(job.purpose == Job::Purpose::kDrain);
+  plan.set_heal(plan.drain() || job.purpose == Job::Purpose::kHeal);
   AddWaves(turn, plan, outcome);
   if (state == v1::PLAN_STATE_APPROVED) record_.set_active_plan(plan.plan().id());
   return plan;
@@ -448,6 +461,10 @@ std::vector<v1::Worker> Group::Workers(absl::Time now) const {
     shown.set_requests_running(worker.heartbeat.requests_running());
     shown.set_requests_waiting(worker.heartbeat.requests_waiting());
     shown.set_kv_cache_used_ratio(worker.heartbeat.kv_cache_used_ratio());
+    const v1::DrainStatus drain = DrainStatusOf(name, worker);
+    shown.set_drain(drain.state());
+    shown.set_drain_reason(drain.reason());
+    shown.set_cordoned(Cordoned(name));
   }
   const auto order = [](const v1::Worker& w) {
     return std::tuple(w.rank() < 0 ? std::numeric_limits<int32_t>::max() : w.rank(), w.name());

@@ -38,7 +38,7 @@ bool Group::Preparing() const {
 RolloutFacts Group::RolloutState() const {
   const store::PlanRecord& plan = *ActivePlan();
   // A wave needs whom it gives replicas; who is planned around is not needed, though earlier waves leave it what later
-  // ones bring back.
+  // ones bring elsewhere.
   const bool wave_known = plan.waves_known() && plan.plan().waves_done() < plan.plan().waves_total();
   const int wave = plan.heal() ? plan.plan().waves_total() - 1 : plan.plan().waves_done();
   const std::vector<std::string> needed =
@@ -55,7 +55,7 @@ RolloutFacts Group::RolloutState() const {
                      .failure = wave_failure_,
                      .deadline = FromProto(plan.deadline()),
                      .paused = record_.paused(),
-                     .rollback = plan.rollback(),
+                     .ordered = plan.rollback() || plan.drain(),
                      .stop = !record_.next_plan().empty()};
   const uint64_t epoch = plan.wave_epoch();
   for (const v1::Member& member : record_.members()) {
@@ -179,7 +179,7 @@ void Group::Commit(Turn& turn, store::PlanRecord& plan) {
   for (const v1::Member& member : record_.members()) Send(turn, workers_.at(member.worker()), CommitWaveMessage());
   // Whoever waits outside the view has to bring in what is now in force.
   for (auto& [name, worker] : workers_) {
-    if (worker.alive && !InView(name, worker.incarnation)) SendLoadPlacement(turn, name, worker);
+    if (worker.alive && !worker.leaving && !InView(name, worker.incarnation)) SendLoadPlacement(turn, name, worker);
   }
 }
 
@@ -219,7 +219,8 @@ void Group::Finish(Turn& turn, store::PlanRecord& plan, v1::PlanState state, con
   absl::Time hold_off = record_.has_hold_off_until() ? FromProto(record_.hold_off_until()) : absl::InfinitePast();
   if (plan.rollback()) {
     hold_off = std::max(hold_off, turn.now + options_.planning.rollback_hold_off);
-  } else if (state == v1::PLAN_STATE_ABORTED) {
+  } else if (state == v1::PLAN_STATE_ABORTED && !AnyDrains()) {
+    // A rollout that gives way to a worker's drain has not failed.
     hold_off = std::max(hold_off, turn.now + options_.planning.abort_hold_off);
   }
   if (hold_off != absl::InfinitePast()) *record_.mutable_hold_off_until() = ToProto(hold_off);
@@ -235,6 +236,8 @@ void Group::Finish(Turn& turn, store::PlanRecord& plan, v1::PlanState state, con
   record_.clear_next_plan();
   record_dirty_ = true;
   wave_failure_.clear();
+  // There may be room now.
+  for (auto& [name, worker] : workers_) worker.no_room.clear();
   waves_.erase(shown.id());
 
   const std::string& model = record_.model().name();

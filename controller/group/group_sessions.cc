@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "controller/group/group.h"
+#include "proto/base/release.h"
 #include "proto/base/status_macros.h"
 #include "proto/placement/convert.h"
 
@@ -105,6 +106,9 @@ absl::Status Group::CheckHello(const v1::Hello& hello) const {
   if (hello.serving_address().empty()) return Malformed("serving_address", "is empty");
   if (hello.combine() == v1::COMBINE_MODE_UNSPECIFIED) return Malformed("combine", "is unspecified");
   if (hello.report_stream() == 0) return Malformed("report_stream", "is 0");
+  if (const absl::Status skew = CheckSkew(Version(), hello.version()); !skew.ok()) {
+    return absl::Status(skew.code(), absl::StrCat("hello.version: ", skew.message()));
+  }
   if (hello.speed() > kMaxSpeed) return Malformed("speed", absl::StrCat(hello.speed(), ", at most ", kMaxSpeed));
   if (static_cast<int64_t>(hello.model().num_moe_layers()) * hello.model().num_experts() > (int64_t{1} << 24)) {
     return Malformed("model", absl::StrCat(hello.model().num_moe_layers(), " layers of ", hello.model().num_experts(),
@@ -180,6 +184,8 @@ void Group::Hello(SessionId session, const v1::Hello& hello, absl::Time now, Eff
   worker.last_heard = now;
   worker.lease_deadline = now + options_.timing.lease;
   worker.hello = hello;
+  // A process that was here before may have been told by another controller.
+  worker.told_drain = hello.incarnation() == 0 ? std::optional(v1::DRAIN_STATE_UNSPECIFIED) : std::nullopt;
   record_dirty_ = true;
   ledger_.BeginStream(hello.worker(), hello.report_stream());
   Say(turn, Severity::kInfo,
@@ -194,6 +200,7 @@ void Group::Hello(SessionId session, const v1::Hello& hello, absl::Time now, Eff
   *welcome.mutable_heartbeat_interval() = ToProto(options_.timing.heartbeat);
   *welcome.mutable_report_interval() = ToProto(options_.timing.report);
   welcome.set_reports_stored(ledger_.stored(hello.worker()));
+  welcome.set_version(Version());
   Send(turn, worker, std::move(message));
   if (hello.incarnation() != 0) Reconcile(turn, hello.worker(), worker);
   if (formed() && !InView(hello.worker(), worker.incarnation)) SendLoadPlacement(turn, hello.worker(), worker);
@@ -299,7 +306,7 @@ void Group::Receive(SessionId session, const v1::ConnectRequest& message, absl::
       worker->epoch_in_force = std::max(worker->epoch_in_force, message.epoch_in_force().epoch());
       break;
     case v1::ConnectRequest::kLeaving:
-      worker->leaving = true;
+      if (!std::exchange(worker->leaving, true)) worker->drain_order = ++last_drain_order_;
       Say(turn, Severity::kInfo, absl::StrCat("worker ", name, " is leaving: ", message.leaving().reason()));
       break;
     case v1::ConnectRequest::kHello:
@@ -315,11 +322,17 @@ void Group::Receive(SessionId session, const v1::ConnectRequest& message, absl::
 
 void Group::OnHeartbeat(Turn& turn, Worker& worker, const v1::Heartbeat& heartbeat) {
   worker.heartbeat = heartbeat;
-  if (worker.leaving && heartbeat.requests_running() == 0 && heartbeat.requests_waiting() == 0) worker.drained = true;
+  worker.idle = worker.leaving && heartbeat.requests_running() == 0 && heartbeat.requests_waiting() == 0;
   v1::ConnectResponse message;
   v1::HeartbeatAck& ack = *message.mutable_heartbeat_ack();
   ack.set_number(heartbeat.number());
-  if (!placement_.task_homes.empty()) {
+  const auto draining = [this](const v1::Member& member) {
+    const auto found = workers_.find(member.worker());
+    if (found == workers_.end()) return false;
+    const v1::DrainState state = DrainOf(found->first, found->second);
+    return found->second.leaving || state == v1::DRAIN_STATE_MOVING || state == v1::DRAIN_STATE_EMPTY;
+  };
+  if (!placement_.task_homes.empty() || std::any_of(record_.members().begin(), record_.members().end(), draining)) {
     for (const v1::Member& member : record_.members()) {
       const auto other = workers_.find(member.worker());
       if (other == workers_.end() || &other->second == &worker || other->second.session == 0) continue;
@@ -328,6 +341,7 @@ void Group::OnHeartbeat(Turn& turn, Worker& worker, const v1::Heartbeat& heartbe
       load.set_requests_running(other->second.heartbeat.requests_running());
       load.set_requests_waiting(other->second.heartbeat.requests_waiting());
       load.set_kv_cache_used_ratio(other->second.heartbeat.kv_cache_used_ratio());
+      load.set_draining(draining(member));
     }
   }
   Send(turn, worker, std::move(message));

@@ -10,6 +10,7 @@
 #include "controller/group/group_harness.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/base/release.h"
 
 namespace ballast {
 namespace {
@@ -150,17 +151,6 @@ TEST(View, IsIssuedAgainWhenPeersCannotReachEachOther) {
   EXPECT_EQ(State(h).view().view(), 2u);
 }
 
-TEST(Leaving, EndsWithAViewWithoutTheWorker) {
-  GroupHarness h(GroupHarness::Small());
-  h.FormGroup();
-  h.SendLeaving(3);
-  h.Advance(absl::Seconds(1));
-  EXPECT_EQ(State(h).view().members_size(), 3) << "its heartbeats show no requests";
-  h.KillProcess(3);
-  h.Tick(absl::Milliseconds(1));
-  EXPECT_EQ(h.group().Workers(h.now())[3].state(), v1::WORKER_STATE_DEAD) << "without waiting for its lease";
-}
-
 TEST(Hello, IsRefusedWithWhatDoesNotFit) {
   GroupHarness h(GroupHarness::Small());
   h.FormGroup();
@@ -181,6 +171,7 @@ TEST(Hello, IsRefusedWithWhatDoesNotFit) {
     hello.set_data_address("a:1");
     hello.set_serving_address("a:2");
     hello.set_report_stream(99);
+    hello.set_version(Version());
     change(hello);
     Effects effects;
     h.group().Hello(1'000, hello, h.now(), effects);
@@ -198,6 +189,8 @@ TEST(Hello, IsRefusedWithWhatDoesNotFit) {
   expect([](v1::Hello& hello) { hello.set_worker(""); }, Code::kInvalidArgument, "hello.worker");
   expect([](v1::Hello& hello) { hello.set_slots(0); }, Code::kInvalidArgument, "hello.slots: 0");
   expect([](v1::Hello& hello) { hello.set_speed(1025); }, Code::kInvalidArgument, "hello.speed: 1025, at most 1024");
+  expect([](v1::Hello& hello) { hello.set_version("99.0.0"); }, Code::kFailedPrecondition, "hello.version: 99.0.0 and");
+  expect([](v1::Hello& hello) { hello.clear_version(); }, Code::kInvalidArgument, "hello.version: ''");
   expect([](v1::Hello& hello) { hello.set_worker("w9"); }, Code::kFailedPrecondition, "none of the 4 workers");
   expect([](v1::Hello& hello) { hello.set_role(v1::GROUP_ROLE_DECODE); }, Code::kFailedPrecondition, "hello.role");
   expect([](v1::Hello& hello) { hello.set_last_term(7); }, Code::kUnavailable, "newer controller");

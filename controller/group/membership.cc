@@ -14,7 +14,7 @@ const char* DeathReason(const WorkerFacts& worker, absl::Time now) {
   if (now >= worker.lease_deadline) return "its lease ran out";
   if (worker.connected) return nullptr;
   if (worker.accused) return "its session and a peer's connection to it are lost";
-  return worker.leaving ? "it left" : nullptr;
+  return worker.leaving && (worker.drained || !worker.member) ? "it left" : nullptr;
 }
 
 }  // namespace

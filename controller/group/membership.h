@@ -24,7 +24,7 @@ struct WorkerFacts {
   absl::Time lease_deadline;
   // A member of the view in force said that it lost this worker.
   bool accused = false;
-  // It said that it stops; `drained`: its requests have ended since.
+  // It said that it stops; `drained`: its requests have ended, and what it holds, if anything, stays with it.
   bool leaving = false;
   bool drained = false;
   // It is in the view in force, with this incarnation; with an earlier one, that came back as a new process.
@@ -69,12 +69,11 @@ struct MembershipStep {
 
 // The rules:
 //  1. A worker is dead when its lease has run out; or its session is lost and a peer has lost it too; or its session is
-//     lost and it was leaving.
+//     lost and it was leaving and is drained or in no view.
 //  2. A group without a placement forms when `size` workers are connected. It forms anew while no view was ever issued
 //     and one of the placed workers is gone.
 //  3. Without a view: one is issued when every worker that holds replicas is loaded. With one: whoever is dead, or
-//  leaving and
-//     drained, is taken out, and who is loaded, connected and not leaving is taken in.
+//     leaving and drained, is taken out, and who is loaded, connected and not leaving is taken in.
 //  4. A view that does not work is issued again at reissue_at.
 MembershipStep DecideMembership(const MembershipFacts& facts, absl::Time now);
 

@@ -60,9 +60,15 @@ std::vector<Case> Cases() {
       Kind::kDeclareDead, {"a"});
   add("lease out, session open", Facts({with(Serving("a"), [](auto& w) { w.lease_deadline = kNow; }), Serving("b")}),
       Kind::kDeclareDead, {"a"});
-  add("leaving and gone",
-      Facts({with(Serving("a"), [](auto& w) { w.leaving = true, w.connected = false; }), Serving("b")}),
+  add("leaving and drained and gone",
+      Facts({with(Serving("a"), [](auto& w) { w.leaving = w.drained = true, w.connected = false; }), Serving("b")}),
       Kind::kDeclareDead, {"a"});
+  add("leaving, out of the view and gone",
+      Facts({with(Joining("a", false), [](auto& w) { w.leaving = true, w.connected = false; }), Serving("b")}),
+      Kind::kDeclareDead, {"a"});
+  add("leaving, its session lost while it serves",
+      Facts({with(Serving("a"), [](auto& w) { w.leaving = true, w.connected = false; }), Serving("b")}),
+      Kind::kNothing);
   add("leaving with requests", Facts({with(Serving("a"), [](auto& w) { w.leaving = true; }), Serving("b")}),
       Kind::kNothing);
   add("leaving and drained",

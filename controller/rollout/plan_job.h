@@ -52,8 +52,11 @@ struct PlanJob {
   std::vector<PlanScenario> scenarios;
   // A rollback: the placement to lead to. Absent: what the policy finds.
   std::optional<Placement> target;
-  // Workers are gone for good: the fewest moves that give every expert a live replica, and a placement without them.
+  // Workers are gone for good, or to go: the fewest moves that give every expert a live replica, and a placement
+  // without them.
   bool heal = false;
+  // Those of them that are still there: what only they hold is copied from them.
+  std::vector<std::string> going;
   // For policies that plan from routes: what the window's tokens chose, tasks weighted by the mix. No tasks: nothing is
   // known.
   Routes routes;
@@ -68,8 +71,8 @@ struct PlanJob {
 };
 
 struct PlannedWave {
-  // After the wave, over current.workers; epoch and shares version are not set. Around workers that are gone, experts
-  // that only they have stay with them until a wave brings them back.
+  // After the wave, over current.workers; epoch and shares version are not set. Around workers that are gone, or to go,
+  // experts that only they have stay with them until a wave brings them back.
   Placement placement;
   // By (destination, slot).
   std::vector<v1::Move> moves;

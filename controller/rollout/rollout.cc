@@ -15,9 +15,8 @@ RolloutDecision DecideRollout(const RolloutFacts& facts, absl::Time now) {
     case v1::PLAN_STATE_APPROVED:
       if (facts.waves_known && facts.waves_done == facts.waves_total) return {RolloutStep::kFinish, ""};
       if (facts.stop) return {RolloutStep::kAbort, "stopped by a rollback"};
-      if (!facts.group_complete) return {RolloutStep::kAbort, "a worker of the placement is gone"};
-      // An operator's rollback is not held up by a pause.
-      if (facts.paused && !facts.rollback) return {};
+      if (!facts.group_complete) return {RolloutStep::kAbort, "a worker of the placement is gone or to go"};
+      if (facts.paused && !facts.ordered) return {};
       if (!facts.waves_known) {
         return facts.working_out ? RolloutDecision{} : RolloutDecision{RolloutStep::kWorkOut, ""};
       }
@@ -27,7 +26,7 @@ RolloutDecision DecideRollout(const RolloutFacts& facts, absl::Time now) {
     case v1::PLAN_STATE_PREPARED:
       if (!facts.failure.empty()) return {RolloutStep::kAbort, facts.failure};
       if (facts.view_changed) return {RolloutStep::kAbort, "the group's view changed"};
-      if (!facts.group_complete) return {RolloutStep::kAbort, "a worker is leaving"};
+      if (!facts.group_complete) return {RolloutStep::kAbort, "a worker of the wave is to go"};
       // After a restart PREPARED waits for the members' word again: one may have lost what it had prepared.
       if (all(&MemberProgress::prepared) && all(&MemberProgress::connected)) {
         return {facts.state == v1::PLAN_STATE_PREPARING ? RolloutStep::kRecordPrepared : RolloutStep::kCommit, ""};

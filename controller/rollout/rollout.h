@@ -31,7 +31,7 @@ struct RolloutFacts {
   bool working_out = false;
   int waves_done = 0;
   int waves_total = 0;
-  // Every worker that the next wave gives replicas is in the view and none of them is leaving.
+  // Every worker that the next wave gives replicas is in the view and none of them is to go.
   bool group_complete = false;
   // Every member has installed the view.
   bool view_installed = false;
@@ -42,7 +42,8 @@ struct RolloutFacts {
   std::string failure;
   absl::Time deadline;
   bool paused = false;
-  bool rollback = false;
+  // An operator's order: a rollback, or a plan around a worker that is to go. A pause does not hold it up.
+  bool ordered = false;
   // A rollback waits for this rollout to stop.
   bool stop = false;
 };

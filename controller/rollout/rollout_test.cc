@@ -38,7 +38,7 @@ TEST(DecideRollout, Table) {
   add("next wave", approved, RolloutStep::kBeginWave, same);
   add("view not installed", approved, RolloutStep::kNothing, [](auto& f) { f.view_installed = false; });
   add("paused", approved, RolloutStep::kNothing, [](auto& f) { f.paused = true; });
-  add("paused rollback", approved, RolloutStep::kBeginWave, [](auto& f) { f.paused = f.rollback = true; });
+  add("paused, but ordered", approved, RolloutStep::kBeginWave, [](auto& f) { f.paused = f.ordered = true; });
   add("a worker is gone", approved, RolloutStep::kAbort, [](auto& f) { f.group_complete = false; });
   add("stopped", approved, RolloutStep::kAbort, [](auto& f) { f.stop = true; });
   add("paused and stopped", approved, RolloutStep::kAbort, [](auto& f) { f.stop = f.paused = true; });
@@ -46,9 +46,9 @@ TEST(DecideRollout, Table) {
   add("last wave done, a worker is gone", approved, RolloutStep::kFinish,
       [](auto& f) { f.waves_done = 3, f.group_complete = false; });
   add("rollback not worked out", approved, RolloutStep::kWorkOut,
-      [](auto& f) { f.rollback = true, f.waves_known = false; });
+      [](auto& f) { f.ordered = true, f.waves_known = false; });
   add("rollback being worked out", approved, RolloutStep::kNothing,
-      [](auto& f) { f.rollback = f.working_out = true, f.waves_known = false; });
+      [](auto& f) { f.ordered = f.working_out = true, f.waves_known = false; });
 
   const v1::PlanState preparing = v1::PLAN_STATE_PREPARING;
   add("all prepared", preparing, RolloutStep::kRecordPrepared, same);

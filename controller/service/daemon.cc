@@ -8,7 +8,6 @@
 #include "controller/service/gauges.h"
 #include "controller/service/planning.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
-#include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server_builder.h"
 #include "proto/base/status_macros.h"
 
@@ -31,7 +30,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   BALLAST_ASSIGN_OR_RETURN(const int metrics_port, daemon->metrics_->Serve(options.metrics_listen));
   daemon->metrics_address_ = WithPort(options.metrics_listen, metrics_port);
 
-  Runtime::Options runtime{.planner = [gate = options.gate](const PlanJob& job) { return RunPlanJob(job, gate); },
+  Runtime::Options runtime{.store_changed = [daemon = daemon.get()](bool up) { daemon->SetReady(up); },
+                           .planner = [gate = options.gate](const PlanJob& job) { return RunPlanJob(job, gate); },
                            .expert_metrics_top = options.expert_metrics_top};
   for (const GroupConfig& group : options.groups) {
     runtime.groups.push_back(
@@ -71,6 +71,11 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   if (daemon->server_ == nullptr || port == 0) {
     return absl::UnavailableError(absl::StrCat("listen: cannot listen on ", options.listen));
   }
+  {
+    MutexLock lock(daemon->health_mu_);
+    daemon->health_ = daemon->server_->GetHealthCheckService();
+    daemon->PublishReadiness();
+  }
   daemon->grpc_address_ = WithPort(options.listen, port);
   daemon->sessions_->Start();
   return daemon;
@@ -78,10 +83,27 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
 
 Daemon::~Daemon() { Stop(); }
 
+void Daemon::SetReady(bool ready) {
+  MutexLock lock(health_mu_);
+  ready_ = ready;
+  PublishReadiness();
+}
+
+void Daemon::PublishReadiness() {
+  if (health_ == nullptr) return;
+  for (const char* service : {v1::WorkerSession::service_full_name(), v1::GroupService::service_full_name(),
+                              v1::PlanService::service_full_name(), v1::ModelService::service_full_name(),
+                              v1::TelemetryService::service_full_name()}) {
+    health_->SetServingStatus(service, ready_);
+  }
+}
+
 void Daemon::Stop() {
   if (runtime_ == nullptr) return;
-  if (server_ != nullptr && server_->GetHealthCheckService() != nullptr) {
-    server_->GetHealthCheckService()->SetServingStatus(false);
+  {
+    // Every service's, the server's as a whole too.
+    MutexLock lock(health_mu_);
+    if (health_ != nullptr) std::exchange(health_, nullptr)->SetServingStatus(false);
   }
   runtime_->Stop();
   if (engines_ != nullptr) engines_->Stop();

@@ -13,9 +13,11 @@
 #include "controller/service/session_server.h"
 #include "controller/service/telemetry_service.h"
 #include "controller/store/store.h"
+#include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server.h"
 #include "proto/base/clock.h"
 #include "proto/base/metrics.h"
+#include "proto/base/mutex.h"
 
 namespace ballast {
 
@@ -36,6 +38,9 @@ class Daemon {
 
  private:
   Daemon() = default;
+  // Ready: the store can be written, and this controller leads, as whoever has the store open does.
+  void SetReady(bool ready) BALLAST_EXCLUDES(health_mu_);
+  void PublishReadiness() BALLAST_REQUIRES(health_mu_);
 
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<Runtime> runtime_;
@@ -45,6 +50,10 @@ class Daemon {
   std::unique_ptr<PlanServiceImpl> plans_;
   std::unique_ptr<ModelServiceImpl> models_;
   std::unique_ptr<TelemetryServiceImpl> telemetry_;
+  Mutex health_mu_;
+  bool ready_ BALLAST_GUARDED_BY(health_mu_) = true;
+  // Null while there is no server.
+  grpc::HealthCheckServiceInterface* health_ BALLAST_GUARDED_BY(health_mu_) = nullptr;
   std::unique_ptr<grpc::Server> server_;
   std::string grpc_address_;
   std::string metrics_address_;

@@ -11,6 +11,7 @@
 #include "proto/base/clock.h"
 #include "proto/base/flags.h"
 #include "proto/base/log.h"
+#include "proto/base/release.h"
 
 int main(int argc, char** argv) {
   ballast::DaemonOptions options;

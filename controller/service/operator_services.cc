@@ -76,6 +76,15 @@ absl::StatusOr<v1::Group> SetPaused(Runtime& runtime, const std::string& group, 
                                  });
 }
 
+absl::StatusOr<v1::Worker> SetDrained(Runtime& runtime, const std::string& group, const std::string& worker,
+                                      bool drained, absl::Time deadline) {
+  BALLAST_RETURN_IF_ERROR(CheckGiven("group", group));
+  BALLAST_RETURN_IF_ERROR(CheckGiven("worker", worker));
+  return runtime.Call<v1::Worker>(group, deadline, [=](Group& g, absl::Time now, Effects& effects) {
+    return drained ? g.DrainWorker(worker, now, effects) : g.UndrainWorker(worker, now, effects);
+  });
+}
+
 // Puts a StatusOr's value into `field`.
 template <typename T>
 grpc::Status Answer(absl::StatusOr<T> value, T* field) {
@@ -256,6 +265,18 @@ grpc::Status GroupServiceImpl::Pause(grpc::ServerContext* context, const v1::Pau
 grpc::Status GroupServiceImpl::Resume(grpc::ServerContext* context, const v1::ResumeRequest* request,
                                       v1::ResumeResponse* response) {
   return Answer(SetPaused(runtime_, request->group(), false, Deadline(*context, runtime_)), response->mutable_group());
+}
+
+grpc::Status GroupServiceImpl::DrainWorker(grpc::ServerContext* context, const v1::DrainWorkerRequest* request,
+                                           v1::DrainWorkerResponse* response) {
+  return Answer(SetDrained(runtime_, request->group(), request->worker(), true, Deadline(*context, runtime_)),
+                response->mutable_worker());
+}
+
+grpc::Status GroupServiceImpl::UndrainWorker(grpc::ServerContext* context, const v1::UndrainWorkerRequest* request,
+                                             v1::UndrainWorkerResponse* response) {
+  return Answer(SetDrained(runtime_, request->group(), request->worker(), false, Deadline(*context, runtime_)),
+                response->mutable_worker());
 }
 
 grpc::Status GroupServiceImpl::WatchGroup(grpc::ServerContext* context, const v1::WatchGroupRequest* request,

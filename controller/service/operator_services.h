@@ -31,6 +31,10 @@ class GroupServiceImpl final : public v1::GroupService::Service {
                      v1::PauseResponse* response) override;
   grpc::Status Resume(grpc::ServerContext* context, const v1::ResumeRequest* request,
                       v1::ResumeResponse* response) override;
+  grpc::Status DrainWorker(grpc::ServerContext* context, const v1::DrainWorkerRequest* request,
+                           v1::DrainWorkerResponse* response) override;
+  grpc::Status UndrainWorker(grpc::ServerContext* context, const v1::UndrainWorkerRequest* request,
+                             v1::UndrainWorkerResponse* response) override;
   grpc::Status WatchGroup(grpc::ServerContext* context, const v1::WatchGroupRequest* request,
                           grpc::ServerWriter<v1::WatchGroupResponse>* writer) override;
 

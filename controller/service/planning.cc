@@ -100,8 +100,9 @@ Placement Serving(const Placement& current, const Topology& topology) {
   return serving;
 }
 
-// Adds to `placement`, over current's workers, what `current` has of the experts that no wave has brought back yet:
-// until one does they belong to the workers that are gone, and what needs them fails by that name.
+// Adds to `placement`, over current's workers, what `current` has of the experts that no wave has brought elsewhere
+// yet: until one does they belong to the workers that are to go and serve them, or are gone, and then what needs them
+// fails by that name.
 Placement KeepLost(const Placement& current, Placement placement) {
   const auto at = [&](ExpertId expert) {
     return static_cast<size_t>(expert.layer) * current.num_experts + expert.expert;
@@ -134,7 +135,7 @@ absl::StatusOr<Plan> Heal(const PlanRequest& request) {
   const ExpertId first = failure.without_replica.front();
   return absl::FailedPreconditionError(absl::StrCat(
       "the workers that serve have no slot left for ", failure.without_replica.size(),
-      " experts of workers that are gone, the first being layer ", first.layer, ", expert ", first.expert));
+      " experts of workers that are gone or to go, the first being layer ", first.layer, ", expert ", first.expert));
 }
 
 absl::StatusOr<Plan> MakePlanFor(const PlanJob& job, const PlanRequest& request) {
@@ -192,11 +193,21 @@ int32_t CountReplicas(const Placement& placement, int32_t layer) {
                                             [layer](const Replica& r) { return r.expert.layer == layer; }));
 }
 
+// The worker that is to go and has the expert; empty: none has.
+std::string GoingHolder(const PlanJob& job, ExpertId expert) {
+  for (const Replica& replica : job.current.replicas) {
+    if (replica.expert != expert) continue;
+    const std::string& holder = job.current.workers[replica.worker];
+    if (std::find(job.going.begin(), job.going.end(), holder) != job.going.end()) return holder;
+  }
+  return "";
+}
+
 v1::Move ToProto(const Move& move, const PlanJob& job) {
   v1::Move proto;
   proto.set_layer(move.expert.layer);
   proto.set_expert(move.expert.expert);
-  if (move.source >= 0) proto.set_source(job.workers[move.source].name);
+  proto.set_source(move.source >= 0 ? job.workers[move.source].name : GoingHolder(job, move.expert));
   proto.set_destination(job.workers[move.worker].name);
   proto.set_slot(move.slot);
   proto.set_bytes(job.expert_bytes);
@@ -275,7 +286,9 @@ absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& lim
       job.policy == kTaskAware ? MoveBudget{job.max_moves, job.max_move_bytes} : request.move_budget;
   const bool cut_short = (budget.max_moves > 0 && plan.moves >= budget.max_moves) ||
                          (budget.max_bytes > 0 && plan.bytes + job.expert_bytes > budget.max_bytes);
-  if (!cut_short) outcome.settled = Settle(placement, request.topology, request.scenarios, ShareMode::kFixed);
+  // Around workers balance is the next plan's.
+  if (!cut_short && !job.heal)
+    outcome.settled = Settle(placement, request.topology, request.scenarios, ShareMode::kFixed);
   outcome.worth = job.heal || plan.gate.worth;
   outcome.reason = job.heal ? absl::StrCat("serves with ", job.workers.size(), " of ", job.current.workers.size(),
                                            " workers after ", plan.moves, " moves")

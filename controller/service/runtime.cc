@@ -128,6 +128,7 @@ bool Runtime::Write(const std::vector<StoreWrite>& writes) {
       if (down) {
         Log(Severity::kInfo, "the store can be written again");
         metrics_.Gauge("ballast_store_up").Set(1);
+        options_.store_changed(true);
       }
       return true;
     }
@@ -135,6 +136,7 @@ bool Runtime::Write(const std::vector<StoreWrite>& writes) {
       Log(Severity::kError, "the store cannot be written; nothing is decided until it can",
           {{"error", status.message()}});
       metrics_.Gauge("ballast_store_up").Set(0);
+      options_.store_changed(false);
     }
     down = true;
     store_up_ = false;

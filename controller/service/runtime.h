@@ -49,6 +49,8 @@ class Runtime {
     absl::Duration tick = absl::Milliseconds(100);
     // After a write that failed.
     absl::Duration store_retry = absl::Milliseconds(500);
+    // Called on the runtime's thread when the store cannot be written any more, and when it can again; must not block.
+    std::function<void(bool up)> store_changed = [](bool) {};
     // Called on the planning thread.
     Planner planner;
     // Of ballast_expert_tokens_total: the experts with most tokens a layer that are shown; 0: all.

@@ -20,7 +20,9 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/base/clock.h"
+#include "proto/base/health_client.h"
 #include "proto/base/mutex.h"
+#include "proto/base/release.h"
 
 namespace ballast {
 namespace {
@@ -59,6 +61,7 @@ class FakeWorker {
     hello.set_epoch(epoch_);
     hello.set_prepared_epoch(prepared_);
     hello.set_last_term(term_);
+    hello.set_version(Version());
     return hello;
   }
 
@@ -455,10 +458,37 @@ TEST_F(ServiceTest, ErrorsNameTheField) {
   v1::RollbackResponse rolled;
   expect(Plans(&v1::PlanService::Stub::Rollback, rollback, &rolled), grpc::StatusCode::FAILED_PRECONDITION,
          "no earlier placement");
+  v1::DrainWorkerRequest drain;
+  v1::DrainWorkerResponse drained;
+  expect(Groups(&v1::GroupService::Stub::DrainWorker, drain, &drained), grpc::StatusCode::INVALID_ARGUMENT, "group");
+  drain.set_group("g");
+  expect(Groups(&v1::GroupService::Stub::DrainWorker, drain, &drained), grpc::StatusCode::INVALID_ARGUMENT, "worker");
+  drain.set_worker("w7");
+  expect(Groups(&v1::GroupService::Stub::DrainWorker, drain, &drained), grpc::StatusCode::NOT_FOUND, "w7");
   v1::SetModeRequest mode;
   mode.set_group("g");
   v1::SetModeResponse set;
   expect(Groups(&v1::GroupService::Stub::SetMode, mode, &set), grpc::StatusCode::INVALID_ARGUMENT, "mode");
+}
+
+// The fake workers have not a slot to spare.
+TEST_F(ServiceTest, DrainsByNameAndBack) {
+  FormGroup();
+  v1::DrainWorkerRequest drain;
+  drain.set_group("g");
+  drain.set_worker("w1");
+  v1::DrainWorkerResponse drained;
+  ASSERT_TRUE(Groups(&v1::GroupService::Stub::DrainWorker, drain, &drained).ok());
+  EXPECT_EQ(drained.worker().name(), "w1");
+  EXPECT_TRUE(drained.worker().cordoned());
+  EXPECT_NE(drained.worker().drain(), v1::DRAIN_STATE_UNSPECIFIED);
+  v1::UndrainWorkerRequest undrain;
+  undrain.set_group("g");
+  undrain.set_worker("w1");
+  v1::UndrainWorkerResponse undrained;
+  ASSERT_TRUE(Groups(&v1::GroupService::Stub::UndrainWorker, undrain, &undrained).ok());
+  EXPECT_FALSE(undrained.worker().cordoned());
+  EXPECT_EQ(undrained.worker().drain(), v1::DRAIN_STATE_UNSPECIFIED);
 }
 
 TEST_F(ServiceTest, PlansComeInPagesNewestFirst) {
@@ -483,6 +513,11 @@ TEST_F(ServiceTest, PlansComeInPagesNewestFirst) {
 
 TEST_F(ServiceTest, WithoutItsStoreNothingIsDecidedAndThenItIs) {
   FormGroup();
+  const auto channel = grpc::CreateChannel(daemon_->grpc_address(), grpc::InsecureChannelCredentials());
+  const auto health = [&](const std::string& service) {
+    return CheckHealth(channel, service, Clock::Real().Now() + absl::Minutes(1));
+  };
+  EXPECT_EQ(health("ballast.v1.GroupService"), absl::OkStatus());
   store_.broken = true;
   v1::PauseRequest pause;
   pause.set_group("g");
@@ -490,8 +525,11 @@ TEST_F(ServiceTest, WithoutItsStoreNothingIsDecidedAndThenItIs) {
   const grpc::Status status = Groups(&v1::GroupService::Stub::Pause, pause, &paused);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(status.error_message(), HasSubstr("store"));
+  EXPECT_EQ(health("ballast.v1.GroupService").code(), absl::StatusCode::kUnavailable) << "not ready";
+  EXPECT_EQ(health(""), absl::OkStatus()) << "but alive";
   store_.broken = false;
   AwaitGroup([](const v1::Group& g) { return g.paused(); });
+  EXPECT_EQ(health("ballast.v1.GroupService"), absl::OkStatus());
   EXPECT_TRUE(Groups(&v1::GroupService::Stub::Pause, pause, &paused).ok());
 }
 

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "controller/store/records.pb.h"
+#include "proto/base/release.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
@@ -23,6 +24,8 @@ constexpr int64_t kApplicationId = 0x424C5354;
 // kMigrations[v] leads from schema version v to v + 1.
 constexpr std::array<const char*, SqliteStore::kSchemaVersion> kMigrations = {
     "CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    // One row: the version of the program that opened the store last.
+    "CREATE TABLE program (version TEXT NOT NULL)",
 };
 
 // The first key after all that start with `prefix`; nothing when there is none.
@@ -100,7 +103,7 @@ absl::StatusOr<int64_t> SqliteStore::Pragma(const char* name) const {
   return sqlite3_column_int64(raw, 0);
 }
 
-absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::Open(const std::string& path, Schema schema) {
   sqlite3* db = nullptr;
   const int code = sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
   if (db == nullptr) return absl::UnavailableError(absl::StrCat("store ", path, ": out of memory"));
@@ -118,7 +121,8 @@ absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::Open(const std::string
   BALLAST_RETURN_IF_ERROR(store->Exec("PRAGMA journal_mode = WAL"));
   BALLAST_RETURN_IF_ERROR(store->Exec("PRAGMA synchronous = FULL"));
   BALLAST_RETURN_IF_ERROR(store->CheckIntegrity());
-  BALLAST_RETURN_IF_ERROR(store->Migrate());
+  if (schema == Schema::kAsIs) return store;
+  BALLAST_RETURN_IF_ERROR(store->Migrate(schema));
   BALLAST_RETURN_IF_ERROR(store->Prepare());
   return store;
 }
@@ -137,12 +141,28 @@ absl::Status SqliteStore::CheckIntegrity() {
   return absl::OkStatus();
 }
 
-absl::Status SqliteStore::Migrate() {
+std::string SqliteStore::WrittenBy() const {
+  sqlite3_stmt* raw = nullptr;
+  const int code = sqlite3_prepare_v2(db_, "SELECT version FROM program", -1, &raw, nullptr);
+  Statement statement(raw);
+  if (code != SQLITE_OK || sqlite3_step(raw) != SQLITE_ROW) return "";
+  return ColumnBlob(raw, 0);
+}
+
+absl::Status SqliteStore::Migrate(Schema schema) {
   BALLAST_ASSIGN_OR_RETURN(const int64_t found, Pragma("user_version"));
   if (found > kSchemaVersion) {
-    return absl::FailedPreconditionError(absl::StrCat("store ", path_, ": schema version ", found,
-                                                      " is newer than this program's ", kSchemaVersion,
-                                                      "; use the newer program"));
+    return absl::FailedPreconditionError(absl::StrCat("store ", path_, ": schema version ", found, ", of version ",
+                                                      WrittenBy(), ", is newer than this program's ", kSchemaVersion,
+                                                      "; use that version, or restore a backup of before: ", path_,
+                                                      ".schema-", kSchemaVersion, " is what the upgrade left"));
+  }
+  if (schema == Schema::kMigrate && found > 0 && found < kSchemaVersion) {
+    const std::string kept = absl::StrCat(path_, ".schema-", found);
+    // Of an upgrade that was rolled back.
+    std::error_code error;
+    std::filesystem::remove(kept, error);
+    BALLAST_RETURN_IF_ERROR(Copy(kept));
   }
   // Also takes the write lock where nothing is to be migrated.
   BALLAST_RETURN_IF_ERROR(Exec("BEGIN IMMEDIATE"));
@@ -151,6 +171,8 @@ absl::Status SqliteStore::Migrate() {
   }
   BALLAST_RETURN_IF_ERROR(Exec(absl::StrCat("PRAGMA application_id = ", kApplicationId).c_str()));
   BALLAST_RETURN_IF_ERROR(Exec(absl::StrCat("PRAGMA user_version = ", kSchemaVersion).c_str()));
+  BALLAST_RETURN_IF_ERROR(Exec("DELETE FROM program"));
+  BALLAST_RETURN_IF_ERROR(Exec(absl::StrCat("INSERT INTO program VALUES ('", Version(), "')").c_str()));
   return Exec("COMMIT");
 }
 
@@ -219,6 +241,10 @@ absl::StatusOr<std::vector<std::pair<std::string, std::string>>> SqliteStore::Li
 
 absl::Status SqliteStore::CopyTo(const std::string& path) {
   MutexLock lock(mu_);
+  return Copy(path);
+}
+
+absl::Status SqliteStore::Copy(const std::string& path) {
   if (std::filesystem::exists(path)) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
   // Written beside and renamed, so that a crash leaves no half copy under the name asked for.
   const std::string partial = absl::StrCat(path, ".partial");
@@ -247,7 +273,8 @@ absl::Status SqliteStore::CopyTo(const std::string& path) {
 
 absl::Status BackupStore(const std::string& store, const std::string& backup) {
   if (!std::filesystem::exists(store)) return absl::NotFoundError(absl::StrCat("there is no store ", store));
-  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<SqliteStore> source, SqliteStore::Open(store));
+  BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<SqliteStore> source,
+                           SqliteStore::Open(store, SqliteStore::Schema::kAsIs));
   return source->CopyTo(backup);
 }
 
@@ -256,18 +283,20 @@ absl::Status RestoreStore(const std::string& backup, const std::string& store, b
   if (std::filesystem::exists(store)) {
     if (!overwrite) return absl::AlreadyExistsError(absl::StrCat("store ", store, " exists"));
     // A damaged store may be replaced; one that is in use may not.
-    const absl::Status in_use = SqliteStore::Open(store).status();
+    const absl::Status in_use = SqliteStore::Open(store, SqliteStore::Schema::kAsIs).status();
     if (in_use.code() == absl::StatusCode::kFailedPrecondition) return in_use;
   }
   const std::string fresh = absl::StrCat(store, ".restored");
   std::error_code error;
   for (const char* suffix : {"", "-wal", "-shm"}) std::filesystem::remove(absl::StrCat(fresh, suffix), error);
   {
-    BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<SqliteStore> source, SqliteStore::Open(backup));
+    BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<SqliteStore> source,
+                             SqliteStore::Open(backup, SqliteStore::Schema::kAsIs));
     BALLAST_RETURN_IF_ERROR(source->CopyTo(fresh));
   }
   {
-    BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<SqliteStore> copy, SqliteStore::Open(fresh));
+    BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<SqliteStore> copy,
+                             SqliteStore::Open(fresh, SqliteStore::Schema::kMigrateAlone));
     BALLAST_ASSIGN_OR_RETURN(const std::optional<std::string> value, copy->Get("controller"));
     store::ControllerRecord record;
     if (value.has_value() && !record.ParseFromString(*value)) return absl::DataLossError("store: record 'controller'");

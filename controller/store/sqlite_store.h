@@ -17,13 +17,25 @@ namespace ballast {
 class SqliteStore final : public Store {
  public:
   // The layout of the tables; grows with each change, and Open migrates older ones in one transaction.
-  static constexpr int kSchemaVersion = 1;
+  static constexpr int kSchemaVersion = 2;
+
+  // What Open does about an older schema.
+  enum class Schema {
+    // Migrates it, and keeps the store as it was beside it, as PATH.schema-N: the way back to the program before.
+    kMigrate,
+    // Migrates it and keeps nothing.
+    kMigrateAlone,
+    // Leaves it, and newer ones too: for CopyTo.
+    kAsIs,
+  };
 
   // Opens `path`, or makes it (its folder must exist). Checks the whole file's integrity.
   //   InvalidArgument     the file is no Ballast store.
-  //   FailedPrecondition  another process has it open, or its schema is newer than kSchemaVersion (the message says
-  //   so). DataLoss            the file is damaged. Unavailable         it cannot be opened or made.
-  static absl::StatusOr<std::unique_ptr<SqliteStore>> Open(const std::string& path);
+  //   FailedPrecondition  another process has it open, or its schema is newer than kSchemaVersion: the message names
+  //                       the version that wrote it and the remedy.
+  //   DataLoss            the file is damaged.
+  //   Unavailable         it cannot be opened, made or copied.
+  static absl::StatusOr<std::unique_ptr<SqliteStore>> Open(const std::string& path, Schema schema = Schema::kMigrate);
   ~SqliteStore() override;
 
   absl::Status Apply(std::span<const StoreWrite> writes) override BALLAST_EXCLUDES(mu_);
@@ -39,7 +51,10 @@ class SqliteStore final : public Store {
   SqliteStore(std::string path, sqlite3* db) : path_(std::move(path)), db_(db) {}
   absl::Status Exec(const char* sql) const BALLAST_REQUIRES(mu_);
   absl::Status Prepare() BALLAST_REQUIRES(mu_);
-  absl::Status Migrate() BALLAST_REQUIRES(mu_);
+  absl::Status Migrate(Schema schema) BALLAST_REQUIRES(mu_);
+  // The version of the program that opened the store last; empty: schema 1 did not say.
+  std::string WrittenBy() const BALLAST_REQUIRES(mu_);
+  absl::Status Copy(const std::string& path) BALLAST_REQUIRES(mu_);
   absl::Status CheckIntegrity() BALLAST_REQUIRES(mu_);
   absl::StatusOr<int64_t> Pragma(const char* name) const BALLAST_REQUIRES(mu_);
   absl::Status Error(int code, std::string_view what) const BALLAST_REQUIRES(mu_);
@@ -51,7 +66,7 @@ class SqliteStore final : public Store {
   sqlite3_stmt* remove_ BALLAST_GUARDED_BY(mu_) = nullptr;
 };
 
-// Copies a store that no controller has open into a new file `backup`.
+// Copies a store that no controller has open into a new file `backup`, of whatever schema it is.
 //   FailedPrecondition  a controller has the store open.   NotFound  there is no store.   AlreadyExists  as CopyTo.
 absl::Status BackupStore(const std::string& store, const std::string& backup);
 

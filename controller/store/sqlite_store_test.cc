@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 
@@ -14,10 +15,12 @@
 #include "controller/store/term.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/base/release.h"
 
 namespace ballast {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -25,7 +28,8 @@ using ::testing::Pair;
 
 std::string NewPath(const std::string& name) {
   const std::string path = absl::StrCat(::testing::TempDir(), "/", getpid(), "-", name, ".db");
-  for (const char* suffix : {"", "-wal", "-shm", ".partial"}) std::filesystem::remove(absl::StrCat(path, suffix));
+  for (const char* suffix : {"", "-wal", "-shm", ".partial", ".schema-1"})
+    std::filesystem::remove(absl::StrCat(path, suffix));
   return path;
 }
 
@@ -102,7 +106,9 @@ TEST(SqliteStore, RefusesNewerSchemaAndStrangers) {
   ExecOn(path, absl::StrCat("PRAGMA user_version = ", SqliteStore::kSchemaVersion + 1));
   const absl::Status newer = SqliteStore::Open(path).status();
   EXPECT_EQ(newer.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(newer.message()), HasSubstr("newer"));
+  EXPECT_THAT(std::string(newer.message()),
+              AllOf(HasSubstr(absl::StrCat("of version ", Version(), ", is newer")), HasSubstr("use that version"),
+                    HasSubstr(absl::StrCat(path, ".schema-", SqliteStore::kSchemaVersion))));
 
   const std::string other = NewPath("other");
   ExecOn(other, "CREATE TABLE t (x)");
@@ -112,6 +118,37 @@ TEST(SqliteStore, RefusesNewerSchemaAndStrangers) {
   std::ofstream(text) << std::string(4096, 'x');
   EXPECT_EQ(SqliteStore::Open(text).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(SqliteStore::Open("/nonexistent/folder/x.db").status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(SqliteStore, MigratesSchema1AndKeepsItBeside) {
+  const std::string path = NewPath("schema1");
+  std::ifstream file("controller/store/testdata/schema1.sql");
+  const std::string sql((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  ExecOn(path, sql);
+  std::string kept;
+  {
+    const std::unique_ptr<SqliteStore> store = MustOpen(path);
+    ASSERT_NE(store, nullptr);
+    EXPECT_EQ(store->List("")->size(), 8u);
+    EXPECT_TRUE((*store->Get("group/g")).has_value());
+    ASSERT_TRUE(BeginTerm(*store).ok());
+  }
+  kept = path + ".schema-1";
+  ASSERT_TRUE(std::filesystem::exists(kept));
+  // What is left can be given back to the program before: still of its schema, and without what came after.
+  const std::string copy = NewPath("copy");
+  ASSERT_TRUE(BackupStore(kept, copy).ok());
+  ExecOn(copy, "CREATE TABLE program (version TEXT)");
+  ExecOn(copy, "DROP TABLE program");
+  // Opened again nothing is to be migrated, and nothing is kept.
+  std::filesystem::remove(kept);
+  MustOpen(path);
+  EXPECT_FALSE(std::filesystem::exists(kept));
+  // A restored one is migrated alone.
+  const std::string restored = NewPath("restored-schema1");
+  ASSERT_TRUE(RestoreStore(copy, restored, /*overwrite=*/false).ok());
+  EXPECT_TRUE((*MustOpen(restored)->Get("group/g")).has_value());
+  EXPECT_FALSE(std::filesystem::exists(restored + ".schema-1"));
 }
 
 TEST(SqliteStore, NoticesDamage) {

@@ -12,7 +12,7 @@
 namespace ballast {
 
 struct PlanningFacts {
-  // Every worker that holds replicas is in the view, none is leaving.
+  // Every worker that holds replicas is in the view, none is to go.
   bool group_complete = false;
   // Since when it is not; infinite future: it is.
   absl::Time incomplete_since = absl::InfiniteFuture();

@@ -5,7 +5,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "proto/base/version.h"
+#include "proto/base/release.h"
 #include "yaml-cpp/yaml.h"
 
 namespace ballast {
@@ -57,8 +57,6 @@ CLI::Validator Between(double least, double most) {
       },
       absl::StrCat("in [", least, " - ", most, "]"));
 }
-
-const char* Version() { return kVersion; }
 
 std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv) {
   std::string config;

@@ -22,9 +22,6 @@ std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv);
 // A check for numbers from `least` to `most`, which NaN is not: CLI::Range lets it pass.
 CLI::Validator Between(double least, double most);
 
-// This program's version, "0.1.0".
-const char* Version();
-
 }  // namespace ballast
 
 #endif  // BALLAST_PROTO_BASE_FLAGS_H_

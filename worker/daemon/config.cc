@@ -64,7 +64,9 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
   app.add_option("--view-patience", config.view_patience_seconds,
                  "Seconds that requests wait for a new view after a peer is lost")
       ->capture_default_str();
-  app.add_option("--drain-timeout", config.drain_timeout_seconds, "Seconds for requests to end after SIGTERM")
+  app.add_option(
+         "--drain-timeout", config.drain_timeout_seconds,
+         "Seconds that this worker goes on for after SIGTERM: its experts are moved to others, its requests end")
       ->capture_default_str();
   app.add_option("--log-format", config.log_format, "text or json")->capture_default_str();
   app.add_option("--log-level", config.log_level, "debug, info, warning or error")->capture_default_str();

@@ -4,8 +4,8 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "proto/base/flags.h"
 #include "proto/base/log.h"
+#include "proto/base/release.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {

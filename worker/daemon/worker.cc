@@ -97,6 +97,7 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   void Leave(const std::string& reason);
   void Prepare(PrepareMoves prepare);
   void Commit(Epoch epoch);
+  void NoteDrainState(const NoteDrain& drain) BALLAST_EXCLUDES(state_mu_);
   void StartReporting(absl::Duration interval);
   void Report();
 
@@ -104,6 +105,10 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   // Homes of tasks are where the placement in force has them, among the members of the view.
   void InstallHomes() BALLAST_EXCLUDES(state_mu_);
   void UpdateReadiness() BALLAST_EXCLUDES(state_mu_);
+  // This worker is to go, or is not: its requests go to others from now on, or no longer.
+  void UpdateAway() BALLAST_EXCLUDES(state_mu_);
+  // Blocks until the drain's state is one of `states`, this worker is in no view, or `deadline` comes.
+  void AwaitDrain(std::initializer_list<v1::DrainState> states, absl::Time deadline) BALLAST_EXCLUDES(state_mu_);
   int HeldReplicas() const;
 
   const WorkerConfig config_;
@@ -135,7 +140,10 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   v1::View view_ BALLAST_GUARDED_BY(state_mu_);
   int missing_ BALLAST_GUARDED_BY(state_mu_) = 0;
   bool installed_ BALLAST_GUARDED_BY(state_mu_) = false;
-  bool draining_ BALLAST_GUARDED_BY(state_mu_) = false;
+  // This process stops; and what the controller says of this worker's drain.
+  bool leaving_ BALLAST_GUARDED_BY(state_mu_) = false;
+  v1::DrainState drain_ BALLAST_GUARDED_BY(state_mu_) = v1::DRAIN_STATE_UNSPECIFIED;
+  CondVar drain_changed_;
   bool ready_ BALLAST_GUARDED_BY(state_mu_) = false;
 
   Mutex control_mu_;
@@ -306,16 +314,58 @@ void Worker::Impl::Stop() {
 
 bool Worker::Impl::Drain(const std::string& reason) {
   Log(Severity::kInfo, "draining", {{"reason", reason}, {"timeout_seconds", config_.drain_timeout_seconds}});
-  router_->Close();
-  model_->batcher->CloseAdmission(absl::UnavailableError("this worker is leaving; try another"));
   {
     MutexLock lock(state_mu_);
-    draining_ = true;
+    leaving_ = true;
   }
-  UpdateReadiness();
+  UpdateAway();
   Post([reason](SessionCore& core) { return core.OnLeaving(reason); });
   const absl::Time deadline = clock_.Now() + absl::Seconds(config_.drain_timeout_seconds);
-  return router_->AwaitIdle(clock_, deadline) && model_->batcher->AwaitIdle(deadline);
+  // Until the replicas are elsewhere, what no other worker takes is still run here.
+  AwaitDrain({v1::DRAIN_STATE_EMPTY, v1::DRAIN_STATE_STUCK, v1::DRAIN_STATE_OUT}, deadline);
+  model_->batcher->CloseAdmission(absl::UnavailableError("this worker is leaving; try another"));
+  const bool idle = model_->batcher->AwaitIdle(deadline) && router_->AwaitIdle(clock_, deadline);
+  // Others take steps with this worker until a view without it is issued.
+  AwaitDrain({v1::DRAIN_STATE_OUT}, deadline);
+  if (const int held = HeldReplicas(); held > 0) {
+    MutexLock lock(state_mu_);
+    if (drain_ != v1::DRAIN_STATE_OUT) {
+      Log(Severity::kWarning, "leaving with replicas: the group may miss experts until this worker is back",
+          {{"replicas", held}, {"drain", v1::DrainState_Name(drain_)}});
+    }
+  }
+  return idle;
+}
+
+void Worker::Impl::AwaitDrain(std::initializer_list<v1::DrainState> states, absl::Time deadline) {
+  MutexLock lock(state_mu_);
+  const auto there = [&]() BALLAST_REQUIRES(state_mu_) {
+    return view_.members().empty() || std::find(states.begin(), states.end(), drain_) != states.end();
+  };
+  while (!there() && clock_.WaitUntil(drain_changed_, state_mu_, deadline)) {
+  }
+}
+
+void Worker::Impl::NoteDrainState(const NoteDrain& drain) {
+  {
+    MutexLock lock(state_mu_);
+    if (drain.state == drain_) return;
+    drain_ = drain.state;
+    drain_changed_.NotifyAll();
+  }
+  Log(drain.state == v1::DRAIN_STATE_STUCK ? Severity::kWarning : Severity::kInfo, "drain",
+      {{"state", v1::DrainState_Name(drain.state)}, {"reason", drain.reason}});
+  UpdateAway();
+}
+
+void Worker::Impl::UpdateAway() {
+  bool away = false;
+  {
+    MutexLock lock(state_mu_);
+    away = leaving_ || drain_ == v1::DRAIN_STATE_MOVING || drain_ == v1::DRAIN_STATE_EMPTY;
+  }
+  router_->SetAway(away);
+  UpdateReadiness();
 }
 
 absl::Status Worker::Impl::Serving() {
@@ -340,7 +390,7 @@ void Worker::Impl::UpdateReadiness() {
   bool ready = false;
   {
     MutexLock lock(state_mu_);
-    ready = installed_ && missing_ == 0 && !draining_;
+    ready = installed_ && missing_ == 0 && !router_->away();
     if (ready == ready_) return;
     ready_ = ready;
     if (server_ != nullptr) server_->GetHealthCheckService()->SetServingStatus(kReadiness, ready);
@@ -369,6 +419,8 @@ void Worker::Impl::Do(SessionAction action) {
     Enqueue([this, sequence = forget->sequence] { reports_.Stored(sequence); });
   } else if (auto* loads = std::get_if<NotePeerLoads>(&action)) {
     router_->SetLoads(loads->ack);
+  } else if (auto* drain = std::get_if<NoteDrain>(&action)) {
+    NoteDrainState(*drain);
   } else if (auto* every = std::get_if<ReportEvery>(&action)) {
     Enqueue([this, interval = every->interval] { StartReporting(interval); });
   } else if (auto* give_up = std::get_if<GiveUp>(&action)) {
@@ -382,7 +434,8 @@ WorkerStats Worker::Impl::Stats() {
   metrics_->Requests(stats.running, stats.waiting, stats.kv_used_ratio);
   MutexLock lock(engine_mu_);
   return {.step = engine_ == nullptr ? 0 : engine_->last_step().value(),
-          .requests_running = stats.running,
+          // Others need this worker in the view until they have what they asked it for.
+          .requests_running = std::max(stats.running, service_->handed_in()),
           .requests_waiting = stats.waiting,
           .kv_cache_used_ratio = stats.kv_used_ratio};
 }
@@ -467,6 +520,7 @@ void Worker::Impl::Leave(const std::string& reason) {
     MutexLock lock(state_mu_);
     view_.Clear();
     installed_ = false;
+    drain_changed_.NotifyAll();
   }
   router_->Clear();
   UpdateReadiness();

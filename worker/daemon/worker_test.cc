@@ -1,6 +1,7 @@
 // One worker as a whole, under a controller that the test plays.
 #include "worker/daemon/worker.h"
 
+#include <atomic>
 #include <fstream>
 #include <set>
 #include <thread>
@@ -11,6 +12,7 @@
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/base/clock.h"
+#include "proto/base/health_client.h"
 #include "proto/placement/convert.h"
 #include "worker/session/fake_controller.h"
 
@@ -53,7 +55,7 @@ class WorkerTest : public ::testing::Test {
                         .capacity = 32,
                         .kv_blocks = 256,
                         .max_running = 16,
-                        .drain_timeout_seconds = 20};
+                        .drain_timeout_seconds = 3600};
     ASSERT_EQ(FinishConfig(config, "host", 1), absl::OkStatus());
     auto worker = Worker::Start(config, [](const absl::Status&) {});
     ASSERT_EQ(worker.status(), absl::OkStatus());
@@ -119,6 +121,23 @@ class WorkerTest : public ::testing::Test {
     request.set_max_tokens(max_tokens);
     request.set_ignore_eos(true);
     return request;
+  }
+
+  void SendDrain(v1::DrainState state) {
+    v1::ConnectResponse message;
+    message.mutable_drain_status()->set_term(1);
+    message.mutable_drain_status()->set_group("g");
+    message.mutable_drain_status()->set_state(state);
+    ASSERT_TRUE(controller_.Send(message));
+  }
+
+  // Of the readiness probe.
+  absl::Status Ready() {
+    return CheckHealth(grpc::CreateChannel(worker_->addresses().serving, grpc::InsecureChannelCredentials()),
+                       "ballast.v1.Inference", Clock::Real().Now() + absl::Minutes(1));
+  }
+  void AwaitReady(bool ready) {
+    while (Ready().ok() != ready) std::this_thread::yield();
   }
 
   FakeController controller_;
@@ -222,7 +241,10 @@ TEST_F(WorkerTest, CancelledByTheClient_ItsBlocksComeBack) {
     context.TryCancel();
     EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
   }
-  EXPECT_TRUE(worker_->Drain("test"));
+  std::thread drain([&] { EXPECT_TRUE(worker_->Drain("test")); });
+  EXPECT_TRUE(controller_.Await([](const v1::ConnectRequest& m) { return m.has_leaving(); }).has_value());
+  SendDrain(v1::DRAIN_STATE_OUT);
+  drain.join();
 }
 
 TEST_F(WorkerTest, Drain_FinishesWhatWasTaken) {
@@ -231,15 +253,48 @@ TEST_F(WorkerTest, Drain_FinishesWhatWasTaken) {
   grpc::ClientContext context;
   const auto reader = stub_->Generate(&context, Prompt(30));
   ASSERT_TRUE(reader->Read(&answer));
-  std::thread drain([&] { EXPECT_TRUE(worker_->Drain("test")); });
+  AwaitReady(true);
+  std::atomic<bool> ended{false};
+  std::thread drain([&] {
+    EXPECT_TRUE(worker_->Drain("test"));
+    ended = true;
+  });
+  EXPECT_TRUE(controller_.Await([](const v1::ConnectRequest& m) { return m.has_leaving(); }).has_value());
+  AwaitReady(false);
+  SendDrain(v1::DRAIN_STATE_MOVING);
+  v1::GenerateResponse taken;
+  EXPECT_TRUE(Generate(Prompt(3), taken).ok()) << "nobody else is there to take it, and this worker still serves";
+  SendDrain(v1::DRAIN_STATE_EMPTY);
   int tokens = answer.token_ids_size();
   while (reader->Read(&answer)) tokens += answer.token_ids_size();
   EXPECT_TRUE(reader->Finish().ok());
   EXPECT_EQ(tokens, 30);
-  drain.join();
-  EXPECT_TRUE(controller_.Await([](const v1::ConnectRequest& m) { return m.has_leaving(); }).has_value());
   v1::GenerateResponse refused;
-  EXPECT_EQ(Generate(Prompt(3), refused).error_code(), grpc::StatusCode::UNAVAILABLE);
+  grpc::Status status;
+  do {
+    status = Generate(Prompt(3), refused);
+  } while (status.ok());
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("leaving"));
+  EXPECT_FALSE(ended) << "it is still in the view";
+  SendDrain(v1::DRAIN_STATE_OUT);
+  drain.join();
+}
+
+TEST_F(WorkerTest, DrainedByAnOperator_IsNotReadyAndRunsOn) {
+  Form();
+  AwaitReady(true);
+  SendDrain(v1::DRAIN_STATE_MOVING);
+  AwaitReady(false);
+  SendDrain(v1::DRAIN_STATE_EMPTY);
+  v1::GenerateResponse answer;
+  EXPECT_TRUE(Generate(Prompt(3), answer).ok()) << "there is no other worker";
+  SendDrain(v1::DRAIN_STATE_STUCK);
+  AwaitReady(true);
+  SendDrain(v1::DRAIN_STATE_MOVING);
+  AwaitReady(false);
+  SendDrain(v1::DRAIN_STATE_UNSPECIFIED);
+  AwaitReady(true);
 }
 
 // An epoch with its replicas in other slots, brought in from the checkpoint, while a request goes on.

@@ -39,4 +39,16 @@ HomeChoice ChooseWorker(std::span<HomeTurn> homes, std::span<const WorkerLoad> l
   return {.worker = next->worker};
 }
 
+int ChooseOther(std::span<const WorkerLoad> loads, std::span<const uint8_t> full, std::span<const uint8_t> draining,
+                int self) {
+  int best = -1;
+  for (int w = 0; w < static_cast<int>(loads.size()); ++w) {
+    if (w == self || draining[w] != 0) continue;
+    if (best < 0 || full[w] < full[best] || (full[w] == full[best] && loads[w].requests < loads[best].requests)) {
+      best = w;
+    }
+  }
+  return best;
+}
+
 }  // namespace ballast

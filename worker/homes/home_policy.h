@@ -27,6 +27,8 @@ enum class RequestRoute {
   // Its homes are full: run here, or handed to a worker that has less to do.
   kSpilledHere,
   kSpilled,
+  // This worker is to go: handed to another.
+  kAway,
 };
 
 // When a worker counts as full, and when no longer: between the two it stays what it was, so that requests do not go to
@@ -68,6 +70,11 @@ struct HomeChoice {
 // homes: `self`. `full` [workers] is not 0 where IsFull.
 HomeChoice ChooseWorker(std::span<HomeTurn> homes, std::span<const WorkerLoad> loads, std::span<const uint8_t> full,
                         int self);
+
+// For a worker that gives its requests away: the one with the fewest requests, of those that are not full, else of all;
+// of equals the first. Those in `draining` [workers] and `self` do not count; -1: nobody is left.
+int ChooseOther(std::span<const WorkerLoad> loads, std::span<const uint8_t> full, std::span<const uint8_t> draining,
+                int self);
 
 }  // namespace ballast
 

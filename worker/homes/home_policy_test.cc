@@ -95,5 +95,23 @@ TEST(ChooseWorker, AHomeThatWasFullHasNothingToMakeUpFor) {
   EXPECT_EQ(given[1], 5);
 }
 
+TEST(ChooseOther, Table) {
+  const std::vector<WorkerLoad> loads = {{.requests = 1}, {.requests = 3}, {.requests = 2}, {.requests = 2}};
+  struct Case {
+    std::string name;
+    std::vector<uint8_t> full, draining;
+    int self, chosen;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"the least busy but for itself", {0, 0, 0, 0}, {0, 0, 0, 0}, 0, 2},
+           {"not one that is to go", {0, 0, 0, 0}, {0, 0, 1, 0}, 0, 3},
+           {"rather busy than full", {0, 0, 1, 1}, {0, 0, 0, 0}, 0, 1},
+           {"rather full than nobody", {1, 1, 1, 1}, {0, 0, 0, 0}, 2, 0},
+           {"nobody stays", {0, 0, 0, 0}, {1, 1, 0, 1}, 2, -1},
+       }) {
+    EXPECT_EQ(ChooseOther(loads, c.full, c.draining, c.self), c.chosen) << c.name;
+  }
+}
+
 }  // namespace
 }  // namespace ballast

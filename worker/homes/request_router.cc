@@ -87,6 +87,7 @@ void RequestRouter::SetLoads(const v1::HeartbeatAck& ack) {
   for (const v1::MemberLoad& load : ack.loads()) {
     for (Known& known : workers_) {
       if (known.peer == nullptr || known.peer->name() != load.worker()) continue;
+      known.draining = load.draining();
       known.heard = {.requests = load.requests_running() + load.requests_waiting(),
                      .waiting = load.requests_waiting(),
                      .kv_used_ratio = load.kv_cache_used_ratio()};
@@ -108,7 +109,8 @@ RequestRouter::Target RequestRouter::Route(std::string_view task) {
   auto homes = homes_.find(task);
   // Telemetry keeps so many tasks apart; the others have their homes together.
   if (homes == homes_.end() && !task.empty()) homes = homes_.find(LoadCounters::kOtherTasks);
-  if (homes == homes_.end() || homes->second.empty()) return {};
+  const bool homeless = homes == homes_.end() || homes->second.empty();
+  if (homeless && !away_) return {};
   std::vector<WorkerLoad> loads;
   double sum = 0;
   for (const Known& known : workers_) {
@@ -116,16 +118,38 @@ RequestRouter::Target RequestRouter::Route(std::string_view task) {
     sum += loads.back().requests;
   }
   std::vector<uint8_t> full;
+  std::vector<uint8_t> draining;
   for (size_t w = 0; w < workers_.size(); ++w) {
     workers_[w].full = IsFull(loads[w], sum / static_cast<double>(loads.size()), workers_[w].full, limits_);
     full.push_back(workers_[w].full);
+    draining.push_back(workers_[w].draining);
   }
+  if (away_) {
+    const int other = ChooseOther(loads, full, draining, self_);
+    return other < 0 ? Target{} : HandTo(workers_[other], RequestRoute::kAway);
+  }
+  // Who is to go counts as full.
+  for (size_t w = 0; w < full.size(); ++w) full[w] |= draining[w];
   const HomeChoice choice = ChooseWorker(homes->second, loads, full, self_);
   Known& chosen = workers_[choice.worker];
   if (chosen.peer == nullptr) return {.route = choice.spilled ? RequestRoute::kSpilledHere : RequestRoute::kHere};
-  ++chosen.handed;
+  return HandTo(chosen, choice.spilled ? RequestRoute::kSpilled : RequestRoute::kHome);
+}
+
+RequestRouter::Target RequestRouter::HandTo(Known& worker, RequestRoute route) {
+  ++worker.handed;
   ++handed_;
-  return {.route = choice.spilled ? RequestRoute::kSpilled : RequestRoute::kHome, .peer = chosen.peer};
+  return {.route = route, .peer = worker.peer};
+}
+
+void RequestRouter::SetAway(bool away) {
+  MutexLock lock(mu_);
+  away_ = away;
+}
+
+bool RequestRouter::away() const {
+  MutexLock lock(mu_);
+  return away_;
 }
 
 void RequestRouter::Ended(const Peer& peer) {

@@ -80,6 +80,10 @@ class RequestRouter {
   // A task without homes of its own goes to those of the tasks that telemetry pools, if there are any; unlabelled
   // requests (an empty task) are a task of their own.
   Target Route(std::string_view task) BALLAST_EXCLUDES(mu_);
+  // Whether this worker is to go: then every request is handed to another, if there is one that stays, and one that
+  // another hands over is not for this worker.
+  void SetAway(bool away) BALLAST_EXCLUDES(mu_);
+  bool away() const BALLAST_EXCLUDES(mu_);
   // A request that Route gave to `peer` has ended there, or came back.
   void Ended(const Peer& peer) BALLAST_EXCLUDES(mu_);
 
@@ -94,20 +98,24 @@ class RequestRouter {
     // As heard last; whether it is to be spared.
     WorkerLoad heard;
     bool full = false;
+    // It is to go.
+    bool draining = false;
     // Requests of this worker that are there now, and that were when its load was heard.
     int handed = 0;
     int handed_when_heard = 0;
   };
 
   WorkerLoad LoadOf(const Known& worker) const BALLAST_REQUIRES(mu_);
+  Target HandTo(Known& worker, RequestRoute route) BALLAST_REQUIRES(mu_);
 
   const std::string own_name_;
   const MakeStub make_stub_;
   const std::function<WorkerLoad()> own_load_;
   const SpillLimits limits_;
 
-  Mutex mu_;
+  mutable Mutex mu_;
   CondVar idle_;
+  bool away_ BALLAST_GUARDED_BY(mu_) = false;
   bool closed_ BALLAST_GUARDED_BY(mu_) = false;
   // By rank.
   std::vector<Known> workers_ BALLAST_GUARDED_BY(mu_);

@@ -48,11 +48,10 @@ class RequestRouterTest : public ::testing::Test {
   std::string Next(const std::string& task) {
     const RequestRouter::Target target = router_.Route(task);
     if (target.peer != nullptr) handed_.push_back(target.peer);
-    static const std::map<RequestRoute, std::string> names = {{RequestRoute::kNone, "none"},
-                                                              {RequestRoute::kHere, "here"},
-                                                              {RequestRoute::kHome, "home"},
-                                                              {RequestRoute::kSpilledHere, "spilled here"},
-                                                              {RequestRoute::kSpilled, "spilled"}};
+    static const std::map<RequestRoute, std::string> names = {
+        {RequestRoute::kNone, "none"},       {RequestRoute::kHere, "here"},
+        {RequestRoute::kHome, "home"},       {RequestRoute::kSpilledHere, "spilled here"},
+        {RequestRoute::kSpilled, "spilled"}, {RequestRoute::kAway, "away"}};
     return names.at(target.route) + (target.peer == nullptr ? "" : " " + target.peer->name());
   }
 
@@ -149,6 +148,35 @@ TEST_F(RequestRouterTest, ANewView_LosesWhoIsGoneOrCameBack) {
   // Ends of requests with lost peers are still counted.
   for (const auto& peer : handed_) router_.Ended(*peer);
   EXPECT_TRUE(router_.AwaitIdle(Clock::Real(), absl::InfiniteFuture()));
+}
+
+TEST_F(RequestRouterTest, Away_EveryRequestIsAnothersThatStays) {
+  v1::HeartbeatAck heard = Load("w1", 1);
+  heard.MergeFrom(Load("w2", 2));
+  heard.MergeFrom(Load("w3", 0));
+  heard.mutable_loads(2)->set_draining(true);
+  router_.SetLoads(heard);
+  EXPECT_FALSE(router_.away());
+  router_.SetAway(true);
+  EXPECT_TRUE(router_.away());
+  EXPECT_EQ(Next("b"), "away w1") << "this worker is its home, and w3 has less to do but is to go";
+  EXPECT_EQ(Next("unknown"), "away w1") << "as many as w2";
+  EXPECT_EQ(Next(""), "away w2");
+  for (int w = 0; w < 2; ++w) heard.mutable_loads(w)->set_draining(true);
+  router_.SetLoads(heard);
+  EXPECT_EQ(Next("a"), "none") << "nobody stays";
+  router_.SetAway(false);
+  EXPECT_EQ(Next("b"), "here");
+}
+
+TEST_F(RequestRouterTest, WhoIsToGoIsNoHome) {
+  v1::HeartbeatAck heard = Load("w1", 0);
+  heard.mutable_loads(0)->set_draining(true);
+  router_.SetLoads(heard);
+  EXPECT_EQ(Next("a"), "spilled here");
+  heard.mutable_loads(0)->set_draining(false);
+  router_.SetLoads(heard);
+  EXPECT_EQ(Next("a"), "home w1");
 }
 
 TEST_F(RequestRouterTest, Closed_EveryRequestIsThisWorkers) {

@@ -327,6 +327,42 @@ TEST_F(HandoverTest, ARequestThatWasHandedOver_IsNotHandedOn) {
   EXPECT_TRUE(NextRecord().handed_in);
 }
 
+TEST_F(HandoverTest, OfAWorkerThatIsToGo_EveryRequestIsAnothers) {
+  router_->SetAway(true);
+  for (const char* task : {"far", "near", "unknown"}) {
+    home_.script = Answers({101, 102});
+    const Answer answer = Generate(Prompt(task));
+    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_THAT(answer.tokens, ElementsAre(101, 102));
+    EXPECT_EQ(NextRecord().route, RequestRoute::kAway);
+  }
+  home_.script = Fails(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
+  EXPECT_THAT(Generate(Prompt("near")).tokens, ElementsAre(8, 9, 10, 11)) << "rather here than refused";
+  EXPECT_TRUE(NextRecord().came_back);
+  grpc::ClientContext context;
+  context.AddMetadata(kHandedOverBy, "w7");
+  const Answer refused = Generate(Prompt("near"), context);
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE) << "w7 stays, and runs it";
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("worker w0 is to go"));
+}
+
+TEST_F(HandoverTest, WhatOthersHandOver_IsCountedUntilItIsAnswered) {
+  // No step is run, so requests end when they are cancelled and not before.
+  steps_.reset();
+  batcher_->set_notify(nullptr);
+  for (const bool handed_in : {true, false}) {
+    grpc::ClientContext context;
+    if (handed_in) context.AddMetadata(kHandedOverBy, "w7");
+    std::thread client([&] { Generate(Prompt("near"), context); });
+    while (batcher_->AwaitIdle(absl::InfinitePast())) std::this_thread::yield();
+    EXPECT_EQ(service_->handed_in(), handed_in ? 1 : 0);
+    context.TryCancel();
+    client.join();
+    while (service_->handed_in() > 0) std::this_thread::yield();
+    if (handed_in) batcher_->NoView(absl::UnavailableError("the test goes on"));
+  }
+}
+
 TEST_F(HandoverTest, WhatTheHomeDoesNotRun_IsRunHereOnce) {
   for (const auto& [code, message] : {std::pair(grpc::StatusCode::UNAVAILABLE, "this worker is leaving"),
                                       {grpc::StatusCode::RESOURCE_EXHAUSTED, "the queue is full"},

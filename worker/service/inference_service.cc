@@ -1,5 +1,6 @@
 #include "worker/service/inference_service.h"
 
+#include <atomic>
 #include <optional>
 #include <random>
 #include <utility>
@@ -91,6 +92,30 @@ class Submission {
   bool cancelled_ BALLAST_GUARDED_BY(mu_) = false;
 };
 
+// Whether the request may be run here or handed over.
+absl::Status Admit(const InferenceServiceOptions& options, bool handed_in) {
+  if (handed_in && options.router != nullptr && options.router->away()) {
+    return absl::UnavailableError(absl::StrCat("worker ", options.worker, " is to go"));
+  }
+  return options.serving();
+}
+
+// Counts a call from another worker until it is over.
+class HandedInCount {
+ public:
+  HandedInCount(std::atomic<int>& count, bool handed_in) : count_(handed_in ? &count : nullptr) {
+    if (count_ != nullptr) ++*count_;
+  }
+  ~HandedInCount() {
+    if (count_ != nullptr) --*count_;
+  }
+  HandedInCount(const HandedInCount&) = delete;
+  HandedInCount& operator=(const HandedInCount&) = delete;
+
+ private:
+  std::atomic<int>* const count_;
+};
+
 absl::Status ClientGone() { return absl::CancelledError("the client went away, or its deadline passed"); }
 
 // Between a call, whose reactor gRPC destroys when the call is over, and the batcher, which may hold the request
@@ -101,7 +126,8 @@ class GenerateCall final : public RequestSink,
  public:
   class Reactor final : public grpc::ServerWriteReactor<v1::GenerateResponse> {
    public:
-    explicit Reactor(std::shared_ptr<GenerateCall> call) : call_(std::move(call)) {}
+    Reactor(std::shared_ptr<GenerateCall> call, std::atomic<int>& handed_in)
+        : call_(std::move(call)), count_(handed_in, call_->handed_in_) {}
     void OnWriteDone(bool ok) override { call_->OnWriteDone(ok); }
     void OnCancel() override { call_->OnCancel(); }
     void OnDone() override {
@@ -111,6 +137,7 @@ class GenerateCall final : public RequestSink,
 
    private:
     const std::shared_ptr<GenerateCall> call_;
+    const HandedInCount count_;
   };
 
   GenerateCall(Batcher& batcher, const InferenceServiceOptions& options, const v1::GenerateRequest& request,
@@ -128,16 +155,17 @@ class GenerateCall final : public RequestSink,
   }
 
   // Makes the reactor, and sends the request on its way or ends the call with the reason why not. `batched` is made of
-  // `request`.
-  Reactor* Start(const v1::GenerateRequest& request, absl::StatusOr<BatchedRequest> batched) BALLAST_EXCLUDES(mu_) {
-    auto* reactor = new Reactor(shared_from_this());
+  // `request`; `handed_in` counts the call if another worker handed it over.
+  Reactor* Start(const v1::GenerateRequest& request, absl::StatusOr<BatchedRequest> batched,
+                 std::atomic<int>& handed_in) BALLAST_EXCLUDES(mu_) {
+    auto* reactor = new Reactor(shared_from_this(), handed_in);
     {
       MutexLock lock(mu_);
       reactor_ = reactor;
       if (batched.ok()) record_.prompt_tokens = static_cast<int>(batched->spec.tokens.size());
     }
     absl::Status status = batched.status();
-    if (status.ok()) status = options_.serving();
+    if (status.ok()) status = Admit(options_, handed_in_);
     if (status.ok()) status = Send(request, *std::move(batched));
     if (!status.ok()) OnEnd(status, FinishKind::kFailed);
     return reactor;
@@ -327,12 +355,14 @@ class ScoreCall final : public RequestSink, public RemoteScoreSink, public std::
  public:
   class Reactor final : public grpc::ServerUnaryReactor {
    public:
-    explicit Reactor(std::shared_ptr<ScoreCall> call) : call_(std::move(call)) {}
+    Reactor(std::shared_ptr<ScoreCall> call, std::atomic<int>& handed_in)
+        : call_(std::move(call)), count_(handed_in, call_->handed_in_) {}
     void OnCancel() override { call_->OnCancel(); }
     void OnDone() override { delete this; }
 
    private:
     const std::shared_ptr<ScoreCall> call_;
+    const HandedInCount count_;
   };
 
   // `response` is the call's: it is written until the call is finished, not later.
@@ -344,14 +374,15 @@ class ScoreCall final : public RequestSink, public RemoteScoreSink, public std::
   }
 
   // As GenerateCall::Start.
-  Reactor* Start(const v1::ScoreRequest& request, absl::StatusOr<BatchedRequest> batched) BALLAST_EXCLUDES(mu_) {
-    auto* reactor = new Reactor(shared_from_this());
+  Reactor* Start(const v1::ScoreRequest& request, absl::StatusOr<BatchedRequest> batched, std::atomic<int>& handed_in)
+      BALLAST_EXCLUDES(mu_) {
+    auto* reactor = new Reactor(shared_from_this(), handed_in);
     {
       MutexLock lock(mu_);
       reactor_ = reactor;
     }
     absl::Status status = batched.status();
-    if (status.ok()) status = options_.serving();
+    if (status.ok()) status = Admit(options_, handed_in_);
     if (status.ok()) status = Send(request, *std::move(batched));
     if (!status.ok()) OnEnd(status, FinishKind::kFailed);
     return reactor;
@@ -456,13 +487,13 @@ InferenceService::InferenceService(Batcher& batcher, InferenceServiceOptions opt
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                                            const v1::GenerateRequest* request) {
   return std::make_shared<GenerateCall>(batcher_, options_, *request, HandedIn(*context))
-      ->Start(*request, ToBatched(*request, options_.rules, DeadlineOf(*context), FreshSeed()));
+      ->Start(*request, ToBatched(*request, options_.rules, DeadlineOf(*context), FreshSeed()), handed_in_);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
                                                   v1::ScoreResponse* response) {
   return std::make_shared<ScoreCall>(batcher_, options_, *request, *response, HandedIn(*context))
-      ->Start(*request, ToBatched(*request, options_.rules, DeadlineOf(*context)));
+      ->Start(*request, ToBatched(*request, options_.rules, DeadlineOf(*context)), handed_in_);
 }
 
 }  // namespace ballast

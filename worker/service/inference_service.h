@@ -2,6 +2,7 @@
 #ifndef BALLAST_WORKER_SERVICE_INFERENCE_SERVICE_H_
 #define BALLAST_WORKER_SERVICE_INFERENCE_SERVICE_H_
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -48,6 +49,8 @@ struct InferenceServiceOptions {
 
 // Calls are reactions: a request holds no thread, and a client that goes away is noticed when the connection says so.
 //
+// A worker that is to go refuses what another hands over with UNAVAILABLE; that one runs it.
+//
 // A request that the router gives to another worker is checked here and run there. Deadline and cancellation go with
 // it, and a request that was handed over is not handed on. One that the other worker could not run (it cannot be
 // reached, is leaving, is full) is run here, unless its first token is out: then it ends with UNAVAILABLE. Either way
@@ -57,6 +60,10 @@ class InferenceService final : public v1::Inference::CallbackService {
  public:
   InferenceService(Batcher& batcher, InferenceServiceOptions options);
 
+  // Calls that other workers handed over and that have not been answered to the end: those workers need this one in the
+  // view. Any thread.
+  int handed_in() const { return handed_in_; }
+
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                            const v1::GenerateRequest* request) override;
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
@@ -65,6 +72,7 @@ class InferenceService final : public v1::Inference::CallbackService {
  private:
   Batcher& batcher_;
   const InferenceServiceOptions options_;
+  std::atomic<int> handed_in_{0};
 };
 
 }  // namespace ballast

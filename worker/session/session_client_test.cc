@@ -53,6 +53,7 @@ class SessionClientTest : public ::testing::Test {
     v1::Hello hello;
     hello.set_worker("w0");
     hello.set_group("g");
+    hello.set_version("0.1.0");
     client_ = std::make_unique<SessionClient>(*stub_, hello, SessionOptions{.min_backoff = absl::Milliseconds(10)},
                                               handler_, Clock::Real());
   }

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
+#include "proto/base/release.h"
 #include "proto/placement/convert.h"
 
 namespace ballast {
@@ -159,6 +160,13 @@ SessionActions SessionCore::OnMessage(const v1::ConnectResponse& message, absl::
       actions.push_back(AbortEpoch{Epoch(command.epoch()), command.reason()});
       return actions;
     }
+    case v1::ConnectResponse::kDrainStatus: {
+      const v1::DrainStatus& status = message.drain_status();
+      if (!Obey(status.term(), status.group(), "DrainStatus")) return {};
+      SessionActions actions;
+      actions.push_back(NoteDrain{status.state(), status.reason()});
+      return actions;
+    }
     case v1::ConnectResponse::MESSAGE_NOT_SET:
       // A newer controller's message that this worker does not know.
       return {};
@@ -172,6 +180,15 @@ SessionActions SessionCore::OnWelcome(const v1::Welcome& welcome, absl::Time now
     actions.push_back(CloseStream{
         absl::StrCat("the controller's term is ", welcome.term(), "; this worker has obeyed ", term_.value())});
     Retry(now, NextBackoff());
+    return actions;
+  }
+  // Controllers before 0.1.0 do not say theirs.
+  if (const absl::Status skew =
+          welcome.version().empty() ? absl::OkStatus() : CheckSkew(hello_.version(), welcome.version());
+      !skew.ok()) {
+    Log(Severity::kError, "the controller's version does not fit this worker's; retrying slowly", {{"status", skew}});
+    actions.push_back(CloseStream{std::string(skew.message())});
+    Retry(now, options_.refused_backoff);
     return actions;
   }
   term_ = Term(welcome.term());

@@ -33,7 +33,7 @@ struct SessionOptions {
   // than an eighth of the lease, once it is known: a controller that restarts counts it anew and must be found in time.
   absl::Duration min_backoff = absl::Milliseconds(100);
   absl::Duration max_backoff = absl::Seconds(1);
-  // After FAILED_PRECONDITION: an operator must act first.
+  // After FAILED_PRECONDITION, or a controller of a version too far off: an operator must act first.
   absl::Duration refused_backoff = absl::Seconds(10);
   // An attempt without Welcome ends after this.
   absl::Duration greeting_timeout = absl::Seconds(5);
@@ -99,6 +99,11 @@ struct ForgetReports {
 struct NotePeerLoads {
   v1::HeartbeatAck ack;
 };
+// How far this worker's drain is; UNSPECIFIED: it is not to go.
+struct NoteDrain {
+  v1::DrainState state = v1::DRAIN_STATE_UNSPECIFIED;
+  std::string reason;
+};
 // A session began: send the reports that are not stored, and report every `interval`.
 struct ReportEvery {
   absl::Duration interval;
@@ -110,13 +115,13 @@ struct GiveUp {
 
 using SessionAction =
     std::variant<OpenStream, CloseStream, SendMessage, LoadReplicas, JoinView, LeaveView, PrepareMoves, CommitEpoch,
-                 AbortEpoch, ForgetReports, NotePeerLoads, ReportEvery, GiveUp>;
+                 AbortEpoch, ForgetReports, NotePeerLoads, NoteDrain, ReportEvery, GiveUp>;
 using SessionActions = std::vector<SessionAction>;
 
 // Pure: no clock, no stream. Used by one thread.
 class SessionCore {
  public:
-  // `hello` holds what does not change: names, model, fingerprints, slots, addresses, report_stream.
+  // `hello` holds what does not change: names, model, fingerprints, slots, addresses, report_stream, version.
   SessionCore(v1::Hello hello, const SessionOptions& options) : hello_(std::move(hello)), options_(options) {}
 
   // Timers: attempts, heartbeats, silence. Call at the start and whenever next_tick() has come.

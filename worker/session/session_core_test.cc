@@ -19,6 +19,7 @@ v1::Hello BaseHello() {
   hello.set_worker("w0");
   hello.set_group("g");
   hello.set_report_stream(77);
+  hello.set_version("1.3.0");
   return hello;
 }
 
@@ -124,6 +125,9 @@ std::string Show(const SessionActions& actions) {
     std::string operator()(const AbortEpoch& a) const { return "abort" + std::to_string(a.epoch.value()); }
     std::string operator()(const ForgetReports& a) const { return "forget" + std::to_string(a.sequence); }
     std::string operator()(const NotePeerLoads& a) const { return "loads(" + a.ack.loads(0).worker() + ")"; }
+    std::string operator()(const NoteDrain& a) const {
+      return "drain(" + v1::DrainState_Name(a.state) + a.reason + ")";
+    }
     std::string operator()(const ReportEvery&) const { return "report"; }
     std::string operator()(const GiveUp&) const { return "give-up"; }
   };
@@ -426,6 +430,35 @@ TEST_F(SessionCoreTest, Leaving_IsSaidInEverySession) {
   EXPECT_THAT(core_.OnLeaving("drain"), IsEmpty());
   TickWhenDue();
   EXPECT_EQ(Show(Receive(Welcome())), "leaving report");
+}
+
+TEST_F(SessionCoreTest, DrainStatus_IsPassedOnUnlessItsTermIsOld) {
+  Greet();
+  v1::ConnectResponse message;
+  message.mutable_drain_status()->set_term(3);
+  message.mutable_drain_status()->set_group("g");
+  message.mutable_drain_status()->set_state(v1::DRAIN_STATE_STUCK);
+  message.mutable_drain_status()->set_reason(": full");
+  EXPECT_EQ(Show(Receive(message)), "drain(DRAIN_STATE_STUCK: full)");
+  message.mutable_drain_status()->set_term(2);
+  EXPECT_THAT(Receive(message), IsEmpty());
+}
+
+TEST_F(SessionCoreTest, AControllerTooFarOffIsNotObeyed) {
+  TickWhenDue();
+  v1::ConnectResponse welcome = Welcome();
+  welcome.mutable_welcome()->set_version("1.5.0");
+  EXPECT_EQ(Show(Receive(welcome)), "close");
+  EXPECT_FALSE(core_.in_session());
+  EXPECT_EQ(core_.next_tick(), now_ + SessionOptions{}.refused_backoff);
+  for (const char* version : {"1.4.0", "1.3.9", "1.2.1", ""}) {
+    now_ = core_.next_tick();
+    TickWhenDue();
+    welcome.mutable_welcome()->set_version(version);
+    Receive(welcome);
+    EXPECT_TRUE(core_.in_session()) << version;
+    Close(absl::StatusCode::kUnavailable);
+  }
 }
 
 }  // namespace

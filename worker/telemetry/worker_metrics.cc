@@ -138,6 +138,9 @@ void WorkerMetrics::RequestRouted(const std::string& task, RequestRoute route, b
     case RequestRoute::kSpilled:
       name = "spilled";
       break;
+    case RequestRoute::kAway:
+      name = "away";
+      break;
   }
   MutexLock lock(mu_);
   const std::vector<std::string> labels = {TaskLabel(task), name, came_back ? "came_back" : CodeLabel(code)};
