@@ -1,6 +1,7 @@
 #include "tests/cluster/cluster.h"
 
 #include <signal.h>
+#include <sys/wait.h>
 
 #include <fstream>
 #include <functional>
@@ -9,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "grpcpp/grpcpp.h"
 #include "proto/base/clock.h"
+#include "proto/base/health_client.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
@@ -43,7 +45,7 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterOptions options) 
   }
   std::unique_ptr<Cluster> cluster(new Cluster(std::move(options)));
   BALLAST_ASSIGN_OR_RETURN(cluster->security_, TransportSecurity::Create(cluster->options_.tls, Clock::Real().Now()));
-  BALLAST_RETURN_IF_ERROR(cluster->StartController("127.0.0.1:0", "127.0.0.1:0"));
+  BALLAST_RETURN_IF_ERROR(cluster->StartController("127.0.0.1:0", "127.0.0.1:0", cluster->options_.environment));
   const auto channel = cluster->OpenChannel(cluster->controller_address_);
   cluster->groups_ = v1::GroupService::NewStub(channel);
   cluster->plans_ = v1::PlanService::NewStub(channel);
@@ -60,21 +62,25 @@ Cluster::~Cluster() {
   }
 }
 
-absl::Status Cluster::StartController(const std::string& listen, const std::string& metrics_listen) {
+absl::Status Cluster::StartController(const std::string& listen, const std::string& metrics_listen,
+                                      const std::map<std::string, std::string>& environment) {
   std::vector<std::string> argv = {options_.controller_binary, "--listen=" + listen,
                                    "--metrics-listen=" + metrics_listen, "--store=" + store_path()};
   for (const std::string& group : options_.groups) argv.push_back("--group=" + group);
   AddTlsFlags(argv);
   argv.insert(argv.end(), options_.controller_flags.begin(), options_.controller_flags.end());
-  BALLAST_ASSIGN_OR_RETURN(controller_,
-                           Process::Start(argv, options_.directory + "/controller.log", options_.environment));
+  BALLAST_ASSIGN_OR_RETURN(controller_, Process::Start(argv, options_.directory + "/controller.log", environment));
   BALLAST_ASSIGN_OR_RETURN(auto ready, controller_->AwaitReady(kStartTimeout));
   controller_address_ = ready["grpc"];
   controller_metrics_ = ready["metrics"];
   return absl::OkStatus();
 }
 
-absl::Status Cluster::RestartController() { return StartController(controller_address_, controller_metrics_); }
+absl::Status Cluster::RestartController() { return RestartController(options_.environment); }
+
+absl::Status Cluster::RestartController(const std::map<std::string, std::string>& environment) {
+  return StartController(controller_address_, controller_metrics_, environment);
+}
 
 absl::Status Cluster::StartWorker(const WorkerOptions& options) { return StartWorkers({options}); }
 
@@ -94,9 +100,10 @@ absl::Status Cluster::StartWorkers(const std::vector<WorkerOptions>& options) {
     AddTlsFlags(argv);
     if (o.slots > 0) argv.push_back(absl::StrCat("--slots=", o.slots));
     argv.insert(argv.end(), o.extra_flags.begin(), o.extra_flags.end());
-    BALLAST_ASSIGN_OR_RETURN(
-        workers_[o.name].process,
-        Process::Start(argv, absl::StrCat(options_.directory, "/", o.name, ".log"), options_.environment));
+    std::map<std::string, std::string> environment = o.environment;
+    environment.insert(options_.environment.begin(), options_.environment.end());
+    BALLAST_ASSIGN_OR_RETURN(workers_[o.name].process,
+                             Process::Start(argv, absl::StrCat(options_.directory, "/", o.name, ".log"), environment));
   }
   for (const WorkerOptions& o : options) {
     Worker& worker = workers_[o.name];
@@ -115,6 +122,53 @@ void Cluster::KillWorker(const std::string& name) {
 void Cluster::KillController() {
   controller_->Signal(SIGKILL);
   controller_->Wait(absl::Seconds(10)).IgnoreError();
+}
+
+absl::Status Cluster::StopController() {
+  controller_->Signal(SIGTERM);
+  return controller_->Wait(kStartTimeout).status();
+}
+
+int Cluster::Ctl(std::vector<std::string> arguments, std::string* text) {
+  std::vector<std::string> argv = {"/bin/sh", "-c", "exec \"$0\" \"$@\" >&2", options_.ctl_binary,
+                                   "--controller=" + controller_address_};
+  AddTlsFlags(argv);
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
+  const std::string log = absl::StrCat(options_.directory, "/ctl", ++ctl_runs_, ".log");
+  const auto process = Process::Start(argv, log, options_.environment);
+  if (!process.ok()) {
+    *text = process.status().ToString();
+    return -1;
+  }
+  const auto status = (*process)->Wait(absl::Minutes(5));
+  *text = TailOfFile(log);
+  return status.ok() && WIFEXITED(*status) ? WEXITSTATUS(*status) : -1;
+}
+
+absl::Status Cluster::AwaitHealth(const std::string& worker, const std::string& service, bool serving,
+                                  absl::Duration timeout) {
+  const absl::Time deadline = Clock::Real().Now() + timeout;
+  const auto channel = OpenChannel(worker_address(worker));
+  while (CheckHealth(channel, service, deadline).ok() != serving) {
+    if (Clock::Real().Now() >= deadline) {
+      return absl::DeadlineExceededError(absl::StrCat(worker, ": ", service, serving ? " does not serve" : " serves"));
+    }
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::AwaitLog(const std::string& worker, const std::string& text, absl::Duration timeout) {
+  const absl::Time deadline = Clock::Real().Now() + timeout;
+  const std::string& path = workers_.at(worker).process->log_path();
+  while (TailOfFile(path).find(text) == std::string::npos) {
+    if (Clock::Real().Now() >= deadline) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("'", text, "' is not in the log of ", worker, ":\n", TailOfFile(path)));
+    }
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  return absl::OkStatus();
 }
 
 std::unique_ptr<v1::Inference::Stub> Cluster::inference(const std::string& worker) const {

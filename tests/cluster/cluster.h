@@ -25,11 +25,14 @@ struct WorkerOptions {
   int slots = 0;
   int compute_threads = 1;
   std::vector<std::string> extra_flags;
+  // Beside the cluster's.
+  std::map<std::string, std::string> environment;
 };
 
 struct ClusterOptions {
   std::string controller_binary;
   std::string worker_binary;
+  std::string ctl_binary;
   // A Hugging Face checkpoint's folder.
   std::string model;
   // For the store, the secret and the logs; must exist.
@@ -57,12 +60,16 @@ class Cluster {
   // Starts several at once: loading overlaps.
   absl::Status StartWorkers(const std::vector<WorkerOptions>& options);
   // The controller again, on its old address and store, after it was killed.
+  // Another environment than the cluster's may be given.
   absl::Status RestartController();
+  absl::Status RestartController(const std::map<std::string, std::string>& environment);
 
   Process& controller() { return *controller_; }
   Process& worker(const std::string& name) { return *workers_.at(name).process; }
   void KillWorker(const std::string& name);
   void KillController();
+  // SIGTERM, and waits for its end.
+  absl::Status StopController();
 
   // The controller's store; to be opened while it is dead.
   std::string store_path() const { return options_.directory + "/controller.db"; }
@@ -76,6 +83,14 @@ class Cluster {
   v1::PlanService::Stub& plans() { return *plans_; }
   // A stub on a channel of its own.
   std::unique_ptr<v1::Inference::Stub> inference(const std::string& worker) const;
+
+  // ballastctl's exit status, with --controller and --tls-* given; -1: it did not exit. What it printed is in `text`.
+  int Ctl(std::vector<std::string> arguments, std::string* text);
+  // Until the worker's health service says of `service` that it serves, or does not, or cannot be asked.
+  absl::Status AwaitHealth(const std::string& worker, const std::string& service, bool serving, absl::Duration timeout);
+
+  // Until the worker's log has `text`.
+  absl::Status AwaitLog(const std::string& worker, const std::string& text, absl::Duration timeout);
 
   // Watches the group until `done` says so. DeadlineExceeded shows the last state seen. A controller that is down in
   // between is waited for.
@@ -92,12 +107,14 @@ class Cluster {
   };
 
   explicit Cluster(ClusterOptions options) : options_(std::move(options)) {}
-  absl::Status StartController(const std::string& listen, const std::string& metrics_listen);
+  absl::Status StartController(const std::string& listen, const std::string& metrics_listen,
+                               const std::map<std::string, std::string>& environment);
   void AddTlsFlags(std::vector<std::string>& argv) const;
   std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) const;
 
   const ClusterOptions options_;
   TransportSecurity security_;
+  int ctl_runs_ = 0;
   std::unique_ptr<Process> controller_;
   std::string controller_address_;
   std::string controller_metrics_;

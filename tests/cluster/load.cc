@@ -77,6 +77,11 @@ void LoadGenerator::SetStub(const std::string& worker, std::shared_ptr<v1::Infer
   stubs_[worker] = std::move(stub);
 }
 
+void LoadGenerator::RemoveStub(const std::string& worker) {
+  MutexLock lock(mu_);
+  stubs_.erase(worker);
+}
+
 LoadGenerator::Totals LoadGenerator::totals() const {
   MutexLock lock(mu_);
   return totals_;

@@ -67,6 +67,8 @@ class LoadGenerator {
   void SetMix(const std::map<std::string, double>& mix) BALLAST_EXCLUDES(mu_);
   // Replaces the stub of a worker, after it came back at another address.
   void SetStub(const std::string& worker, std::shared_ptr<v1::Inference::Stub> stub) BALLAST_EXCLUDES(mu_);
+  // Sends it nothing more; requests under way go on. Others are left.
+  void RemoveStub(const std::string& worker) BALLAST_EXCLUDES(mu_);
   Totals totals() const BALLAST_EXCLUDES(mu_);
   void Stop() BALLAST_EXCLUDES(mu_);
   // Every answer so far.

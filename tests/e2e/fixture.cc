@@ -26,8 +26,9 @@ std::string WorkerName(int i) { return absl::StrCat("w", i); }
 
 std::unique_ptr<Cluster> ClusterTest::Serving(const Shape& shape) {
   ClusterOptions options;
-  options.controller_binary = "controller/ballast-controller";
-  options.worker_binary = "worker/ballast-worker";
+  options.controller_binary = shape.controller_binary;
+  options.worker_binary = shape.worker_binary;
+  options.ctl_binary = "controller/ctl/ballastctl";
   options.model = kModel;
   // Sockets' paths are short: TEST_TMPDIR may be too deep for them.
   std::string pattern = absl::StrCat(std::getenv("TEST_TMPDIR"), "/cluster-XXXXXX");

@@ -31,6 +31,8 @@ class ClusterTest : public ::testing::Test {
     std::vector<std::string> controller_flags;
     std::vector<std::string> worker_flags;
     TlsFiles tls;
+    std::string controller_binary = "controller/ballast-controller";
+    std::string worker_binary = "worker/ballast-worker";
   };
 
   // A cluster that serves; the group is "g", its workers w0, w1, ...
