@@ -28,7 +28,8 @@ __device__ uint64_t Nanoseconds() {
 
 // Until `arrival` has reached `target` (both wrap around), the time is up or the host has given up. The host's word is
 // far away: were every block to look at it, they would wait for each other's looks (130 us, measured) while what they
-// wait for is there. The first block looks, seldom, and the others see by `failed` what it found; all wait for the same.
+// wait for is there. The first block looks, seldom, and the others see by `failed` what it found; all wait for the
+// same.
 __device__ bool AwaitArrivals(const uint32_t* arrival, uint32_t target, const ExchangeKernelArgs& args) {
   const auto here = [&] { return static_cast<int32_t>(LoadAcquireSystem(arrival) - target) >= 0; };
   if (here()) return true;
