@@ -64,8 +64,8 @@ def panel_of(metric):
     series = matchers(metric, metric.form)
     by = f" by ({', '.join(metric.by)}) " if metric.by else " "
     legend = " ".join(f"{{{{{label}}}}}" for label in metric.by)
-    title = re.sub(r"_(total|seconds|bytes|ratio)\b", "", metric.name.removeprefix("ballast_"))
-    title = title.replace("_total", "").replace("_", " ").capitalize().replace("Kv ", "KV ")
+    title = re.sub(r"_(total|seconds|ratio)\b", "", metric.name.removeprefix("ballast_"))
+    title = title.replace("_", " ").capitalize().replace("Kv ", "KV ")
     unit = metric.unit
     rate = f"rate({metric.name}{series}[{panels.RATE}])"
     if metric.type == "gauge":
@@ -136,19 +136,20 @@ def matrix_panel(panel):
         dashboard.DataTransformerConfig(id_val="groupingToMatrix", options={
             "rowField": rows, "columnField": columns, "valueField": "Value", "emptyValue": "null"}),
     ])
-    made = made.thresholds(thresholds(panel.scale)).decimals(2).min_width(44).align(common.FieldTextAlignment.CENTER)
+    made = made.thresholds(thresholds(panel.scale)).decimals(1 if columns == "expert" else 2).min_width(34).align(common.FieldTextAlignment.CENTER)
     made = made.cell_options(common.TableColoredBackgroundCellOptions(
         mode=common.TableCellBackgroundDisplayMode.BASIC))
     return made.override_by_name(f"{rows}\\{columns}", [
         dashboard.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "auto"}),
+        dashboard.DynamicConfigValue(id_val="decimals", value=0),
         dashboard.DynamicConfigValue(id_val="custom.width", value=110)])
 
 
-def grafana_panel(panel, x, y, number):
+def grafana_panel(panel, position, number):
     kinds = {"stat": stat_panel, "lines": lines_panel, "matrix": matrix_panel}
     made = kinds[panel.kind](panel).id(number).title(panel.title).description(panel.description)
     made = made.datasource(SOURCE).unit(UNITS[panel.unit])
-    made = made.grid_pos(dashboard.GridPos(h=panel.height, w=panel.width, x=x, y=y))
+    made = made.grid_pos(position)
     form = PromQueryFormat.TABLE if panel.kind == "matrix" else None
     return made.targets([target(i, expression, legend, panel.kind != "lines", form)
                          for i, (expression, legend) in enumerate(panel.queries)])
@@ -178,14 +179,23 @@ def variable(name):
 
 
 def layout(shown):
-    """(panel, x, y) for each panel of a row, and the row's height: from left to right, and on below."""
-    places, x, y, line = [], 0, 0, 0
+    """(panel, x, y, width) for each panel of a row, and the row's height: from left to right and on below, each line
+    stretched to the whole width."""
+    lines = []
     for panel in shown:
-        if x + panel.width > 24:
-            x, y, line = 0, y + line, 0
-        places.append((panel, x, y))
-        x, line = x + panel.width, max(line, panel.height)
-    return places, y + line
+        if not lines or sum(p.width for p in lines[-1]) + panel.width > 24:
+            lines.append([])
+        lines[-1].append(panel)
+    places, y = [], 0
+    for line in lines:
+        total, x, before = sum(p.width for p in line), 0, 0
+        for panel in line:
+            before += panel.width
+            width = 24 * before // total - x
+            places.append((panel, x, y, width))
+            x += width
+        y += max(panel.height for panel in line)
+    return places, y
 
 
 def grafana_dashboard(described, shown):
@@ -211,8 +221,9 @@ def grafana_dashboard(described, shown):
         made = made.with_row(build.Row(row).id(number).grid_pos(dashboard.GridPos(h=1, w=24, x=0, y=y)))
         number, y = number + 1, y + 1
         places, height = layout(of_row)
-        for panel, x, below in places:
-            made = made.with_panel(grafana_panel(panel, x, y + below, number))
+        for panel, x, below, width in places:
+            position = dashboard.GridPos(h=panel.height, w=width, x=x, y=y + below)
+            made = made.with_panel(grafana_panel(panel, position, number))
             number += 1
         y += height
     return json.dumps(made.build(), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
