@@ -78,6 +78,15 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   }
   daemon->grpc_address_ = WithPort(options.listen, port);
   daemon->sessions_->Start();
+  if (!options.console_listen.empty()) {
+    grpc::ChannelArguments arguments;
+    // Placements of large models.
+    arguments.SetMaxReceiveMessageSize(-1);
+    const bool loopback = CheckListen("console-listen", options.console_listen, false).ok();
+    BALLAST_ASSIGN_OR_RETURN(daemon->console_, Console::Start(options.console_listen, options.tls, loopback,
+                                                              daemon->server_->InProcessChannel(arguments), clock));
+    daemon->console_address_ = WithPort(options.console_listen, daemon->console_->port());
+  }
   return daemon;
 }
 
@@ -105,6 +114,7 @@ void Daemon::Stop() {
     MutexLock lock(health_mu_);
     if (health_ != nullptr) std::exchange(health_, nullptr)->SetServingStatus(false);
   }
+  console_ = nullptr;
   runtime_->Stop();
   if (engines_ != nullptr) engines_->Stop();
   if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + kGrace);

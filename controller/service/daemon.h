@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "controller/console/console.h"
 #include "controller/service/daemon_options.h"
 #include "controller/service/engine_runtime.h"
 #include "controller/service/operator_services.h"
@@ -34,6 +35,8 @@ class Daemon {
   // host:port, with the ports that were got.
   const std::string& grpc_address() const { return grpc_address_; }
   const std::string& metrics_address() const { return metrics_address_; }
+  // Empty: there is no console.
+  const std::string& console_address() const { return console_address_; }
   Runtime& runtime() { return *runtime_; }
 
  private:
@@ -55,8 +58,10 @@ class Daemon {
   // Null while there is no server.
   grpc::HealthCheckServiceInterface* health_ BALLAST_GUARDED_BY(health_mu_) = nullptr;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<Console> console_;
   std::string grpc_address_;
   std::string metrics_address_;
+  std::string console_address_;
 };
 
 }  // namespace ballast

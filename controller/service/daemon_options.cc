@@ -126,9 +126,9 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
       "  ballast-controller --store=/var/lib/ballast/controller.db --group=name=demo,size=4\n\n"
       "starts one group that forms as soon as four workers have joined (ballast-worker --group=demo). When its gRPC "
       "and\n"
-      "metrics ports are open it prints one line, 'ready grpc=HOST:PORT metrics=HOST:PORT'; logs go to stderr. What "
-      "it\n"
-      "has decided is in the store: stop it or kill it, start it again with the same store, and it goes on.\n"
+      "metrics ports are open it prints one line, 'ready grpc=HOST:PORT metrics=HOST:PORT console=HOST:PORT'; logs\n"
+      "go to stderr. What it has decided is in the store: stop it or kill it, start it again with the same store, and "
+      "it goes on.\n"
       "SIGTERM ends it in order. Look in with: ballastctl --controller=HOST:PORT get groups",
       "ballast-controller");
   std::vector<std::string> groups;
@@ -138,6 +138,13 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
 
   app.add_option("--listen", o.listen, "gRPC address; port 0 takes any free one")->capture_default_str();
   app.add_option("--metrics-listen", o.metrics_listen, "Prometheus address (GET /metrics); port 0 takes any free one")
+      ->capture_default_str();
+  o.console_listen = "127.0.0.1:7072";
+  app.add_option(
+         "--console-listen", o.console_listen,
+         "Address of the console, web pages to watch and to approve plans in; port 0 takes any free one, 'none'\n"
+         "turns it off. With TLS files HTTPS to those with a certificate; beyond this machine without them it\n"
+         "only reads")
       ->capture_default_str();
   AddTlsFlags(app, o.tls);
   app.add_flag(
@@ -267,8 +274,10 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
     return fail(absl::StrCat("heartbeat-interval: ", absl::FormatDuration(o.timing.heartbeat),
                              " is more than a third of the lease of ", absl::FormatDuration(o.timing.lease)));
   }
-  for (const auto& [option, address] :
-       {std::pair("listen", &o.listen), std::pair("metrics-listen", &o.metrics_listen)}) {
+  if (o.console_listen == "none") o.console_listen.clear();
+  for (const auto& [option, address] : {std::pair("listen", &o.listen), std::pair("metrics-listen", &o.metrics_listen),
+                                        std::pair("console-listen", &o.console_listen)}) {
+    if (address == &o.console_listen && address->empty()) continue;
     if (absl::Status status = CheckListen(option, *address, o.allow_insecure || o.tls.given()); !status.ok()) {
       return fail(status.message());
     }

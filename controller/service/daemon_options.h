@@ -20,6 +20,8 @@ namespace ballast {
 struct DaemonOptions {
   std::string listen = "127.0.0.1:7070";
   std::string metrics_listen = "127.0.0.1:7071";
+  // Empty: no console.
+  std::string console_listen;
   TlsFiles tls;
   bool allow_insecure = false;
   std::string store = "ballast-controller.db";

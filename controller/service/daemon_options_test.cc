@@ -79,6 +79,16 @@ TEST(ParseDaemonOptions, TlsMayLeaveTheMachine) {
   EXPECT_EQ(options.tls.key, "k");
 }
 
+TEST(ParseDaemonOptions, TheConsoleIsOnUnlessItIsTurnedOff) {
+  DaemonOptions options;
+  EXPECT_EQ(Parse({"--engines-only"}, options), std::nullopt);
+  EXPECT_EQ(options.console_listen, "127.0.0.1:7072");
+  EXPECT_EQ(Parse({"--engines-only", "--console-listen=none"}, options), std::nullopt);
+  EXPECT_EQ(options.console_listen, "");
+  EXPECT_NE(Parse({"--engines-only", "--console-listen=0.0.0.0:0"}, options).value_or(0), 0);
+  EXPECT_EQ(Parse({"--engines-only", "--console-listen=0.0.0.0:0", "--allow-insecure"}, options), std::nullopt);
+}
+
 TEST(ParseDaemonOptions, RefusesNonsense) {
   DaemonOptions options;
   EXPECT_NE(Parse({}, options).value_or(0), 0);

@@ -36,11 +36,14 @@ int main(int argc, char** argv) {
     std::cerr << "ballast-controller: " << daemon.status().message() << "\n";
     return 1;
   }
-  std::cout << "ready grpc=" << (*daemon)->grpc_address() << " metrics=" << (*daemon)->metrics_address() << std::endl;
+  std::cout << "ready grpc=" << (*daemon)->grpc_address() << " metrics=" << (*daemon)->metrics_address();
+  if (!(*daemon)->console_address().empty()) std::cout << " console=" << (*daemon)->console_address();
+  std::cout << std::endl;
   ballast::Log(ballast::Severity::kInfo, "serving",
                {{"version", ballast::Version()},
                 {"grpc", (*daemon)->grpc_address()},
                 {"metrics", (*daemon)->metrics_address()},
+                {"console", (*daemon)->console_address()},
                 {"store", options.store},
                 {"term", (*daemon)->runtime().term()}});
   if (options.allow_insecure && !options.tls.given()) {

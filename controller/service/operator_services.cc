@@ -14,11 +14,11 @@
 #include "controller/planner/score.h"
 #include "controller/rollout/traffic_effect.h"
 #include "controller/service/grpc_status.h"
+#include "controller/service/on_behalf.h"
 #include "controller/service/pages.h"
 #include "controller/service/planning.h"
 #include "controller/store/records.pb.h"
 #include "proto/base/status_macros.h"
-#include "proto/base/tls.h"
 #include "proto/placement/convert.h"
 
 namespace ballast {
@@ -39,7 +39,7 @@ absl::Status CheckGiven(std::string_view field, const std::string& value) {
 
 // Who calls, for the histories of plans.
 std::string By(const grpc::ServerContext& call) {
-  std::string name = CallerOf(call).name;
+  std::string name = CallerName(call);
   return name.empty() ? "an operator" : name;
 }
 

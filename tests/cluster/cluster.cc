@@ -65,7 +65,8 @@ Cluster::~Cluster() {
 absl::Status Cluster::StartController(const std::string& listen, const std::string& metrics_listen,
                                       const std::map<std::string, std::string>& environment) {
   std::vector<std::string> argv = {options_.controller_binary, "--listen=" + listen,
-                                   "--metrics-listen=" + metrics_listen, "--store=" + store_path()};
+                                   "--metrics-listen=" + metrics_listen, "--console-listen=127.0.0.1:0",
+                                   "--store=" + store_path()};
   for (const std::string& group : options_.groups) argv.push_back("--group=" + group);
   AddTlsFlags(argv);
   argv.insert(argv.end(), options_.controller_flags.begin(), options_.controller_flags.end());
@@ -73,6 +74,7 @@ absl::Status Cluster::StartController(const std::string& listen, const std::stri
   BALLAST_ASSIGN_OR_RETURN(auto ready, controller_->AwaitReady(kStartTimeout));
   controller_address_ = ready["grpc"];
   controller_metrics_ = ready["metrics"];
+  controller_console_ = ready["console"];
   return absl::OkStatus();
 }
 

@@ -76,6 +76,8 @@ class Cluster {
 
   const std::string& controller_address() const { return controller_address_; }
   const std::string& controller_metrics_address() const { return controller_metrics_; }
+  // Another after RestartController.
+  const std::string& controller_console_address() const { return controller_console_; }
   const std::string& worker_address(const std::string& name) const { return workers_.at(name).address; }
   const std::string& worker_metrics_address(const std::string& name) const { return workers_.at(name).metrics; }
 
@@ -118,6 +120,7 @@ class Cluster {
   std::unique_ptr<Process> controller_;
   std::string controller_address_;
   std::string controller_metrics_;
+  std::string controller_console_;
   std::map<std::string, Worker> workers_;
   std::unique_ptr<v1::GroupService::Stub> groups_;
   std::unique_ptr<v1::PlanService::Stub> plans_;

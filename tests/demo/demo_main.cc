@@ -161,8 +161,8 @@ class Demo {
     std::printf("Group '%s' serves: %d layers of %d experts, epoch %llu, every expert in one place.\n", kGroup,
                 group.model().num_moe_layers(), group.model().num_experts(),
                 static_cast<unsigned long long>(group.epoch()));
-    std::printf("Look for yourself: bin/ballastctl --controller=%s get groups\n",
-                cluster_->controller_address().c_str());
+    std::printf("Look for yourself: bin/ballastctl --controller=%s get groups, or http://%s in a browser\n",
+                cluster_->controller_address().c_str(), cluster_->controller_console_address().c_str());
     return absl::OkStatus();
   }
 

@@ -205,6 +205,13 @@ cc_library(
     hdrs = ["eigen_version.h"],
 )
 
+# Header-only: Asio and Beast. Asio's TLS wants :ssl beside it.
+cc_library(
+    name = "boost",
+    hdrs = ["boost_version.h"],
+    linkopts = ["-pthread"],
+)
+
 cc_library(
     name = "xxhash",
     linkopts = select({

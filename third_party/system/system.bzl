@@ -29,6 +29,10 @@ _EIGEN = {
     "libeigen3-dev": "/usr/include/eigen3/Eigen/Core",
 }
 
+_BOOST = {
+    "libboost1.74-dev": "/usr/include/boost/beast/http.hpp",
+}
+
 # absl's locks instrumented for ThreadSanitizer, from the home folder.
 _TSAN_ABSL = "/.cache/ballast/tools/tsan-absl/libabsl_synchronization.so.20220623"
 
@@ -45,7 +49,7 @@ _GO = "/.cache/ballast/tools/go"
 _PIC_ABSL = "/.cache/ballast/tools/pic-absl/libabsl_pic.a"
 
 def _impl(ctx):
-    missing = [p for p, f in _PACKAGES.items() + _EIGEN.items() if not ctx.path(f).exists]
+    missing = [p for p, f in _PACKAGES.items() + _EIGEN.items() + _BOOST.items() if not ctx.path(f).exists]
     if missing:
         fail("missing Debian packages: apt-get install -y --no-install-recommends " + " ".join(missing))
 
@@ -62,6 +66,11 @@ def _impl(ctx):
     if res.return_code:
         fail(res.stderr)
     ctx.file("eigen_version.h", "#define SYSTEM_EIGEN_VERSION \"" + res.stdout + "\"\n")
+
+    res = ctx.execute(["dpkg-query", "-W", "-f", "${Version}"] + _BOOST.keys())
+    if res.return_code:
+        fail(res.stderr)
+    ctx.file("boost_version.h", "#define SYSTEM_BOOST_VERSION \"" + res.stdout + "\"\n")
 
     ctx.symlink("/usr/bin/protoc", "bin/protoc")
     ctx.symlink("/usr/bin/grpc_cpp_plugin", "bin/grpc_cpp_plugin")
