@@ -233,13 +233,14 @@ absl::Status GetEngines(CtlContext& context) {
     request.set_page_token(page.next_page_token());
   } while (!request.page_token().empty());
   return Print(context, all, [&] {
-    Table table(
-        {"ENGINE", "MODEL", "LAYERS", "EXPERTS", "GPUS", "SLOTS", "EPOCH", "PLANNED", "BALANCEDNESS", "TOKENS"});
+    Table table({"ENGINE", "MODEL", "LAYERS", "EXPERTS", "GPUS", "SLOTS", "EPOCH", "PLANNED", "PREDICTED",
+                 "BALANCEDNESS", "TOKENS"});
     for (const v1::EngineStatus& e : all.engines()) {
       const v1::Engine& engine = e.engine();
       table.AddRow({engine.name(), engine.model(), absl::StrCat(engine.num_layers()),
                     absl::StrCat(engine.num_experts()), absl::StrCat(engine.workers_size()),
                     absl::StrCat(engine.slots_per_layer()), absl::StrCat(e.epoch()), Show(e.planned()),
+                    e.predicted_balancedness() > 0 ? Ratio(e.predicted_balancedness()) : "-",
                     e.balancedness() > 0 ? Ratio(e.balancedness()) : "-", absl::StrCat(e.window_tokens())});
     }
     table.Print(context.out);

@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "ballast/v1/common.pb.h"
 #include "ballast/v1/group_service.pb.h"
+#include "controller/planner/cost_model.h"
 #include "controller/planner/grouping/group_search.h"
 #include "controller/telemetry/load_window.h"
 
@@ -43,6 +44,8 @@ struct GroupTiming {
 };
 
 struct PlanningRules {
+  // What busy workers cost: the times that plans say they save.
+  CostModel cost_model;
   // Between one look at the load and the next.
   absl::Duration interval = absl::Seconds(30);
   // Tokens that the window must hold.

@@ -271,7 +271,7 @@ bool EngineGroup::Planned(const absl::StatusOr<Plan>& plan, absl::Time now, std:
     busiest.after += score.busiest_equal_split;
     busiest.bound += score.busiest_bound;
   }
-  *record_.mutable_effect() = MakePlanEffect(*plan, busiest, CostModel());
+  *record_.mutable_effect() = MakePlanEffect(*plan, busiest, options_.planning.cost_model);
   record_dirty_ = true;
   why = record_.reason();
   return true;

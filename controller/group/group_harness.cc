@@ -485,7 +485,7 @@ void GroupHarness::Run() {
       jobs_.pop_front();
       Effects effects;
       ++plan_jobs_;
-      group_->Planned(job.ticket, RunPlanJob(job, GateLimits{}), now_, effects);
+      group_->Planned(job.ticket, RunPlanJob(job, GateLimits{}, CostModel{}), now_, effects);
       Perform(std::move(effects));
     }
   }
@@ -531,7 +531,7 @@ absl::StatusOr<v1::GetPlanResponse> GroupHarness::CreatePlan(bool dry_run) {
     jobs_.pop_front();
     Effects planned;
     ++plan_jobs_;
-    group_->Planned(job.ticket, RunPlanJob(job, GateLimits{}), now_, planned);
+    group_->Planned(job.ticket, RunPlanJob(job, GateLimits{}, CostModel{}), now_, planned);
     Perform(std::move(planned));
   }
   const auto reply = replies_.find(call);

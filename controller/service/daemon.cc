@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "controller/formats/cost_model_file.h"
 #include "controller/planner/level.h"
 #include "controller/service/gauges.h"
 #include "controller/service/planning.h"
@@ -30,21 +31,27 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   BALLAST_ASSIGN_OR_RETURN(const int metrics_port, daemon->metrics_->Serve(options.metrics_listen));
   daemon->metrics_address_ = WithPort(options.metrics_listen, metrics_port);
 
+  PlanningRules planning = options.planning;
+  if (!options.cost_model.empty()) {
+    BALLAST_ASSIGN_OR_RETURN(planning.cost_model, ReadCostModel(options.cost_model));
+  }
   Runtime::Options runtime{.store_changed = [daemon = daemon.get()](bool up) { daemon->SetReady(up); },
-                           .planner = [gate = options.gate](const PlanJob& job) { return RunPlanJob(job, gate); },
+                           .planner = [gate = options.gate, cost_model = planning.cost_model](
+                                          const PlanJob& job) { return RunPlanJob(job, gate, cost_model); },
                            .expert_metrics_top = options.expert_metrics_top};
   for (const GroupConfig& group : options.groups) {
-    runtime.groups.push_back(
-        {.config = group, .timing = options.timing, .planning = options.planning, .load = options.load});
+    runtime.groups.push_back({.config = group, .timing = options.timing, .planning = planning, .load = options.load});
   }
   BALLAST_ASSIGN_OR_RETURN(daemon->runtime_, Runtime::Start(std::move(runtime), store, clock, *daemon->metrics_));
 
-  EngineRuntime::Options engines{.group = {.planning = options.planning, .load = options.load},
-                                 .planner = [gate = options.gate](const PlanRequest& request) {
-                                   PlanRequest gated = request;
-                                   gated.gate = gate;
-                                   return MakePlan(CostAwarePolicy(0, CostAwarePolicy::Split::kEqual), gated);
-                                 }};
+  EngineRuntime::Options engines{
+      .group = {.planning = planning, .load = options.load},
+      .planner = [gate = options.gate, cost_model = planning.cost_model](const PlanRequest& request) {
+        PlanRequest gated = request;
+        gated.gate = gate;
+        gated.cost_model = cost_model;
+        return MakePlan(CostAwarePolicy(0, CostAwarePolicy::Split::kEqual), gated);
+      }};
   for (const GroupConfig& group : options.groups) engines.taken.insert(group.name);
   BALLAST_ASSIGN_OR_RETURN(daemon->engines_, EngineRuntime::Start(std::move(engines), store, clock, *daemon->metrics_));
 

@@ -200,6 +200,10 @@ std::optional<int> ParseDaemonOptions(int argc, char** argv, DaemonOptions& o) {
                  "Least part of the busiest workers' tokens that a plan must save to be proposed")
       ->check(Between(0.0, 1.0))
       ->capture_default_str();
+  app.add_option(
+      "--cost-model", o.cost_model,
+      "What busy workers cost, for what plans say they gain and for weighing level against copies; JSON, see "
+      "docs/schemas/cost_model.v1.schema.json. Without it: one H200 with DeepSeek-V3's experts");
   app.add_option("--load-dispersion", o.planning.dispersion,
                  "Variance over mean of counted tokens, for telling drift from chance: 1 where tokens choose for "
                  "themselves, more where neighbours choose alike")

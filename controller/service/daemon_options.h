@@ -29,6 +29,8 @@ struct DaemonOptions {
   GroupTiming timing;
   PlanningRules planning;
   GateLimits gate;
+  // File of the cost model; empty: the model's defaults.
+  std::string cost_model;
   LoadWindow::Options load;
   int expert_metrics_top = 0;
   LogFormat log_format = LogFormat::kText;

@@ -28,7 +28,7 @@ constexpr char kTacg[] = "tacg";
 // Moved replicas whose reasons a plan keeps.
 constexpr size_t kMostReasons = 20;
 
-PlanRequest MakeRequest(const PlanJob& job, const GateLimits& gate) {
+PlanRequest MakeRequest(const PlanJob& job, const GateLimits& gate, const CostModel& cost_model) {
   PlanRequest request;
   std::map<std::string, int32_t> nodes;
   for (const PlanWorker& worker : job.workers) {
@@ -52,6 +52,7 @@ PlanRequest MakeRequest(const PlanJob& job, const GateLimits& gate) {
   if (job.policy == kCostAware && !job.target.has_value())
     request.move_budget = {.max_moves = job.max_moves, .max_bytes = job.max_move_bytes};
   request.gate = gate;
+  request.cost_model = cost_model;
   return request;
 }
 
@@ -225,9 +226,9 @@ absl::Status CheckPolicy(std::string_view policy) {
       absl::StrCat("policy: '", std::string(policy), "' is none of ", absl::StrJoin(names, ", ")));
 }
 
-absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& limits) {
+absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& limits, const CostModel& cost_model) {
   const absl::Time start = Clock::Real().Now();
-  const PlanRequest request = MakeRequest(job, limits);
+  const PlanRequest request = MakeRequest(job, limits, cost_model);
   BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlanFor(job, request));
 
   PlanOutcome outcome;

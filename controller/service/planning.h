@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "controller/planner/cost_model.h"
 #include "controller/planner/gate.h"
 #include "controller/rollout/plan_job.h"
 
@@ -23,7 +24,7 @@ absl::Status CheckPolicy(std::string_view policy);
 //   FailedPrecondition  the workers' slots do not allow it, or experts would be without a replica; the message names
 //   the
 //                       worker or the expert.
-absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& limits);
+absl::StatusOr<PlanOutcome> RunPlanJob(const PlanJob& job, const GateLimits& limits, const CostModel& cost_model);
 
 }  // namespace ballast
 

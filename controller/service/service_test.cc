@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <deque>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <set>
@@ -365,6 +366,23 @@ TEST_F(ServiceTest, PlansFromRoutesAndSaysWhy) {
   status = Plans(&v1::PlanService::Stub::GetPlan, get, &got);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status.error_message(), HasSubstr("expert.expert: 8 is not in 0 to 7"));
+}
+
+TEST_F(ServiceTest, TimesAreByTheCostModelOfAFile) {
+  daemon_.reset();
+  options_.cost_model = testing::TempDir() + "/cost_model.json";
+  std::ofstream(options_.cost_model) << R"({"format": "ballast.cost_model/v1", "microseconds_per_token": 7})";
+  StartDaemon();
+  FormGroup();
+  ReportLoad();
+  const v1::PlanEffect effect = CreatePlan().effect();
+  const double tokens = effect.busiest_tokens_before() - effect.busiest_tokens_after();
+  EXPECT_GT(tokens, 0);
+  EXPECT_DOUBLE_EQ(effect.gain_microseconds(), 7 * tokens);
+  options_.cost_model += ".gone";
+  const auto daemon = Daemon::Start(options_, store_, Clock::Real());
+  ASSERT_FALSE(daemon.ok());
+  EXPECT_THAT(std::string(daemon.status().message()), HasSubstr("cost_model.json.gone"));
 }
 
 TEST_F(ServiceTest, SessionsEndWithTheirReason) {
