@@ -76,8 +76,11 @@ TEST(TaskMix, MovesUntilTheRecentBucketsAreAlike) {
   }
   for (int b = 0; b < 12; ++b) {
     buckets.push_back(Draw(random, {1, 0, 1, 0}));
-    if (b >= 1 && b < 4) EXPECT_TRUE(MixIsMoving(buckets, {})) << b;
-    if (b >= 5) EXPECT_FALSE(MixIsMoving(buckets, {})) << b;
+    if (b >= 1 && b < 4) {
+      EXPECT_TRUE(MixIsMoving(buckets, {})) << b;
+    } else if (b >= 5) {
+      EXPECT_FALSE(MixIsMoving(buckets, {})) << b;
+    }
   }
   EXPECT_FALSE(MixIsMoving({}, {}));
 }
