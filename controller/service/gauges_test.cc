@@ -29,7 +29,7 @@ std::vector<double> ValuesOf(const Metrics& metrics, const std::string& name, co
 
 TEST(Gauges, LoadsOfWorkersAreWhatBalancednessIsMadeOf) {
   GroupHarness::Options options = GroupHarness::Small();
-  options.speeds = {1, 2};
+  options.speeds = {2, 2, 2, 4};
   GroupHarness h(options);
   h.FormGroup();
   h.LoadWindowSkewed();
