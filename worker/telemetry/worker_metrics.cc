@@ -28,8 +28,9 @@ std::span<const MetricDef> WorkerMetricDefs() {
        "1",
        {"task", "route", "result"},
        "Requests of tasks with homes that clients sent here, by where they went (here and home: to a home of the task; "
-       "spilled_here and spilled: elsewhere, as the homes were full) and how they ended: the gRPC status code, or "
-       "came_back where the other worker did not run the request and this one did."},
+       "spilled_here and spilled: elsewhere, as the homes were full), and those that a worker that is to go handed to "
+       "another (away), and how they ended: the gRPC status code, or came_back where the other worker did not run the "
+       "request and this one did."},
       {"ballast_requests_running", MetricType::kGauge, "1", {"worker"}, "Requests that hold KV cache."},
       {"ballast_requests_waiting", MetricType::kGauge, "1", {"worker"}, "Requests in the queue."},
       {"ballast_time_to_first_token_seconds",
