@@ -18,6 +18,13 @@ namespace {
 
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
 
+void AddTlsFlags(const TlsFiles& tls, std::vector<std::string>& argv) {
+  if (!tls.given()) return;
+  argv.push_back("--tls-cert=" + tls.certificate);
+  argv.push_back("--tls-key=" + tls.key);
+  argv.push_back("--tls-ca=" + tls.authorities);
+}
+
 }  // namespace
 
 std::shared_ptr<grpc::Channel> Cluster::OpenChannel(const std::string& address) const {
@@ -29,13 +36,6 @@ std::shared_ptr<grpc::Channel> Cluster::OpenChannel(const std::string& address) 
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
   return security_.Connect(address, args);
-}
-
-void Cluster::AddTlsFlags(std::vector<std::string>& argv) const {
-  if (!options_.tls.given()) return;
-  argv.push_back("--tls-cert=" + options_.tls.certificate);
-  argv.push_back("--tls-key=" + options_.tls.key);
-  argv.push_back("--tls-ca=" + options_.tls.authorities);
 }
 
 absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterOptions options) {
@@ -68,7 +68,7 @@ absl::Status Cluster::StartController(const std::string& listen, const std::stri
                                    "--metrics-listen=" + metrics_listen, "--console-listen=127.0.0.1:0",
                                    "--store=" + store_path()};
   for (const std::string& group : options_.groups) argv.push_back("--group=" + group);
-  AddTlsFlags(argv);
+  AddTlsFlags(options_.tls, argv);
   argv.insert(argv.end(), options_.controller_flags.begin(), options_.controller_flags.end());
   BALLAST_ASSIGN_OR_RETURN(controller_, Process::Start(argv, options_.directory + "/controller.log", environment));
   BALLAST_ASSIGN_OR_RETURN(auto ready, controller_->AwaitReady(kStartTimeout));
@@ -99,7 +99,7 @@ absl::Status Cluster::StartWorkers(const std::vector<WorkerOptions>& options) {
                                      "--combine=" + options_.combine,
                                      "--group-secret-file=" + options_.directory + "/group.secret",
                                      absl::StrCat("--compute-threads=", o.compute_threads)};
-    AddTlsFlags(argv);
+    AddTlsFlags(options_.tls, argv);
     if (o.slots > 0) argv.push_back(absl::StrCat("--slots=", o.slots));
     argv.insert(argv.end(), o.extra_flags.begin(), o.extra_flags.end());
     std::map<std::string, std::string> environment = o.environment;
@@ -131,10 +131,10 @@ absl::Status Cluster::StopController() {
   return controller_->Wait(kStartTimeout).status();
 }
 
-int Cluster::Ctl(std::vector<std::string> arguments, std::string* text) {
+int Cluster::CtlAs(const TlsFiles& tls, const std::vector<std::string>& arguments, std::string* text) {
   std::vector<std::string> argv = {"/bin/sh", "-c", "exec \"$0\" \"$@\" >&2", options_.ctl_binary,
                                    "--controller=" + controller_address_};
-  AddTlsFlags(argv);
+  AddTlsFlags(tls, argv);
   argv.insert(argv.end(), arguments.begin(), arguments.end());
   const std::string log = absl::StrCat(options_.directory, "/ctl", ++ctl_runs_, ".log");
   const auto process = Process::Start(argv, log, options_.environment);

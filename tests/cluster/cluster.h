@@ -86,8 +86,11 @@ class Cluster {
   // A stub on a channel of its own.
   std::unique_ptr<v1::Inference::Stub> inference(const std::string& worker) const;
 
-  // ballastctl's exit status, with --controller and --tls-* given; -1: it did not exit. What it printed is in `text`.
-  int Ctl(std::vector<std::string> arguments, std::string* text);
+  // ballastctl's exit status, with --controller and the cluster's --tls-* given; -1: it did not exit. What it printed
+  // is in `text`.
+  int Ctl(const std::vector<std::string>& arguments, std::string* text) { return CtlAs(options_.tls, arguments, text); }
+  // The same with a caller's own files; without any the call is plain.
+  int CtlAs(const TlsFiles& tls, const std::vector<std::string>& arguments, std::string* text);
   // Until the worker's health service says of `service` that it serves, or does not, or cannot be asked.
   absl::Status AwaitHealth(const std::string& worker, const std::string& service, bool serving, absl::Duration timeout);
 
@@ -111,7 +114,6 @@ class Cluster {
   explicit Cluster(ClusterOptions options) : options_(std::move(options)) {}
   absl::Status StartController(const std::string& listen, const std::string& metrics_listen,
                                const std::map<std::string, std::string>& environment);
-  void AddTlsFlags(std::vector<std::string>& argv) const;
   std::shared_ptr<grpc::Channel> OpenChannel(const std::string& address) const;
 
   const ClusterOptions options_;
