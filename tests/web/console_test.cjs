@@ -170,7 +170,9 @@ test('a group of 1,024 GPUs, 61 layers and 256 experts is drawn whole', async ()
   }
 });
 
-test('pictures for the pages, where they are asked for', {skip: !process.env.PICTURES}, async () => {
+// The pictures of docs/images, where they are asked for: PICTURES is the folder that they go to.
+const takesPictures = process.env.PICTURES ? test : () => {};
+takesPictures('pictures for the pages', async () => {
   const served = await start(process.env.SYNTHETIC_CONSOLE, '61', '256', '1024');
   for (const width of [1280, 1920]) {
     for (const colorScheme of ['light', 'dark']) {
