@@ -12,6 +12,7 @@
 #include "controller/console/service_call.h"
 #include "controller/ctl/output.h"
 #include "grpcpp/grpcpp.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/status_macros.h"
 #include "proto/base/version.h"
 
@@ -155,7 +156,7 @@ absl::StatusOr<Response> Call(const std::unique_ptr<Stub>& stub,
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kTimeout));
   Response response;
   const grpc::Status status = (stub.get()->*method)(&context, request, &response);
-  if (!status.ok()) return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  if (!status.ok()) return FromGrpc(status);
   return response;
 }
 

@@ -14,6 +14,7 @@
 #include "google/protobuf/util/json_util.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/grpcpp.h"
+#include "proto/base/grpc_status.h"
 
 namespace ballast {
 namespace {
@@ -64,7 +65,7 @@ absl::StatusOr<std::string> CallByName(const std::shared_ptr<grpc::Channel>& ser
   void* tag = nullptr;
   bool ok = false;
   queue.Next(&tag, &ok);
-  if (!status.ok()) return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  if (!status.ok()) return FromGrpc(status);
 
   std::vector<grpc::Slice> slices;
   std::string text;

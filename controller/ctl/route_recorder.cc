@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
 #include "nlohmann/json.hpp"
+#include "proto/base/grpc_status.h"
 
 namespace ballast {
 
@@ -54,7 +55,7 @@ absl::StatusOr<LoadFile> RecordRoutes(v1::Inference::StubInterface& worker, std:
     v1::ScoreResponse response;
     grpc::ClientContext context;
     const grpc::Status status = worker.Score(&context, request, &response);
-    if (!status.ok()) return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+    if (!status.ok()) return FromGrpc(status);
     const v1::ExpertRoutes& routes = response.expert_routes();
     const int64_t tokens = response.token_ids_size();
     const int64_t layers = routes.moe_layers();

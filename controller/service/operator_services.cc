@@ -13,11 +13,11 @@
 #include "controller/planner/grouping/reasons.h"
 #include "controller/planner/score.h"
 #include "controller/rollout/traffic_effect.h"
-#include "controller/service/grpc_status.h"
 #include "controller/service/on_behalf.h"
 #include "controller/service/pages.h"
 #include "controller/service/planning.h"
 #include "controller/store/records.pb.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/status_macros.h"
 #include "proto/placement/convert.h"
 

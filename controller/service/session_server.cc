@@ -4,7 +4,7 @@
 #include <optional>
 #include <utility>
 
-#include "controller/service/grpc_status.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/tsan.h"
 
 namespace ballast {

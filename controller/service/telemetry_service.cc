@@ -5,8 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "controller/group/group.h"
-#include "controller/service/grpc_status.h"
 #include "controller/service/pages.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {

@@ -5,6 +5,7 @@
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/impl/codegen/proto_utils.h"
+#include "proto/base/grpc_status.h"
 
 namespace ballast {
 
@@ -24,9 +25,7 @@ absl::Status CheckHealth(const std::shared_ptr<grpc::Channel>& channel, const st
   void* tag = nullptr;
   bool ok = false;
   queue.Next(&tag, &ok);
-  if (!status.ok()) {
-    return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-  }
+  if (!status.ok()) return FromGrpc(status);
   if (response.status() == grpc::health::v1::HealthCheckResponse::SERVING) return absl::OkStatus();
   return absl::UnavailableError(
       absl::StrCat(service.empty() ? "the server" : service, " says ",

@@ -14,6 +14,7 @@
 #include "grpcpp/security/auth_context.h"
 #include "grpcpp/security/auth_metadata_processor.h"
 #include "grpcpp/security/tls_credentials_options.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
@@ -97,7 +98,7 @@ class RoleCheck final : public grpc::AuthMetadataProcessor {
     const absl::Status status =
         CheckRole(CallerOf(*connection),
                   path == metadata.end() ? "" : std::string_view(path->second.data(), path->second.size()));
-    return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
+    return ToGrpc(status);
   }
 };
 

@@ -8,6 +8,7 @@
 #include "grpcpp/grpcpp.h"
 #include "nlohmann/json.hpp"
 #include "proto/base/clock.h"
+#include "proto/base/grpc_status.h"
 
 namespace ballast {
 
@@ -49,7 +50,7 @@ Answer Generate(v1::Inference::Stub& stub, const std::string& text, const std::s
   const grpc::Status status = stream->Finish();
   answer.latency = Clock::Real().Now() - answer.sent;
   if (!status.ok()) {
-    answer.status = absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+    answer.status = FromGrpc(status);
   } else if (!finished) {
     answer.status = absl::InternalError("the stream ended without a finish");
   }

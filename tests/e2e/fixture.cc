@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/grpcpp.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
@@ -13,10 +14,6 @@ namespace {
 
 constexpr char kModel[] = "testdata/olmoe-9m";
 constexpr char kPrompts[] = "testdata/prompts.jsonl";
-
-absl::Status ToStatus(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
 
 bool Ended(v1::PlanState state) { return state >= v1::PLAN_STATE_DONE; }
 
@@ -111,7 +108,7 @@ absl::StatusOr<v1::Plan> ClusterTest::AwaitPlan(Cluster& cluster, const std::str
     const grpc::Status status = cluster.plans().GetPlan(&context, request, &response);
     // The controller may be down for a moment; it is asked again with the next change.
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE) return false;
-    failed = ToStatus(status);
+    failed = FromGrpc(status);
     plan = response.plan();
     return !failed.ok() || Ended(plan.state());
   };
@@ -125,12 +122,12 @@ absl::StatusOr<v1::Plan> ClusterTest::PlanAndRollOut(Cluster& cluster, absl::Dur
   v1::CreatePlanRequest create;
   create.set_group("g");
   v1::CreatePlanResponse created;
-  BALLAST_RETURN_IF_ERROR(ToStatus(cluster.plans().CreatePlan(&create_context, create, &created)));
+  BALLAST_RETURN_IF_ERROR(FromGrpc(cluster.plans().CreatePlan(&create_context, create, &created)));
   grpc::ClientContext approve_context;
   v1::ApprovePlanRequest approve;
   approve.set_id(created.plan().id());
   v1::ApprovePlanResponse approved;
-  BALLAST_RETURN_IF_ERROR(ToStatus(cluster.plans().ApprovePlan(&approve_context, approve, &approved)));
+  BALLAST_RETURN_IF_ERROR(FromGrpc(cluster.plans().ApprovePlan(&approve_context, approve, &approved)));
   return AwaitPlan(cluster, created.plan().id(), timeout);
 }
 

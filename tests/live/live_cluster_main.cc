@@ -17,6 +17,7 @@
 #include "grpcpp/grpcpp.h"
 #include "nlohmann/json.hpp"
 #include "proto/base/flags.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/status_macros.h"
 #include "proto/base/test_certificates.h"
 #include "tests/cluster/cluster.h"
@@ -43,10 +44,6 @@ struct Options {
   bool no_plan = false;
 };
 
-absl::Status ToStatus(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
-
 // Waits until the plan is carried out.
 absl::Status AwaitDone(Cluster& cluster, const std::string& id) {
   v1::Plan plan;
@@ -56,7 +53,7 @@ absl::Status AwaitDone(Cluster& cluster, const std::string& id) {
     v1::GetPlanRequest request;
     request.set_id(id);
     v1::GetPlanResponse response;
-    failed = ToStatus(cluster.plans().GetPlan(&context, request, &response));
+    failed = FromGrpc(cluster.plans().GetPlan(&context, request, &response));
     plan = response.plan();
     return !failed.ok() || plan.state() >= v1::PLAN_STATE_DONE;
   };
@@ -72,7 +69,7 @@ absl::StatusOr<v1::CreatePlanResponse> MakePlan(Cluster& cluster, bool dry_run) 
   request.set_group(kGroup);
   request.set_dry_run(dry_run);
   v1::CreatePlanResponse response;
-  BALLAST_RETURN_IF_ERROR(ToStatus(cluster.plans().CreatePlan(&context, request, &response)));
+  BALLAST_RETURN_IF_ERROR(FromGrpc(cluster.plans().CreatePlan(&context, request, &response)));
   return response;
 }
 
@@ -83,7 +80,7 @@ absl::StatusOr<std::string> PlanAndRollOut(Cluster& cluster) {
   v1::ApprovePlanRequest approve;
   approve.set_id(created.plan().id());
   v1::ApprovePlanResponse approved;
-  BALLAST_RETURN_IF_ERROR(ToStatus(cluster.plans().ApprovePlan(&approve_context, approve, &approved)));
+  BALLAST_RETURN_IF_ERROR(FromGrpc(cluster.plans().ApprovePlan(&approve_context, approve, &approved)));
   BALLAST_RETURN_IF_ERROR(AwaitDone(cluster, created.plan().id()));
   return created.plan().id();
 }
@@ -93,7 +90,7 @@ absl::StatusOr<std::string> RollBack(Cluster& cluster) {
   v1::RollbackRequest request;
   request.set_group(kGroup);
   v1::RollbackResponse response;
-  BALLAST_RETURN_IF_ERROR(ToStatus(cluster.plans().Rollback(&context, request, &response)));
+  BALLAST_RETURN_IF_ERROR(FromGrpc(cluster.plans().Rollback(&context, request, &response)));
   BALLAST_RETURN_IF_ERROR(AwaitDone(cluster, response.plan().id()));
   return response.plan().id();
 }

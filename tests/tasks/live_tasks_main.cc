@@ -20,6 +20,7 @@
 #include "grpcpp/grpcpp.h"
 #include "proto/base/clock.h"
 #include "proto/base/flags.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/mutex.h"
 #include "proto/base/status_macros.h"
 #include "tests/cluster/cluster.h"
@@ -56,10 +57,6 @@ constexpr Variant kVariants[] = {
     {"task-aware, no homes", "task-aware", true},
     {"task-aware, homes", "task-aware", false},
 };
-
-absl::Status FromGrpc(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
 
 double Quantile(std::vector<double> values, double q) {
   if (values.empty()) return 0;

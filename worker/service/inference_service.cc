@@ -7,16 +7,13 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/mutex.h"
 #include "proto/base/status_macros.h"
 #include "worker/service/remote_call.h"
 
 namespace ballast {
 namespace {
-
-grpc::Status ToGrpc(const absl::Status& status) {
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
-}
 
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   const auto deadline = context.deadline();

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
+#include "proto/base/grpc_status.h"
 
 namespace ballast {
 namespace {
@@ -27,7 +28,7 @@ class Call : public RemoteCall, public PeerWatcher, public std::enable_shared_fr
   absl::Status Ended(const grpc::Status& status) const {
     if (status.ok()) return absl::OkStatus();
     if (lost_) return absl::UnavailableError(absl::StrCat("worker ", peer_name_, " has left the group's view"));
-    return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+    return FromGrpc(status);
   }
 
   grpc::ClientContext context_;

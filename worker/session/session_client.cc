@@ -6,16 +6,10 @@
 #include <vector>
 
 #include "grpcpp/client_context.h"
+#include "proto/base/grpc_status.h"
 #include "proto/base/mutex.h"
 
 namespace ballast {
-namespace {
-
-absl::Status FromGrpc(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
-
-}  // namespace
 
 std::shared_ptr<grpc::Channel> OpenSessionChannel(const TransportSecurity& security, const std::string& address) {
   grpc::ChannelArguments arguments;
