@@ -167,6 +167,11 @@ SessionActions SessionCore::OnMessage(const v1::ConnectResponse& message, absl::
       actions.push_back(NoteDrain{status.state(), status.reason()});
       return actions;
     }
+    case v1::ConnectResponse::kTaskProfiles: {
+      SessionActions actions;
+      actions.push_back(NoteTaskProfiles{message.task_profiles()});
+      return actions;
+    }
     case v1::ConnectResponse::MESSAGE_NOT_SET:
       // A newer controller's message that this worker does not know.
       return {};

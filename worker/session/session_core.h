@@ -99,6 +99,10 @@ struct ForgetReports {
 struct NotePeerLoads {
   v1::HeartbeatAck ack;
 };
+// What prompts of each task choose; only for a worker whose Hello asks for it.
+struct NoteTaskProfiles {
+  v1::TaskProfiles profiles;
+};
 // How far this worker's drain is; UNSPECIFIED: it is not to go.
 struct NoteDrain {
   v1::DrainState state = v1::DRAIN_STATE_UNSPECIFIED;
@@ -115,7 +119,7 @@ struct GiveUp {
 
 using SessionAction =
     std::variant<OpenStream, CloseStream, SendMessage, LoadReplicas, JoinView, LeaveView, PrepareMoves, CommitEpoch,
-                 AbortEpoch, ForgetReports, NotePeerLoads, NoteDrain, ReportEvery, GiveUp>;
+                 AbortEpoch, ForgetReports, NotePeerLoads, NoteTaskProfiles, NoteDrain, ReportEvery, GiveUp>;
 using SessionActions = std::vector<SessionAction>;
 
 // Pure: no clock, no stream. Used by one thread.

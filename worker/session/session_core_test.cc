@@ -125,6 +125,7 @@ std::string Show(const SessionActions& actions) {
     std::string operator()(const AbortEpoch& a) const { return "abort" + std::to_string(a.epoch.value()); }
     std::string operator()(const ForgetReports& a) const { return "forget" + std::to_string(a.sequence); }
     std::string operator()(const NotePeerLoads& a) const { return "loads(" + a.ack.loads(0).worker() + ")"; }
+    std::string operator()(const NoteTaskProfiles& a) const { return "profiles(" + a.profiles.tasks(0).task() + ")"; }
     std::string operator()(const NoteDrain& a) const {
       return "drain(" + v1::DrainState_Name(a.state) + a.reason + ")";
     }
@@ -294,6 +295,13 @@ TEST_F(SessionCoreTest, LoadsOfPeers_AreNoted) {
   EXPECT_EQ(Show(Receive(ack)), "");
   ack.mutable_heartbeat_ack()->add_loads()->set_worker("w1");
   EXPECT_EQ(Show(Receive(ack)), "loads(w1)");
+}
+
+TEST_F(SessionCoreTest, TaskProfiles_AreNoted) {
+  Greet();
+  v1::ConnectResponse message;
+  message.mutable_task_profiles()->add_tasks()->set_task("code");
+  EXPECT_EQ(Show(Receive(message)), "profiles(code)");
 }
 
 TEST_F(SessionCoreTest, LowerTerm_IsNotObeyed) {
