@@ -10,8 +10,10 @@ namespace ballast {
 void AddGlobalOptions(CLI::App& app, CtlContext& context) {
   const std::map<std::string, OutputFormat> formats = {
       {"table", OutputFormat::kTable}, {"json", OutputFormat::kJson}, {"yaml", OutputFormat::kYaml}};
-  app.add_option("--output,-o", context.output, "table, json or yaml")
-      ->transform(CLI::CheckedTransformer(formats).description(""))
+  app.add_option("--output,-o", context.output, "How results are printed")
+      // Said as other checks say theirs.
+      ->transform(CLI::CheckedTransformer(formats).description("{table,json,yaml}"))
+      ->type_name("TEXT")
       ->default_str("table");
   app.add_option("--controller", context.controller, "Address of the controller")
       ->envname("BALLAST_CONTROLLER")

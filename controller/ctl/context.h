@@ -40,6 +40,7 @@ void AddGlobalOptions(CLI::App& app, CtlContext& context);
 void AddClusterVerbs(CLI::App& app, CtlContext& context);
 void AddDrainVerbs(CLI::App& app, CtlContext& context);
 void AddOfflineVerbs(CLI::App& app, CtlContext& context);
+void AddShellVerbs(CLI::App& app, CtlContext& context);
 void AddSidecarVerb(CLI::App& app, CtlContext& context);
 void AddStoreVerbs(CLI::App& app, CtlContext& context);
 void AddTraceVerbs(CLI::App& app, CtlContext& context);

@@ -150,9 +150,7 @@ void AddExportVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--plan", o->plan, "The plan file; of a plan set one member")
       ->type_name("FILE[#MEMBER]")
       ->required();
-  verb->add_option("--format", o->format, "sglang, trtllm, vllm-ascend or eplb")
-      ->required()
-      ->check(CLI::IsMember(EngineFormatNames()).description(""));
+  verb->add_option("--format", o->format, "Whose file")->required()->check(CLI::IsMember(EngineFormatNames()));
   verb->add_flag("--equalize", o->equalize, "Drop what the format cannot say, and print the loss");
   AddFirstLayer(verb, o->file);
   verb->add_option("--out", o->out, "The file to write; stdout by default")->type_name("FILE");
@@ -171,8 +169,7 @@ void AddImportVerb(CLI::App& app, CtlContext& context) {
       "  ballastctl score --plan now.json --load dump.json\n"
       "  ballastctl plan --current now.json --load dump.json --gpus 32 --nodes 4 --slots-per-gpu 9 --out next.json");
   verb->add_option("--file", o->file, "The engine's file")->type_name("FILE")->required();
-  verb->add_option("--format", o->format, "What the file must be: sglang, trtllm, vllm-ascend or eplb")
-      ->check(CLI::IsMember(EngineFormatNames()).description(""));
+  verb->add_option("--format", o->format, "What the file must be")->check(CLI::IsMember(EngineFormatNames()));
   verb->add_option("--gpus", o->gpus, "GPUs that its slots are on; vllm-ascend files say it themselves")
       ->type_name("N")
       ->check(CLI::Range(1, 1 << 20));

@@ -110,9 +110,9 @@ void AddSidecarVerb(CLI::App& app, CtlContext& context) {
       ->type_name("K")
       ->required()
       ->check(CLI::Range(1, 1 << 20));
-  verb->add_option("--format", o->format, "Of the placement file: sglang, trtllm, vllm-ascend or eplb")
+  verb->add_option("--format", o->format, "Of the placement file")
       ->required()
-      ->check(CLI::IsMember(EngineFormatNames()).description(""));
+      ->check(CLI::IsMember(EngineFormatNames()));
   verb->add_option("--placement-out", s.placement_file, "The placement file to write")->type_name("FILE")->required();
   verb->add_option("--first-layer", s.file.first_layer, "As for export")->type_name("N")->check(CLI::Range(0, 4096));
   verb->add_option("--experts-per-token", s.experts_per_token, "Experts that a token uses: tells tokens from choices")
@@ -122,8 +122,8 @@ void AddSidecarVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--expert-bytes", s.expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
-  verb->add_option("--phase", o->phase, "What the dumps are of: prefill or decode")
-      ->check(CLI::IsMember({"prefill", "decode"}).description(""))
+  verb->add_option("--phase", o->phase, "What the dumps are of")
+      ->check(CLI::IsMember({"prefill", "decode"}))
       ->capture_default_str();
   verb->add_option("--task", s.task, "Label of the load")->type_name("TASK");
   verb->add_option("--model", s.model, "For operators to read")->type_name("NAME");

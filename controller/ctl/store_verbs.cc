@@ -30,8 +30,8 @@ void AddStoreVerbs(CLI::App& app, CtlContext& context) {
   // Lives as long as the callbacks do: for the whole program.
   auto& o = *new StoreOptions;
   CLI::App* backup = app.add_subcommand("backup", "Copy a controller's store to a new file; stop the controller first");
-  backup->add_option("store", o.store, "The controller's --store")->required();
-  backup->add_option("backup", o.backup, "File to make; must not exist")->required();
+  backup->add_option("store", o.store, "The controller's --store")->type_name("FILE")->required();
+  backup->add_option("backup", o.backup, "File to make; must not exist")->type_name("FILE")->required();
   backup->callback([&context, &o] {
     context.run = [&context, &o]() -> absl::Status {
       BALLAST_RETURN_IF_ERROR(BackupStore(o.store, o.backup));
@@ -43,8 +43,8 @@ void AddStoreVerbs(CLI::App& app, CtlContext& context) {
       "restore",
       "Make a controller's store from a backup; stop the controller first. Its term jumps ahead, so that\n"
       "workers obey it although the backup is older than what they have seen");
-  restore->add_option("backup", o.backup, "File that 'backup' made")->required();
-  restore->add_option("store", o.store, "The controller's --store")->required();
+  restore->add_option("backup", o.backup, "File that 'backup' made")->type_name("FILE")->required();
+  restore->add_option("store", o.store, "The controller's --store")->type_name("FILE")->required();
   restore->add_flag("--overwrite", o.overwrite, "Replace a store that exists");
   restore->callback([&context, &o] {
     context.run = [&context, &o]() -> absl::Status {

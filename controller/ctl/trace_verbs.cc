@@ -291,7 +291,7 @@ void AddTraceVerbs(CLI::App& app, CtlContext& context) {
       ->add_option("--to", o->to,
                    "csv, csv.gz or json (ballast.trace/v1): each token's experts; load (ballast.load/v1): their sums")
       ->required()
-      ->check(CLI::IsMember({"csv", "csv.gz", "json", "load"}).description(""));
+      ->check(CLI::IsMember({"csv", "csv.gz", "json", "load"}));
   convert->add_option("--out", o->out, "The file to write; stdout by default")->type_name("FILE");
   convert->callback([o, &context] { context.run = [o, &context] { return Convert(*o, context); }; });
 

@@ -60,7 +60,8 @@ CLI::Validator Between(double least, double most) {
 
 std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv) {
   std::string config;
-  app.add_option("--config", config, "YAML file with the same names as these options; the command line wins");
+  app.add_option("--config", config, "YAML file with the same names as these options; the command line wins")
+      ->type_name("FILE");
   app.set_version_flag("--version", absl::StrCat(app.get_name(), " ", Version()));
   try {
     app.parse(argc, argv);

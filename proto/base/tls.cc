@@ -107,11 +107,13 @@ class RoleCheck final : public grpc::AuthMetadataProcessor {
 void AddTlsFlags(CLI::App& app, TlsFiles& files) {
   app.add_option("--tls-cert", files.certificate,
                  "PEM file of the own certificate and those that lead to its authority. With --tls-key and --tls-ca:\n"
-                 "mutual TLS on every gRPC connection. Replaced files are read again");
-  app.add_option("--tls-key", files.key, "PEM file of the certificate's private key");
+                 "mutual TLS on every gRPC connection. Replaced files are read again")
+      ->type_name("FILE");
+  app.add_option("--tls-key", files.key, "PEM file of the certificate's private key")->type_name("FILE");
   app.add_option("--tls-ca", files.authorities,
                  "PEM file of the authorities that certificates must come from. What a caller may do is in its\n"
-                 "certificate's subject: O=ballast:worker, O=ballast:operator or O=ballast:viewer");
+                 "certificate's subject: O=ballast:worker, O=ballast:operator or O=ballast:viewer")
+      ->type_name("FILE");
 }
 
 absl::StatusOr<TransportSecurity> TransportSecurity::Create(const TlsFiles& files, absl::Time now) {
