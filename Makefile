@@ -10,6 +10,7 @@ help:
 	@echo 'make build   everything; links to the programs in bin/'
 	@echo 'make cuda    the CUDA code, and its tests where there is a GPU'
 	@echo 'make python  the Python package ballast-planner: a wheel in bin/python, and libballast_planner.so in bin/'
+	@echo 'make image   container images in bin/images, an OCI layout (IMAGES="controller worker": without the CUDA one)'
 	@echo 'make check   formatting, lint, thread-safety analysis, proto compatibility, docs'
 	@echo 'make bench   every benchmark; results in bench-results/'
 
@@ -38,6 +39,13 @@ cuda:
 python:
 	@.ci/setup.sh python
 	@.ci/python.sh
+
+IMAGES := controller worker worker-cuda
+
+.PHONY: image
+image:
+	@.ci/setup.sh $(if $(findstring cuda,$(IMAGES)),image,build)
+	@.ci/image.sh $(IMAGES)
 
 .PHONY: check
 check:

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Installs what is missing to build (setup.sh build), to build the CUDA code too (setup.sh cuda), to make the Python package
-# too (setup.sh python) or to build and test everything (setup.sh test, the default) on Debian 12: the packages of
-# packages.txt, the pinned registry packages of *requirements.txt and peers.txt, and tools built once into
+# Installs what is missing to build (setup.sh build), to build the CUDA code too (setup.sh cuda), to make images with it
+# (setup.sh image), to make the Python package too (setup.sh python) or to build and test everything (setup.sh test, the
+# default) on Debian 12: the packages of packages.txt, the pinned registry packages of *requirements.txt and peers.txt, and tools built once into
 # ~/.cache/ballast/tools. Says what it installs, and nothing when there is nothing to do; run by every make target.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,8 +12,8 @@ say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }
 
 case $group in
-build | cuda | python | test) ;;
-*) die "unknown group '$group': build, cuda, python or test" ;;
+build | cuda | image | python | test) ;;
+*) die "unknown group '$group': build, cuda, image, python or test" ;;
 esac
 
 as_root() {
@@ -29,7 +29,7 @@ as_root() {
 # Prints the packages of the group that are not installed.
 missing_packages() {
   local wanted installed
-  wanted=$(awk -v group="$group" '!/^#/ && NF && (group == "test" || $2 == "build" || $2 == group) {print $1}' .ci/packages.txt | sort)
+  wanted=$(awk -v group="${group/image/cuda}" '!/^#/ && NF && (group == "test" || $2 == "build" || $2 == group) {print $1}' .ci/packages.txt | sort)
   installed=$(dpkg-query -W -f '${binary:Package} ${db:Status-Status}\n' | sed -n 's/\(:[a-z0-9]*\)\{0,1\} installed$//p' | sort -u)
   comm -23 <(echo "$wanted") <(echo "$installed")
 }
@@ -133,16 +133,22 @@ make_web() {
 
 has_gpu() { [ -e /dev/nvidiactl ]; }
 
-# Of cuBLAS only what is used: the headers, and where there is a GPU, the library (0.5 GB).
+# Of cuBLAS only what is used: the headers, and for a GPU the library (0.5 GB). make_cublas WANTED FOLDER.
 make_cublas() {
+  local wanted=$1
+  shift
   /usr/bin/python3 -m venv "$1/venv" &&
     "$1/venv/bin/pip" download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
       --dest "$1/wheels" -r .ci/cublas-requirements.txt &&
     /usr/bin/python3 -c 'import glob, sys, zipfile
 wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/wheels/*.whl")[0])
 wheel.extractall(sys.argv[1], [n for n in wheel.namelist() if "/include/cublas" in n or sys.argv[2] in n])' \
-      "$1" "$(has_gpu && echo /libcublasLt.so || echo /include/cublas)" &&
+      "$1" "$wanted" &&
     mv "$1/nvidia/cu13"/* "$1" && rm -rf "$1/venv" "$1/wheels" "$1/nvidia"
+}
+
+make_cublas_headers() {
+  if [ -d "$tools/$pinned-run" ]; then cp -r "$tools/$pinned-run/include" "$1"; else make_cublas /include/cublas "$1"; fi
 }
 
 # What a tool built from Abseil's source depends on beside its version.
@@ -161,16 +167,24 @@ if [ "$group" = python ] || [ "$group" = test ]; then
   build_once "$pinned" third_party/system/build_pic_absl.sh
   link_current "$pinned" pic-absl
 fi
-if [ "$group" = cuda ] || [ "$group" = test ]; then
+if [ "$group" = cuda ] || [ "$group" = image ] || [ "$group" = test ]; then
   # third_party/cuda looks in the same two places.
   if [ -z "${CUDA_HOME:-}" ]; then
     pinned=cuda-$(sha256sum .ci/cuda-requirements.txt | cut -c1-12)
     build_once "$pinned" make_cuda
     link_current "$pinned" cuda
     pinned=cublas-$(sha256sum .ci/cublas-requirements.txt | cut -c1-12)
-    if has_gpu; then pinned=$pinned-run; fi
-    build_once "$pinned" make_cublas
-    link_current "$pinned" cublas
+    if has_gpu || [ "$group" = image ]; then
+      build_once "$pinned-run" make_cublas /libcublasLt.so
+      link_current "$pinned-run" cublas-run
+    fi
+    # Programs are linked with this folder's name in them: it must not depend on whether images have been made.
+    if has_gpu; then
+      link_current "$pinned-run" cublas
+    else
+      build_once "$pinned" make_cublas_headers
+      link_current "$pinned" cublas
+    fi
   elif [ ! -x "$CUDA_HOME/bin/nvcc" ]; then
     die "CUDA_HOME is $CUDA_HOME, which has no bin/nvcc: unset it, and the pinned toolkit is fetched"
   fi

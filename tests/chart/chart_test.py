@@ -190,6 +190,14 @@ class Rendered(unittest.TestCase):
         changed = self.rendered(MODEL, workers={"config": {"capacity": 64}})["StatefulSet", "moe-ballast-main"]["spec"]["template"]
         self.assertNotEqual(template["metadata"]["annotations"], changed["metadata"]["annotations"])
 
+    def test_images(self):
+        objects = self.rendered(MODEL, image={"registry": "registry.example/ballast", "tag": "0.1",
+                                              "digests": {"worker": "sha256:" + "a" * 64}})
+        self.assertEqual(container(objects["StatefulSet", "moe-ballast-main"])["image"],
+                         "registry.example/ballast/ballast-worker:0.1@sha256:" + "a" * 64)
+        for spec in (pod(objects["StatefulSet", "moe-ballast-controller"]), objects["Pod", "moe-ballast-test"]["spec"]):
+            self.assertEqual(spec["containers"][0]["image"], "registry.example/ballast/ballast-controller:0.1")
+
     def test_console(self):
         args = container(self.rendered(MODEL, controller={"console": {"enabled": True}})["StatefulSet", "moe-ballast-controller"])["args"]
         self.assertIn("--console-listen=0.0.0.0:7072", args)
@@ -217,6 +225,7 @@ class Refused(unittest.TestCase):
         "a worker's option": (values(MODEL, workers={"config": {"listen": "x"}}), "config.listen is the chart's"),
         "an unknown value": (values(MODEL, wokers={}), "wokers"),
         "an unknown mode": (values(MODEL, tls={"mode": "mtls"}), "certManager"),
+        "a digest cut short": (values(MODEL, image={"digests": {"worker": "sha256:12"}}), "/image/digests/worker"),
         "a name too long": (values(MODEL, groups=[{"name": "a" * 21, "size": 1}]), "/groups/0/name"),
     }
 

@@ -31,6 +31,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "ballast.image" -}}
 {{- $image := .root.Values.image -}}
 {{- if $image.registry }}{{ $image.registry }}/{{ end }}ballast-{{ .program }}:{{ default .root.Chart.AppVersion $image.tag }}
+{{- with get $image.digests .program }}@{{ . }}{{ end }}
 {{- end }}
 
 {{- define "ballast.serviceAccount" -}}

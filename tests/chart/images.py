@@ -1,0 +1,42 @@
+"""The images of the programs that this test build made."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from charts import run
+
+VERSION = "0.1.0"
+_PROGRAMS = {
+    "controller": "controller/ballast-controller.stripped",
+    "worker": "worker/ballast-worker.stripped",
+    "worker-cuda": "worker/ballast-worker.stripped",
+}
+
+
+def make(out, *images, more=()):
+    """Runs make_image.py into the folder `out`; returns what it prints. Little compression, for that is most of the time."""
+    done = run("deploy/image/make_image.py", *(f"--{image}={_PROGRAMS[image]}" for image in images),
+               "--ballastctl=controller/ctl/ballastctl.stripped", "--dependencies=deploy/image", f"--version={VERSION}",
+               "--revision=test", "--created=1000000000", "--level=1", f"--out={out}", *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def unpack(out, image, bundle):
+    """By umoci, as runtimes do it: leaves the files in bundle/rootfs and a runtime's configuration in bundle/config.json."""
+    done = run("umoci", "unpack", "--image", f"{out}/oci:{image}", bundle)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(bundle)
+
+
+def in_namespaces(script):
+    """Goes on, as root, in mount, network and process namespaces of its own, whose processes end with it."""
+    if os.environ.get("BALLAST_NAMESPACES") == "own":
+        # Mounts stay in here, and what `ip` keeps there is gone with them.
+        subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        return
+    os.environ["BALLAST_NAMESPACES"] = "own"
+    os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
+    os.execvp("unshare", ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, script])
