@@ -9,6 +9,8 @@ import tempfile
 import unittest
 
 PAGES = ("quickstart.md", "sglang.md", "tensorrt-llm.md")
+# What the commands of a page must have printed, as far as they succeed all the same.
+PRINTED = {"quickstart.md": (r"> chat +serving .* 2/2 ", r"\nw1 +#")}
 TREE = pathlib.Path.cwd()
 PROGRAMS = ("controller/ballast-controller", "controller/ctl/ballastctl", "worker/ballast-worker")
 
@@ -28,6 +30,8 @@ class Commands(unittest.TestCase):
                                      stdin=subprocess.DEVNULL, capture_output=True, text=True)
                 logs = "".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in pathlib.Path(folder).glob("*.log"))
                 self.assertEqual(ran.returncode, 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}\n{logs}")
+                for pattern in PRINTED.get(page, ()):
+                    self.assertRegex(ran.stdout, pattern)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ void AddOfflineVerbs(CLI::App& app, CtlContext& context);
 void AddShellVerbs(CLI::App& app, CtlContext& context);
 void AddSidecarVerb(CLI::App& app, CtlContext& context);
 void AddStoreVerbs(CLI::App& app, CtlContext& context);
+void AddTopVerb(CLI::App& app, CtlContext& context);
 void AddTraceVerbs(CLI::App& app, CtlContext& context);
 
 }  // namespace ballast

@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   ballast::AddStoreVerbs(app, context);
   ballast::AddTraceVerbs(app, context);
   ballast::AddSidecarVerb(app, context);
+  ballast::AddTopVerb(app, context);
   ballast::AddShellVerbs(app, context);
   if (const auto exit = ballast::ParseFlags(app, argc, argv)) return *exit;
   const auto security = ballast::TransportSecurity::Create(context.tls, ballast::Clock::Real().Now());

@@ -1,0 +1,105 @@
+#include "controller/ctl/terminal.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <iostream>
+
+#include "absl/strings/str_replace.h"
+
+namespace ballast {
+namespace {
+
+// The alternate screen, and no cursor; and back.
+constexpr char kEnter[] = "\033[?1049h\033[?25l";
+constexpr char kLeave[] = "\033[?25h\033[?1049l";
+// Wherever they are raised, the terminal is given back first.
+constexpr int kDeadly[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+// Before the Terminal; for its signal handler, which gets no argument.
+termios g_before;
+
+// Calls only what a signal handler may.
+void GiveBack() {
+  // Nothing can be done about a terminal that is gone.
+  [[maybe_unused]] const ssize_t written = write(STDOUT_FILENO, kLeave, sizeof(kLeave) - 1);
+  tcsetattr(STDIN_FILENO, TCSANOW, &g_before);
+}
+
+void Die(int signal) {
+  GiveBack();
+  // SA_RESETHAND: this ends the process as if nobody had caught it.
+  raise(signal);
+}
+
+void Handle(int signal, void (*handler)(int), int flags) {
+  struct sigaction action = {};
+  action.sa_handler = handler;
+  action.sa_flags = flags;
+  sigaction(signal, &action, nullptr);
+}
+
+}  // namespace
+
+std::optional<TopSize> TerminalSize() {
+  winsize size = {};
+  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0) return std::nullopt;
+  TopSize found;
+  // A serial line does not know its size.
+  if (size.ws_col > 0) found.columns = size.ws_col;
+  if (size.ws_row > 0) found.lines = size.ws_row;
+  return found;
+}
+
+Terminal::Terminal(Clock& clock) : clock_(clock) {
+  tcgetattr(STDIN_FILENO, &g_before);
+  for (const int signal : kDeadly) Handle(signal, Die, SA_RESETHAND);
+  // So that a change of the size ends poll().
+  Handle(
+      SIGWINCH, [](int) {}, 0);
+  termios raw = g_before;
+  raw.c_lflag &= ~static_cast<tcflag_t>(ICANON | ECHO);
+  // Stopped, it would leave the shell with this screen.
+  raw.c_cc[VSUSP] = _POSIX_VDISABLE;
+  tcsetattr(STDIN_FILENO, TCSANOW, &raw);
+  std::cout << kEnter << std::flush;
+}
+
+Terminal::~Terminal() {
+  std::cout.flush();
+  GiveBack();
+  for (const int signal : kDeadly) Handle(signal, SIG_DFL, 0);
+  Handle(SIGWINCH, SIG_DFL, 0);
+}
+
+TopSize Terminal::size() {
+  TopSize size = TerminalSize().value_or(TopSize());
+  size.lines = std::max(size.lines - 1, 1);
+  return size;
+}
+
+void Terminal::Draw(const std::string& frame) {
+  // From the top; each line's rest and the lines below are cleared.
+  std::cout << "\033[H" << absl::StrReplaceAll(frame, {{"\n", "\033[K\n"}}) << "\033[J" << std::flush;
+}
+
+std::optional<char> Terminal::Key(absl::Time deadline) {
+  const TopSize drawn = size();
+  for (;;) {
+    const absl::Duration left = deadline - clock_.Now();
+    if (left <= absl::ZeroDuration() || size() != drawn) return std::nullopt;
+    pollfd input = {.fd = keys_ ? STDIN_FILENO : -1, .events = POLLIN, .revents = 0};
+    // At most a second: a signal may come between the look at the size and this.
+    if (poll(&input, 1, static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(left) + 1, 1, 1000))) <= 0)
+      continue;
+    char key = 0;
+    if (read(STDIN_FILENO, &key, 1) == 1) return key;
+    keys_ = false;
+  }
+}
+
+}  // namespace ballast
