@@ -236,6 +236,7 @@ void Group::Settle(Turn& turn) {
     EndStep(turn);
   }
   TellDrains(turn);
+  TellProfiles(turn);
   SweepProposals(turn);
   EndStep(turn);
 }

@@ -36,6 +36,7 @@
 #include "controller/telemetry/load_window.h"
 #include "controller/telemetry/planning_pace.h"
 #include "controller/telemetry/report_ledger.h"
+#include "controller/telemetry/task_profiles.h"
 #include "proto/base/ids.h"
 #include "proto/placement/placement.h"
 
@@ -125,6 +126,8 @@ class Group {
     std::string no_room;
     // What it was told last in this session.
     std::optional<v1::DrainState> told_drain = v1::DRAIN_STATE_UNSPECIFIED;
+    // Version of the task profiles that it has from this session; 0: none.
+    uint64_t told_profiles = 0;
     uint64_t loaded_epoch = 0;
     std::string load_error;
     // View that it has installed, and the epoch that the newest InstallView sent to it carried.
@@ -205,6 +208,8 @@ class Group {
   void OnPeersLost(Turn& turn, const std::string& name, uint64_t view,
                    const google::protobuf::RepeatedField<int32_t>& ranks, const std::string& reason);
   void OnReport(Turn& turn, const std::string& name, const Worker& worker, const v1::LoadReport& report);
+  // Tells workers that want them of new task profiles.
+  void TellProfiles(Turn& turn);
   void OnProgress(Turn& turn, Worker& worker, const v1::MoveProgress& progress);
   void OnPrepared(Turn& turn, Worker& worker, const v1::WavePrepared& prepared);
   void OnFailed(Turn& turn, const std::string& name, const v1::WaveFailed& failed);
@@ -282,6 +287,8 @@ class Group {
   std::map<std::string, std::vector<store::WaveRecord>> waves_;
 
   std::unique_ptr<LoadWindow> load_;
+  // From the first report on while some worker wants them.
+  std::optional<TaskProfiles> profiles_;
   ReportLedger ledger_;
   std::vector<double> counted_prefill_;
   std::vector<double> counted_decode_;

@@ -150,6 +150,7 @@ v1::Hello GroupHarness::MakeHello(int index) const {
   hello.set_slots(options_.slots);
   hello.set_staging_slots(options_.staging);
   if (index < std::ssize(options_.speeds)) hello.set_speed(options_.speeds[index]);
+  hello.set_classifies_tasks(worker.classifies);
   hello.set_data_address("127.0.0.1:1");
   hello.set_serving_address("127.0.0.1:2");
   hello.set_last_term(worker.term);
@@ -166,9 +167,11 @@ void GroupHarness::StartProcess(int index) {
   if (worker.running) return;
   const std::string refuse = worker.refuse;
   const bool stall = worker.stall;
+  const bool classifies = worker.classifies;
   worker = FakeWorker{};
   worker.refuse = refuse;
   worker.stall = stall;
+  worker.classifies = classifies;
   worker.running = true;
   worker.report_stream = ++last_stream_;
   Reconnect(index);
@@ -298,6 +301,9 @@ void GroupHarness::Obey(int index, const v1::ConnectResponse& message) {
     case v1::ConnectResponse::kHeartbeatAck:
       worker.ack = message.heartbeat_ack();
       return;
+    case v1::ConnectResponse::kTaskProfiles:
+      worker.profiles = message.task_profiles();
+      return;
     case v1::ConnectResponse::kReportsStored:
       EXPECT_EQ(message.reports_stored().report_stream(), worker.report_stream);
       while (!worker.unstored.empty() && worker.unstored.front().sequence() <= message.reports_stored().sequence()) {
@@ -405,18 +411,18 @@ std::pair<int32_t, int32_t> GroupHarness::TaskExperts(const std::string& task, i
   return {first % options_.experts, (first + 3) % options_.experts};
 }
 
-void GroupHarness::SendTasks(int index, const std::map<std::string, int64_t>& tokens) {
+void GroupHarness::SendTasks(int index, const std::map<std::string, int64_t>& tokens, v1::Phase phase) {
   FakeWorker& worker = workers_[index];
   if (!worker.running) return;
   v1::LoadReport report = NextReport(worker);
   for (const auto& [name, count] : tokens) {
     v1::RouteSample& sample = *report.add_route_samples();
     sample.set_task(report.task_tokens_size());
-    sample.set_phase(v1::PHASE_DECODE);
+    sample.set_phase(phase);
     sample.set_tokens(static_cast<int32_t>(std::min<int64_t>(16, count)));
     v1::TaskTokens& task = *report.add_task_tokens();
     task.set_task(name);
-    task.set_decode_tokens(count);
+    phase == v1::PHASE_DECODE ? task.set_decode_tokens(count) : task.set_prefill_tokens(count);
     for (int32_t t = 0; t < sample.tokens(); ++t) {
       for (int l = 0; l < options_.layers; ++l) {
         const auto [first, second] = TaskExperts(name, l);
@@ -430,7 +436,7 @@ void GroupHarness::SendTasks(int index, const std::map<std::string, int64_t>& to
         v1::LoadCount& load = *report.add_counts();
         load.set_layer(l);
         load.set_expert(e);
-        load.set_phase(v1::PHASE_DECODE);
+        load.set_phase(phase);
         load.set_task(sample.task());
         load.set_tokens(count);
       }

@@ -86,12 +86,15 @@ class GroupHarness {
   void SendReport(int worker, int64_t tokens, int hottest = 0);
   // A load report of these tasks' tokens, at most 16 of each as whole routes. In each layer a task's tokens choose the
   // same two experts, TaskExperts: a pair of their own for each of the tasks "a" to "d".
-  void SendTasks(int worker, const std::map<std::string, int64_t>& tokens);
+  void SendTasks(int worker, const std::map<std::string, int64_t>& tokens, v1::Phase phase = v1::PHASE_DECODE);
   std::pair<int32_t, int32_t> TaskExperts(const std::string& task, int layer) const;
   int64_t tokens_reported() const { return tokens_reported_; }
   // What its heartbeats say, and the newest answer to one.
   void SetRequests(int worker, int running) { workers_[worker].requests = running; }
   const v1::HeartbeatAck& worker_ack(int worker) const { return workers_[worker].ack; }
+  // From its next session on it asks for task profiles; and those that its process was sent last.
+  void SetClassifies(int worker) { workers_[worker].classifies = true; }
+  const v1::TaskProfiles& worker_profiles(int worker) const { return workers_[worker].profiles; }
   uint64_t worker_epoch(int worker) const { return workers_[worker].epoch; }
   const Placement& worker_placement(int worker) const { return workers_[worker].placement; }
   uint64_t worker_view(int worker) const { return workers_[worker].view; }
@@ -136,6 +139,8 @@ class GroupHarness {
     v1::DrainState drain = v1::DRAIN_STATE_UNSPECIFIED;
     std::string drain_reason;
     v1::HeartbeatAck ack;
+    v1::TaskProfiles profiles;
+    bool classifies = false;
     absl::Status last_close;
     std::deque<v1::ConnectRequest> to_controller;
     std::deque<v1::ConnectResponse> to_worker;

@@ -184,6 +184,7 @@ void Group::Hello(SessionId session, const v1::Hello& hello, absl::Time now, Eff
   worker.last_heard = now;
   worker.lease_deadline = now + options_.timing.lease;
   worker.hello = hello;
+  worker.told_profiles = 0;
   // A process that was here before may have been told by another controller.
   worker.told_drain = hello.incarnation() == 0 ? std::optional(v1::DRAIN_STATE_UNSPECIFIED) : std::nullopt;
   record_dirty_ = true;
@@ -399,6 +400,11 @@ void Group::OnReport(Turn& turn, const std::string& name, const Worker& worker, 
     return count("invalid");
   }
   count(verdict == ReportLedger::Verdict::kNew ? "counted" : "after_gap");
+  if (std::any_of(workers_.begin(), workers_.end(),
+                  [](const auto& entry) { return entry.second.alive && entry.second.hello.classifies_tasks(); })) {
+    if (!profiles_.has_value()) profiles_.emplace(load_->layers(), load_->experts(), TaskProfiles::Options{});
+    profiles_->Add(report);
+  }
   newest_report_ = std::max(newest_report_, FromProto(report.end()));
   const std::string& model = record_.model().name();
   for (const v1::LoadCount& load : report.counts()) {
@@ -428,6 +434,17 @@ void Group::OnReport(Turn& turn, const std::string& name, const Worker& worker, 
       turn.effects.metrics.push_back(
           {"ballast_step_shares_total", {model, this->name(), phase, form}, static_cast<double>(layers)});
     }
+  }
+}
+
+void Group::TellProfiles(Turn& turn) {
+  if (!profiles_.has_value()) return;
+  for (auto& [name, worker] : workers_) {
+    if (worker.session == 0 || !worker.hello.classifies_tasks()) continue;
+    if (std::exchange(worker.told_profiles, profiles_->version()) == profiles_->version()) continue;
+    v1::ConnectResponse message;
+    *message.mutable_task_profiles() = profiles_->ToProto();
+    Send(turn, worker, std::move(message));
   }
 }
 

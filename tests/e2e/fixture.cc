@@ -49,6 +49,8 @@ std::unique_ptr<Cluster> ClusterTest::Serving(const Shape& shape) {
     workers.back().extra_flags.insert(workers.back().extra_flags.end(), shape.worker_flags.begin(),
                                       shape.worker_flags.end());
   }
+  workers[0].extra_flags.insert(workers[0].extra_flags.end(), shape.first_worker_flags.begin(),
+                                shape.first_worker_flags.end());
   absl::Status status = (*cluster)->StartWorkers(workers);
   EXPECT_TRUE(status.ok()) << status;
   if (!status.ok()) return nullptr;

@@ -30,6 +30,8 @@ class ClusterTest : public ::testing::Test {
     int slots_per_layer = 10;
     std::vector<std::string> controller_flags;
     std::vector<std::string> worker_flags;
+    // Of w0, beside the others.
+    std::vector<std::string> first_worker_flags;
     TlsFiles tls;
     std::string controller_binary = "controller/ballast-controller";
     std::string worker_binary = "worker/ballast-worker";

@@ -51,6 +51,11 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
          "Tokens of each task and phase whose whole routes a load report holds, for plans that group experts by "
          "what is chosen together; 0: none")
       ->capture_default_str();
+  app.add_option("--classify-tasks", config.classify_tasks,
+                 "Takes an unlabelled request for the task whose labelled prompts chose experts most like its own "
+                 "prompt, where "
+                 "that is at least so certain (0.9, say); 0: never")
+      ->capture_default_str();
   app.add_option("--compute-threads", config.compute_threads, "Threads of the kernels; 0: one a core")
       ->capture_default_str();
   app.add_option("--capacity", config.capacity, "Rows (tokens) of this worker in a step at most")
@@ -150,6 +155,7 @@ absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, in
         {"--staging-slots", static_cast<double>(config.staging_slots), 1, 1 << 16},
         {"--speed", static_cast<double>(config.speed), 1, 1024},
         {"--route-samples", static_cast<double>(config.route_samples), 0, 4096},
+        {"--classify-tasks", config.classify_tasks, 0, 1},
         {"--compute-threads", static_cast<double>(config.compute_threads), 0, 1024},
         {"--capacity", static_cast<double>(config.capacity), 1, 65536},
         {"--kv-blocks", static_cast<double>(config.kv_blocks), 0, 1 << 28},

@@ -36,6 +36,7 @@ struct WorkerConfig {
   std::string combine = "fast";
   std::string step_shares = "auto";
   int route_samples = 16;
+  double classify_tasks = 0;
   int compute_threads = 0;
   int capacity = 256;
   int kv_blocks = 0;

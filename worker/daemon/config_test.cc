@@ -47,6 +47,7 @@ TEST(WorkerConfigTest, Refuses) {
       {"--step-shares is 'best'; allowed are auto, current, previous, fixed",
        [](WorkerConfig& c) { c.step_shares = "best"; }},
       {"--route-samples is -1; it must be between 0 and 4096", [](WorkerConfig& c) { c.route_samples = -1; }},
+      {"--classify-tasks is 1.5; it must be between 0 and 1", [](WorkerConfig& c) { c.classify_tasks = 1.5; }},
       {"--capacity is 0; it must be between 1 and 65536", [](WorkerConfig& c) { c.capacity = 0; }},
       {"--max-running is 300; it must be between 1 and 256", [](WorkerConfig& c) { c.max_running = 300; }},
       {"--speed is 1025; it must be between 1 and 1024", [](WorkerConfig& c) { c.speed = 1025; }},

@@ -18,7 +18,8 @@ v1::GroupRole RoleOf(const std::string& role) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config, Clock& clock) {
+absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config, Clock& clock,
+                                                      std::function<void(const Classification&)> classified) {
   auto parts = std::make_unique<ModelParts>();
   BALLAST_ASSIGN_OR_RETURN(parts->checkpoint, Checkpoint::Open(config.model));
   BALLAST_ASSIGN_OR_RETURN(parts->tokenizer, Tokenizer::Load(config.model));
@@ -41,13 +42,18 @@ absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config
                            device.cuda
                                ? OpenCuda(config, device.index, *parts->checkpoint, *parts->source, *parts->counters)
                                : OpenCpu(config, *parts->checkpoint, *parts->source, *parts->counters));
-  BALLAST_ASSIGN_OR_RETURN(parts->batcher,
-                           Batcher::Create({.max_rows = config.capacity,
-                                            .max_logit_rows = config.capacity,
-                                            .max_running = config.max_running,
-                                            .max_waiting = config.max_waiting,
-                                            .max_positions = model.max_positions},
-                                           model.vocab_size, *parts->processor.kv_cache, *parts->counters, clock));
+  if (config.classify_tasks > 0) {
+    parts->classifier =
+        std::make_unique<TaskClassifier>(model.num_moe_layers(), model.num_experts, model.experts_per_token,
+                                         config.classify_tasks, std::move(classified));
+  }
+  BALLAST_ASSIGN_OR_RETURN(parts->batcher, Batcher::Create({.max_rows = config.capacity,
+                                                            .max_logit_rows = config.capacity,
+                                                            .max_running = config.max_running,
+                                                            .max_waiting = config.max_waiting,
+                                                            .max_positions = model.max_positions},
+                                                           model.vocab_size, *parts->processor.kv_cache,
+                                                           *parts->counters, clock, parts->classifier.get()));
   Log(Severity::kInfo, "model opened",
       {{"model", config.model_name},
        {"architecture", ArchitectureName(model.architecture)},
@@ -85,6 +91,7 @@ v1::Hello MakeHello(const WorkerConfig& config, const ModelParts& parts) {
   std::random_device random;
   hello.set_report_stream((uint64_t{random()} << 32) | random() | 1);
   hello.set_version(Version());
+  hello.set_classifies_tasks(parts.classifier != nullptr);
   return hello;
 }
 

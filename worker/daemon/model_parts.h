@@ -2,6 +2,7 @@
 #ifndef BALLAST_WORKER_DAEMON_MODEL_PARTS_H_
 #define BALLAST_WORKER_DAEMON_MODEL_PARTS_H_
 
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -14,6 +15,7 @@
 #include "worker/model/tokenizer.h"
 #include "worker/moe/load_counters.h"
 #include "worker/schedule/batcher.h"
+#include "worker/telemetry/task_classifier.h"
 
 namespace ballast {
 
@@ -24,12 +26,15 @@ struct ModelParts {
   std::unique_ptr<LoadCounters> counters;
   std::unique_ptr<CheckpointExperts> source;
   Processor processor;
+  // Null: unlabelled requests stay so.
+  std::unique_ptr<TaskClassifier> classifier;
   std::unique_ptr<Batcher> batcher;
 };
 
 // Opens config.model and makes room for experts and KV. `config` has been through FinishConfig. Errors as
-// Checkpoint::Open, Tokenizer::Load, OpenCpu and OpenCuda.
-absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config, Clock& clock);
+// Checkpoint::Open, Tokenizer::Load, OpenCpu and OpenCuda. `classified` as TaskClassifier's.
+absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config, Clock& clock,
+                                                      std::function<void(const Classification&)> classified);
 
 // What does not change of Hello, but for the addresses. The report stream is chosen anew by each call.
 v1::Hello MakeHello(const WorkerConfig& config, const ModelParts& parts);

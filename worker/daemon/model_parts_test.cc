@@ -22,11 +22,11 @@ TEST(OpenModelTest, TokenizerWithMoreIdsThanTheModel_IsRefused) {
   WorkerConfig config{.model = "testdata/qwen3moe-tiny", .group = "g"};
   config.name = "w";
   config.compute_threads = 1;
-  EXPECT_EQ(OpenModel(config, Clock::Real()).status(), absl::OkStatus());
+  EXPECT_EQ(OpenModel(config, Clock::Real(), {}).status(), absl::OkStatus());
   std::filesystem::copy_file("testdata/tokenizer/metaspace.json", model / "tokenizer.json",
                              std::filesystem::copy_options::overwrite_existing);
   config.model = model;
-  const absl::Status status = OpenModel(config, Clock::Real()).status();
+  const absl::Status status = OpenModel(config, Clock::Real(), {}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("the tokenizer has ids up to 639, the model's vocab_size is 100"));

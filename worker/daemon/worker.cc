@@ -98,6 +98,7 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   void Prepare(PrepareMoves prepare);
   void Commit(Epoch epoch);
   void NoteDrainState(const NoteDrain& drain) BALLAST_EXCLUDES(state_mu_);
+  void NoteProfiles(const v1::TaskProfiles& profiles);
   void StartReporting(absl::Duration interval);
   void Report();
 
@@ -257,7 +258,8 @@ void Worker::Impl::StartSession() {
 absl::Status Worker::Impl::Start() {
   BALLAST_ASSIGN_OR_RETURN(security_, TransportSecurity::Create(config_.tls, clock_.Now()));
   metrics_ = std::make_unique<WorkerMetrics>(config_.name);
-  BALLAST_ASSIGN_OR_RETURN(model_, OpenModel(config_, clock_));
+  BALLAST_ASSIGN_OR_RETURN(
+      model_, OpenModel(config_, clock_, [this](const Classification& told) { metrics_->RequestClassified(told); }));
   BALLAST_RETURN_IF_ERROR(StartDataPort());
   mover_ = std::make_unique<MoveAgent>(*model_->processor.store, *peer_experts_, *this, clock_);
   MakeEngine();
@@ -358,6 +360,13 @@ void Worker::Impl::NoteDrainState(const NoteDrain& drain) {
   UpdateAway();
 }
 
+void Worker::Impl::NoteProfiles(const v1::TaskProfiles& profiles) {
+  if (model_->classifier == nullptr) return;
+  const absl::Status status = model_->classifier->SetProfiles(profiles);
+  Log(status.ok() ? Severity::kInfo : Severity::kError, "task profiles",
+      {{"tasks", profiles.tasks_size()}, {"status", status}});
+}
+
 void Worker::Impl::UpdateAway() {
   bool away = false;
   {
@@ -419,6 +428,8 @@ void Worker::Impl::Do(SessionAction action) {
     Enqueue([this, sequence = forget->sequence] { reports_.Stored(sequence); });
   } else if (auto* loads = std::get_if<NotePeerLoads>(&action)) {
     router_->SetLoads(loads->ack);
+  } else if (auto* profiles = std::get_if<NoteTaskProfiles>(&action)) {
+    Enqueue([this, profiles = std::move(profiles->profiles)] { NoteProfiles(profiles); });
   } else if (auto* drain = std::get_if<NoteDrain>(&action)) {
     NoteDrainState(*drain);
   } else if (auto* every = std::get_if<ReportEvery>(&action)) {

@@ -25,6 +25,7 @@
 #include "worker/moe/device_mesh.h"
 #include "worker/moe/device_table.h"
 #include "worker/moe/expand_kernel.h"
+#include "worker/moe/row_homes.h"
 #include "worker/moe/wire.h"
 #include "worker/transport/nccl/device_exchange.h"
 
@@ -115,7 +116,11 @@ struct Workspace {
 
 struct DeviceMoeExecutor::Impl {
   Impl(DeviceMoeModel m, const SlotMemory& s, const DeviceMoeOptions& o)
-      : model(std::move(m)), slots(s), options(o), shares(model.num_layers(), model.rule.num_experts) {}
+      : model(std::move(m)),
+        slots(s),
+        options(o),
+        row_homes(o.tasks),
+        shares(model.num_layers(), model.rule.num_experts) {}
 
   const DeviceMoeModel model;
   const SlotMemory& slots;
@@ -145,8 +150,9 @@ struct DeviceMoeExecutor::Impl {
   std::vector<uint32_t> speeds;  // by rank
   bool complete = false;         // every expert has a live replica
   uint32_t near = 0;             // bits of the other ranks of this node
-  // Bits of the ranks that are a task's homes, by the task's number; empty: no task has any.
-  std::vector<uint32_t> homes_of_task;
+  // Homes by the task of a row; and the bits of the ranks that they are.
+  RowHomes row_homes;
+  std::vector<uint32_t> home_bits;
   StepShares shares;
   DeviceMeshBuffers mesh_buffers;
   DeviceMesh mesh;
@@ -375,13 +381,12 @@ absl::Status DeviceMoeExecutor::Impl::Flip(std::shared_ptr<const ReplicaTable> t
 }
 
 void DeviceMoeExecutor::Impl::NumberHomes(const std::vector<int32_t>& rank_of_worker) {
-  homes_of_task.clear();
-  if (options.tasks == nullptr) return;
+  row_homes.Install(table->placement().task_homes);
+  home_bits.clear();
   for (const TaskHomes& task : table->placement().task_homes) {
-    const auto index = static_cast<size_t>(options.tasks->InternTask(task.task));
-    if (homes_of_task.size() <= index) homes_of_task.resize(index + 1);
+    uint32_t& bits = home_bits.emplace_back(0);
     for (const TaskHome& home : task.homes) {
-      if (rank_of_worker[home.worker] >= 0) homes_of_task[index] |= 1u << rank_of_worker[home.worker];
+      if (rank_of_worker[home.worker] >= 0) bits |= 1u << rank_of_worker[home.worker];
     }
   }
 }
@@ -453,10 +458,10 @@ absl::Status DeviceMoeExecutor::Impl::BeginStep(const MoeStep& s, cudaStream_t s
   BALLAST_RETURN_IF_ERROR(CudaStatus(
       cudaMemcpyAsync(step_words.data(), words, sizeof(int32_t) * kStepWords, cudaMemcpyHostToDevice, stream),
       "a step's words"));
-  if (!homes_of_task.empty() && rows() > 0) {
+  if (!row_homes.empty() && rows() > 0) {
     for (int row = 0; row < rows(); ++row) {
-      const auto task = static_cast<size_t>(step.rows[row].task);
-      host_homes.data()[row] = task < homes_of_task.size() ? homes_of_task[task] : 0;
+      const int32_t group = row_homes.Of(step.rows[row].task);
+      host_homes.data()[row] = group < 0 ? 0 : home_bits[group];
     }
     BALLAST_RETURN_IF_ERROR(CudaStatus(
         cudaMemcpyAsync(homes.data(), host_homes.data(), sizeof(uint32_t) * rows(), cudaMemcpyHostToDevice, stream),
@@ -584,7 +589,7 @@ absl::Status DeviceMoeExecutor::Impl::Choose(int layer, int32_t none, cudaStream
                   .step = step_words.data(),
                   .none = none,
                   .near = near,
-                  .homes = homes_of_task.empty() ? nullptr : homes.data(),
+                  .homes = row_homes.empty() ? nullptr : homes.data(),
                   .failed = failed_at.data(),
                   .notes = at.notes.data(),
                   .replicas = replicas.data(),

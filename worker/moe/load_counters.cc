@@ -13,16 +13,31 @@ LoadCounters::LoadCounters(int32_t num_layers, int32_t num_experts, int32_t top_
   tasks_.reserve(kMaxTasks + 1);
 }
 
-int32_t LoadCounters::InternTask(std::string_view task) {
+int32_t LoadCounters::InternTask(std::string_view task, bool classified) {
   MutexLock lock(mu_);
-  std::string name(task);
-  if (const auto it = index_.find(name); it != index_.end()) return it->second;
+  std::pair<std::string, bool> key(task, classified);
+  if (const auto it = index_.find(key); it != index_.end()) return it->second;
   if (tasks_.size() == kMaxTasks) tasks_.push_back({.name = std::string(kOtherTasks)});
   if (tasks_.size() > kMaxTasks) return kMaxTasks;
   const auto index = static_cast<int32_t>(tasks_.size());
-  tasks_.push_back({.name = name});
-  index_.emplace(std::move(name), index);
+  tasks_.push_back({.name = key.first, .classified = classified});
+  index_.emplace(std::move(key), index);
   return index;
+}
+
+std::string LoadCounters::TaskName(int32_t index) const {
+  MutexLock lock(mu_);
+  BALLAST_CHECK(index >= 0 && static_cast<size_t>(index) < tasks_.size()) << "task=" << index;
+  return tasks_[index].name;
+}
+
+int64_t LoadCounters::NextPlace(Task::Sample& sample) {
+  // Reservoir sampling (Vitter's algorithm R): after n tokens each is kept with the chance sampled_tokens_ / n.
+  if (sample.seen == 0) sample.experts.resize(static_cast<size_t>(sampled_tokens_) * num_layers_ * top_k_);
+  int64_t place = sample.seen++;
+  // 2^31 - 2 values for at most that many tokens a window: the bias is below one in a million.
+  if (place >= sampled_tokens_) place = static_cast<int64_t>(random_() % static_cast<uint64_t>(sample.seen));
+  return place < sampled_tokens_ ? place : -1;
 }
 
 void LoadCounters::AddRows(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed,
@@ -42,22 +57,15 @@ void LoadCounters::AddRows(Epoch epoch, std::span<const RowLabel> rows, std::spa
     const RowLabel& label = rows[row];
     BALLAST_CHECK(label.task >= 0 && static_cast<size_t>(label.task) < tasks_.size()) << "task=" << label.task;
     const int phase = static_cast<int>(label.phase);
-    Wanted wanted{.row = static_cast<int32_t>(row), .keep = label.keep_routes && all_layers};
-    if (failed.empty() || !failed[row]) {
+    const bool held_back = label.held_back && all_layers;
+    Wanted wanted{.row = static_cast<int32_t>(row), .keep = held_back || (label.keep_routes && all_layers)};
+    if (!held_back && (failed.empty() || !failed[row])) {
       cells_[row] = label.task * kTokenPhases + phase;
       Task& task = tasks_[label.task];
       ++task.phase_tokens[phase];
       if (sampled_tokens_ > 0 && all_layers) {
-        // Reservoir sampling (Vitter's algorithm R): after n tokens each is kept with the chance sampled_tokens_ / n.
-        Task::Sample& sample = task.samples[phase];
-        if (sample.seen == 0) sample.experts.resize(static_cast<size_t>(sampled_tokens_) * num_layers_ * top_k_);
-        int64_t place = sample.seen++;
-        // 2^31 - 2 values for at most that many tokens a window: the bias is below one in a million.
-        if (place >= sampled_tokens_) place = static_cast<int64_t>(random_() % static_cast<uint64_t>(sample.seen));
-        if (place < sampled_tokens_) {
-          wanted.sample = &sample;
-          wanted.place = place;
-        }
+        wanted.place = NextPlace(task.samples[phase]);
+        if (wanted.place >= 0) wanted.sample = &task.samples[phase];
       }
     }
     if (wanted.keep || wanted.sample != nullptr) wanted_.push_back(wanted);
@@ -131,6 +139,25 @@ void LoadCounters::AddStep(Epoch epoch, std::span<const RowLabel> rows, std::spa
   if (now) KeepAsked();
 }
 
+void LoadCounters::AddTokens(int32_t task, TokenPhase phase, std::span<const int32_t> routes) {
+  const size_t of_token = static_cast<size_t>(num_layers_) * top_k_;
+  BALLAST_CHECK(routes.size() % of_token == 0) << routes.size() << " choices";
+  MutexLock lock(mu_);
+  BALLAST_CHECK(task >= 0 && static_cast<size_t>(task) < tasks_.size()) << "task=" << task;
+  const int p = static_cast<int>(phase);
+  std::vector<Cell>& cells = CellsOf(task * kTokenPhases + p);
+  Task::Sample& sample = tasks_[task].samples[p];
+  for (; !routes.empty(); routes = routes.subspan(of_token)) {
+    const auto token = routes.first(of_token);
+    ++tasks_[task].phase_tokens[p];
+    for (size_t i = 0; i < of_token; ++i) ++cells[i / top_k_ * num_experts_ + token[i]].tokens;
+    if (sampled_tokens_ == 0) continue;
+    const int64_t place = NextPlace(sample);
+    if (place < 0) continue;
+    std::copy(token.begin(), token.end(), sample.experts.begin() + place * static_cast<ptrdiff_t>(of_token));
+  }
+}
+
 void LoadCounters::TakeElsewhere() {
   if (elsewhere_ == nullptr) return;
   KeepAsked();
@@ -167,7 +194,8 @@ LoadWindow LoadCounters::Take() {
     Task& task = tasks_[t];
     window.tasks.push_back({.task = task.name,
                             .prefill_tokens = std::exchange(task.phase_tokens[0], 0),
-                            .decode_tokens = std::exchange(task.phase_tokens[1], 0)});
+                            .decode_tokens = std::exchange(task.phase_tokens[1], 0),
+                            .classified = task.classified});
     for (int phase = 0; phase < kTokenPhases; ++phase) {
       for (size_t i = 0; i < task.cells[phase].size(); ++i) {
         const Cell cell = std::exchange(task.cells[phase][i], Cell{});

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -29,6 +30,9 @@ struct RowLabel {
   TokenPhase phase = TokenPhase::kPrefill;
   // What the row chose is wanted: LoadCounters::TakeKeptRoutes.
   bool keep_routes = false;
+  // It is not counted with its step, as it is not known yet as what: what it chose is kept like with keep_routes, for
+  // LoadCounters::AddTokens. Where a step does not tell every layer's choices it counts as `task` after all.
+  bool held_back = false;
 };
 
 // What one layer of a step chose: [rows][top_k] each.
@@ -87,6 +91,8 @@ struct TaskCount {
   // Tokens that entered the model.
   int64_t prefill_tokens = 0;
   int64_t decode_tokens = 0;
+  // Of requests that came unlabelled and were taken for the task's.
+  bool classified = false;
   friend bool operator==(const TaskCount&, const TaskCount&) = default;
 };
 
@@ -135,8 +141,11 @@ class LoadCounters {
   // depends on their number and order alone. Steps that ran some of the layers only are not sampled.
   LoadCounters(int32_t num_layers, int32_t num_experts, int32_t top_k, int32_t sampled_tokens = 0);
 
-  // The index of a request's label; the same label always has the same.
-  int32_t InternTask(std::string_view task) BALLAST_EXCLUDES(mu_);
+  // The index of a request's label; the same label always has the same. Requests that were `classified` as of the task
+  // are counted apart, under an index of their own.
+  int32_t InternTask(std::string_view task, bool classified = false) BALLAST_EXCLUDES(mu_);
+  // The label behind an index.
+  std::string TaskName(int32_t index) const BALLAST_EXCLUDES(mu_);
 
   // One committed step: a label a row, and what every layer chose for those rows. Rows of which `failed` [rows, or
   // empty] is true are not counted. Does not allocate for tasks seen before.
@@ -146,11 +155,14 @@ class LoadCounters {
   // `routed` at a time.
   void AddStep(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed, RoutedElsewhere& routed,
                const StepBalance& balance) BALLAST_EXCLUDES(mu_);
+  // Tokens that were held back, as of `task` (an index): `routes` [tokens][layers][top_k]. Their gate mass is not
+  // known.
+  void AddTokens(int32_t task, TokenPhase phase, std::span<const int32_t> routes) BALLAST_EXCLUDES(mu_);
   // Takes in what `routed` still has.
   void Forget(RoutedElsewhere& routed) BALLAST_EXCLUDES(mu_);
 
-  // Of the last step: [rows with keep_routes][layers][top_k], row after row, in the router's order; once. Empty where
-  // the step did not tell every layer's.
+  // Of the last step: [rows with keep_routes or held_back][layers][top_k], row after row, in the router's order; once.
+  // Empty where the step did not tell every layer's.
   std::vector<int32_t> TakeKeptRoutes() BALLAST_EXCLUDES(mu_);
   int32_t num_layers() const { return num_layers_; }
   int32_t top_k() const { return top_k_; }
@@ -165,6 +177,7 @@ class LoadCounters {
   };
   struct Task {
     std::string name;
+    bool classified = false;
     int64_t phase_tokens[kTokenPhases] = {};
     // [layer][expert], empty until there are counts.
     std::vector<Cell> cells[kTokenPhases];
@@ -183,6 +196,8 @@ class LoadCounters {
     int64_t place = -1;
   };
 
+  // Where the next token of the sample's population goes; below 0: nowhere.
+  int64_t NextPlace(Task::Sample& sample) BALLAST_REQUIRES(mu_);
   // Everything of a step but what its layers chose; leaves cells_, and wanted_ where there are all layers' routes.
   void AddRows(Epoch epoch, std::span<const RowLabel> rows, std::span<const uint8_t> failed, bool all_layers,
                const StepBalance& balance) BALLAST_REQUIRES(mu_);
@@ -197,9 +212,9 @@ class LoadCounters {
   const int32_t num_experts_;
   const int32_t top_k_;
   const int32_t sampled_tokens_;
-  Mutex mu_;
+  mutable Mutex mu_;
   std::minstd_rand random_ BALLAST_GUARDED_BY(mu_);
-  absl::flat_hash_map<std::string, int32_t> index_ BALLAST_GUARDED_BY(mu_);
+  absl::flat_hash_map<std::pair<std::string, bool>, int32_t> index_ BALLAST_GUARDED_BY(mu_);
   std::vector<Task> tasks_ BALLAST_GUARDED_BY(mu_);
   std::array<BalanceCount, kTokenPhases> balance_ BALLAST_GUARDED_BY(mu_);
   Epoch epoch_ BALLAST_GUARDED_BY(mu_);

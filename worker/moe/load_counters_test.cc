@@ -91,6 +91,40 @@ TEST(LoadCounters, KeepsWholeRoutesOfSomeTokens) {
   EXPECT_THAT(counters.Take().samples, IsEmpty());
 }
 
+TEST(LoadCounters, HeldBackRowsAreKept_AndCountWhenTheirTaskIsKnown) {
+  LoadCounters counters(2, 4, 2, /*sampled_tokens=*/8);
+  const int32_t unlabelled = counters.InternTask("");
+  const int32_t labelled = counters.InternTask("code");
+  const int32_t classified = counters.InternTask("code", /*classified=*/true);
+  EXPECT_NE(classified, labelled);
+  EXPECT_EQ(counters.TaskName(classified), "code");
+  const RowLabel rows[] = {{.task = unlabelled, .held_back = true}, {.task = labelled}, {.task = unlabelled}};
+  const int32_t layer0[] = {3, 1, 3, 0, 2, 1};
+  const int32_t layer1[] = {0, 1, 2, 1, 0, 1};
+  const float weights[] = {1, 1, 1, 1, 1, 1};
+  const RoutedLayer layers[] = {{0, layer0, weights}, {1, layer1, weights}};
+  counters.AddStep(Epoch(1), rows, {}, layers, {});
+  const std::vector<int32_t> kept = counters.TakeKeptRoutes();
+  EXPECT_THAT(kept, ElementsAre(3, 1, 0, 1));
+  LoadWindow window = counters.Take();
+  EXPECT_EQ(window.tasks[unlabelled].prefill_tokens, 1);
+  EXPECT_EQ(window.tasks[labelled].prefill_tokens, 1);
+
+  counters.AddTokens(classified, TokenPhase::kPrefill, kept);
+  window = counters.Take();
+  EXPECT_THAT(window.tasks, ElementsAre(TaskCount{.task = ""}, TaskCount{.task = "code"},
+                                        TaskCount{.task = "code", .prefill_tokens = 1, .classified = true}));
+  ASSERT_EQ(window.counts.size(), 4u);
+  EXPECT_EQ(window.counts[0], (LoadCount{.expert = {0, 1}, .task = classified, .tokens = 1}));
+  EXPECT_EQ(window.counts[3], (LoadCount{.expert = {1, 1}, .task = classified, .tokens = 1}));
+  EXPECT_THAT(window.samples, ElementsAre(RouteSample{classified, TokenPhase::kPrefill, 1, {3, 1, 0, 1}}));
+
+  // A step that does not tell every layer's choices counts as it is.
+  counters.AddStep(Epoch(1), rows, {}, std::span(layers).first(1), {});
+  EXPECT_THAT(counters.TakeKeptRoutes(), IsEmpty());
+  EXPECT_EQ(counters.Take().tasks[unlabelled].prefill_tokens, 2);
+}
+
 // 100 tokens, of which 4 are kept: over 4,000 windows each is kept about 160 times; 60 are five deviations.
 TEST(LoadCounters, EveryTokenIsSampledAlike) {
   constexpr int kTokens = 100;

@@ -10,6 +10,7 @@
 #include "proto/base/status_macros.h"
 #include "worker/moe/dispatch_plan.h"
 #include "worker/moe/layer_exchange.h"
+#include "worker/moe/row_homes.h"
 
 namespace ballast {
 namespace {
@@ -26,6 +27,7 @@ struct MoeExecutor::Impl {
       : model(std::move(m)),
         options(o),
         pool(p),
+        homes(o.tasks),
         exchange({.num_layers = model.num_layers(),
                   .num_experts = model.rule.num_experts,
                   .top_k = model.rule.top_k,
@@ -56,8 +58,8 @@ struct MoeExecutor::Impl {
   std::shared_ptr<const ReplicaTable> table;
   std::vector<int32_t> node_of_rank;
   std::vector<uint32_t> speeds;  // by rank
-  // Of the table's homes: the group of each task, -1: none, and whether a rank is a home, [groups][ranks].
-  std::vector<int32_t> home_group_of_task;
+  // Groups are those that the table has homes for; and whether a rank is a home, [groups][ranks].
+  RowHomes homes;
   std::vector<uint8_t> is_home;
   LayerExchange exchange;
   StepShares shares;
@@ -189,18 +191,15 @@ void MoeExecutor::Impl::Flip(std::shared_ptr<const ReplicaTable> tbl) {
 }
 
 void MoeExecutor::Impl::NumberHomes(const std::vector<int32_t>& rank_of_worker) {
-  home_group_of_task.clear();
+  const std::vector<TaskHomes>& tasks = table->placement().task_homes;
+  homes.Install(tasks);
   is_home.clear();
   home_group.clear();
-  if (options.tasks == nullptr) return;
-  size_t groups = 0;
-  for (const TaskHomes& task : table->placement().task_homes) {
-    const auto index = static_cast<size_t>(options.tasks->InternTask(task.task));
-    if (home_group_of_task.size() <= index) home_group_of_task.resize(index + 1, -1);
-    home_group_of_task[index] = static_cast<int32_t>(groups++);
-    is_home.resize(groups * view.size());
-    for (const TaskHome& home : task.homes) {
-      if (rank_of_worker[home.worker] >= 0) is_home[(groups - 1) * view.size() + rank_of_worker[home.worker]] = 1;
+  if (homes.empty()) return;
+  is_home.resize(tasks.size() * view.size());
+  for (size_t group = 0; group < tasks.size(); ++group) {
+    for (const TaskHome& home : tasks[group].homes) {
+      if (rank_of_worker[home.worker] >= 0) is_home[group * view.size() + rank_of_worker[home.worker]] = 1;
     }
   }
 }
@@ -228,12 +227,9 @@ void MoeExecutor::Impl::BeginStep(const MoeStep& s) {
   balanced_layers = 0;
   stats = MoeStepStats{.any_more_work = step.more_work};
   for (const RowLabel& label : step.rows) stats.any_prefill |= label.phase == TokenPhase::kPrefill;
-  if (!is_home.empty()) {
+  if (!homes.empty()) {
     home_group.clear();
-    for (const RowLabel& label : step.rows) {
-      const auto task = static_cast<size_t>(label.task);
-      home_group.push_back(task < home_group_of_task.size() ? home_group_of_task[task] : -1);
-    }
+    for (const RowLabel& label : step.rows) home_group.push_back(homes.Of(label.task));
   }
   if (!alone()) exchange.BeginStep(step.step, table->version().epoch, step.deadline);
 }

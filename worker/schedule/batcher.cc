@@ -12,18 +12,27 @@
 namespace ballast {
 
 absl::StatusOr<std::unique_ptr<Batcher>> Batcher::Create(SchedulerLimits limits, int vocab_size, KvCache& cache,
-                                                         LoadCounters& counters, Clock& clock) {
+                                                         LoadCounters& counters, Clock& clock,
+                                                         const TaskClassifier* classifier) {
   limits.kv_blocks = cache.num_blocks();
   limits.block_positions = kKvBlockPositions;
   BALLAST_RETURN_IF_ERROR(Validate(limits));
-  return std::unique_ptr<Batcher>(new Batcher(limits, vocab_size, cache, counters, clock));
+  return std::unique_ptr<Batcher>(new Batcher(limits, vocab_size, cache, counters, clock, classifier));
 }
 
-Batcher::Batcher(const SchedulerLimits& limits, int vocab_size, KvCache& cache, LoadCounters& counters, Clock& clock)
-    : limits_(limits), vocab_size_(vocab_size), cache_(cache), counters_(counters), clock_(clock), scheduler_(limits) {}
+Batcher::Batcher(const SchedulerLimits& limits, int vocab_size, KvCache& cache, LoadCounters& counters, Clock& clock,
+                 const TaskClassifier* classifier)
+    : limits_(limits),
+      vocab_size_(vocab_size),
+      cache_(cache),
+      counters_(counters),
+      clock_(clock),
+      classifier_(classifier),
+      scheduler_(limits) {}
 
 absl::StatusOr<SequenceId> Batcher::Submit(BatchedRequest request) {
   const int32_t task = counters_.InternTask(request.spec.task);
+  const bool undecided = classifier_ != nullptr && request.spec.task.empty() && classifier_->ready();
   const absl::Time now = clock_.Now();
   SequenceId id;
   {
@@ -36,6 +45,7 @@ absl::StatusOr<SequenceId> Batcher::Submit(BatchedRequest request) {
     Entry& entry = entries_[id];
     entry.request = std::move(request);
     entry.task = task;
+    entry.undecided = undecided;
   }
   if (notify_) notify_();
   return id;
@@ -75,7 +85,10 @@ BatcherStats Batcher::stats() const {
 void Batcher::DropCancelled() {
   for (const SequenceId id : cancelled_) {
     scheduler_.Cancel(id);
-    entries_.erase(id);
+    const auto entry = entries_.find(id);
+    if (entry == entries_.end()) continue;
+    CountHeldBack(entry->second);
+    entries_.erase(entry);
   }
   cancelled_.clear();
   if (entries_.empty()) idle_.NotifyAll();
@@ -116,7 +129,8 @@ StepRows Batcher::Next(int capacity) {
     labels_.insert(labels_.end(), piece.num_rows,
                    {.task = entry.task,
                     .phase = piece.decode ? TokenPhase::kDecode : TokenPhase::kPrefill,
-                    .keep_routes = entry.request.routes});
+                    .keep_routes = entry.request.routes,
+                    .held_back = entry.undecided});
   }
   return {.input = {.token_ids = plan_.token_ids, .sequences = sequences_, .logit_rows = plan_.logit_rows},
           .labels = labels_,
@@ -144,6 +158,24 @@ void Batcher::Score(const StepPiece& piece, const Entry& entry, const float* log
                                 .route_top_k = counters_.top_k()});
 }
 
+void Batcher::HoldBack(const StepPiece& piece, std::span<const int32_t> routes, Entry& entry) {
+  entry.held_back.insert(entry.held_back.end(), routes.begin(), routes.end());
+  const size_t token_routes = static_cast<size_t>(counters_.num_layers()) * counters_.top_k();
+  const bool whole_prompt =
+      static_cast<size_t>(piece.start_position) + piece.num_rows >= entry.request.spec.tokens.size();
+  if (!whole_prompt && entry.held_back.size() < TaskClassifier::kTokens * token_routes) return;
+  const Classification told = classifier_->Classify(entry.held_back);
+  if (!told.task.empty()) entry.task = counters_.InternTask(told.task, /*classified=*/true);
+  entry.undecided = false;
+  CountHeldBack(entry);
+}
+
+void Batcher::CountHeldBack(Entry& entry) {
+  if (entry.held_back.empty()) return;
+  counters_.AddTokens(entry.task, TokenPhase::kPrefill, entry.held_back);
+  entry.held_back = {};
+}
+
 void Batcher::Commit(const StepResult& result) {
   last_rows_ = {};
   for (const StepPiece& piece : plan_.pieces) (piece.decode ? last_rows_.decode : last_rows_.prefill) += piece.num_rows;
@@ -158,15 +190,15 @@ void Batcher::Commit(const StepResult& result) {
   std::vector<float> token_logprobs(plan_.pieces.size());
   for (size_t i = 0; i < plan_.pieces.size(); ++i) {
     const StepPiece& piece = plan_.pieces[i];
-    const Entry& entry = *piece_entries_[i];
+    Entry& entry = *piece_entries_[i];
     const int end = piece.first_row + piece.num_rows;
     std::span<const int32_t> routes;
-    if (entry.request.routes) {
+    if (entry.request.routes || entry.undecided) {
       const size_t wanted = static_cast<size_t>(piece.num_rows) * token_routes;
       if (routes_used + wanted <= kept_routes.size()) {
         routes = std::span(kept_routes).subspan(routes_used, wanted);
         routes_used += wanted;
-      } else {
+      } else if (entry.request.routes) {
         results_[i].status = absl::UnimplementedError("expert_routes: this worker's layers do not tell them");
         continue;
       }
@@ -176,10 +208,11 @@ void Batcher::Commit(const StepResult& result) {
       while (failure != result.failures.end() && failure->row < end) ++failure;
       continue;
     }
+    if (entry.undecided && !routes.empty()) HoldBack(piece, routes, entry);
     entry.kv->Commit(piece.num_rows);
     if (piece.num_logits == 0) continue;
     if (entry.request.spec.kind == SequenceKind::kScore) {
-      Score(piece, entry, result.logits, routes);
+      Score(piece, entry, result.logits, entry.request.routes ? routes : std::span<const int32_t>());
       continue;
     }
     const std::span<const float> row(result.logits + static_cast<size_t>(piece.first_logit) * vocab_size_, vocab_size_);
@@ -211,6 +244,7 @@ void Batcher::Deliver(const std::vector<SequenceUpdate>& updates) {
       const auto entry = entries_.find(update.id);
       BALLAST_CHECK(entry != entries_.end()) << "request " << update.id;
       sink = std::move(entry->second.request.sink);
+      CountHeldBack(entry->second);
       entries_.erase(entry);
       if (entries_.empty()) idle_.NotifyAll();
     }

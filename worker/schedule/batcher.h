@@ -19,6 +19,7 @@
 #include "worker/moe/load_counters.h"
 #include "worker/schedule/scheduler.h"
 #include "worker/step/step_engine.h"
+#include "worker/telemetry/task_classifier.h"
 
 namespace ballast {
 
@@ -72,13 +73,20 @@ struct BatchedRows {
   int decode = 0;
 };
 
+// With a classifier the first tokens of an unlabelled prompt (TaskClassifier::kTokens, or all) are held back from the
+// counts until they tell its task (of one that ends before, they count as unlabelled); then they and all that follow
+// count as the task's, and dispatch prefers its homes. The request stays on this worker, which has its keys and values
+// by then. Which tokens come out does not change.
+//
 // Thread-safe where a method says so; the StepSource methods are the step thread's. Outlives the engine that it feeds.
 class Batcher final : public StepSource {
  public:
-  // `cache` and `counters` must outlive it; limits.kv_blocks and block_positions are set from the cache.
+  // `cache`, `counters` and `classifier` must outlive it; limits.kv_blocks and block_positions are set from the cache.
+  // Without a classifier unlabelled requests stay so.
   // InvalidArgument as Validate.
   static absl::StatusOr<std::unique_ptr<Batcher>> Create(SchedulerLimits limits, int vocab_size, KvCache& cache,
-                                                         LoadCounters& counters, Clock& clock);
+                                                         LoadCounters& counters, Clock& clock,
+                                                         const TaskClassifier* classifier = nullptr);
 
   // Called, from any thread that submits or cancels, when there is something for the step thread: NotifyWork. Set it
   // before the first Submit.
@@ -108,17 +116,26 @@ class Batcher final : public StepSource {
  private:
   struct Entry {
     BatchedRequest request;
+    // The rest is the step thread's, but for what it begins with.
     int32_t task = 0;
-    // Made and destroyed by the step thread.
     std::unique_ptr<KvSequence> kv;
+    // Its task is still to be told, by what its tokens chose: `held_back` [tokens][layers][top_k], which is not
+    // counted.
+    bool undecided = false;
+    std::vector<int32_t> held_back;
   };
 
-  Batcher(const SchedulerLimits& limits, int vocab_size, KvCache& cache, LoadCounters& counters, Clock& clock);
+  Batcher(const SchedulerLimits& limits, int vocab_size, KvCache& cache, LoadCounters& counters, Clock& clock,
+          const TaskClassifier* classifier);
 
   void DropCancelled() BALLAST_REQUIRES(mu_);
+  // What the piece's rows chose, of a request that is undecided; decides, once that is enough.
+  void HoldBack(const StepPiece& piece, std::span<const int32_t> routes, Entry& entry);
+  // Counts what was held back, as of the entry's task.
+  void CountHeldBack(Entry& entry);
   // Ends what `updates` end, outside of the lock; `updates` of requests that go on are ignored here.
   void Deliver(const std::vector<SequenceUpdate>& updates) BALLAST_EXCLUDES(mu_);
-  // `routes`: of the piece's rows, if its request wants them.
+  // `routes`: of the piece's rows, if they were kept.
   void Score(const StepPiece& piece, const Entry& entry, const float* logits, std::span<const int32_t> routes);
 
   const SchedulerLimits limits_;
@@ -126,6 +143,7 @@ class Batcher final : public StepSource {
   KvCache& cache_;
   LoadCounters& counters_;
   Clock& clock_;
+  const TaskClassifier* const classifier_;
   std::function<void()> notify_;
 
   mutable Mutex mu_;

@@ -1,6 +1,9 @@
 #include "worker/schedule/batcher.h"
 
 #include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -204,6 +207,133 @@ TEST_F(BatcherTest, ClosedAdmissionAndFullQueue) {
   EXPECT_FALSE(batcher_->AwaitIdle(absl::InfinitePast()));
   while (batcher_->HasWork()) RunStep();
   EXPECT_TRUE(batcher_->AwaitIdle(absl::InfinitePast()));
+}
+
+// A step chooses expert 0 for even tokens and 1 for odd ones; "even" and "odd" are tasks that choose so nine times of
+// ten.
+class ClassifyingTest : public ::testing::Test {
+ protected:
+  static constexpr int kRows = 100;
+
+  ClassifyingTest() {
+    cache_ = *KvCache::Create({.num_layers = 1, .attention = {.num_heads = 1, .num_kv_heads = 1, .head_dim = 16}}, 64);
+    v1::TaskProfiles profiles;
+    for (const auto& [task, even] : {std::pair("even", 900), {"odd", 100}}) {
+      v1::TaskProfile& profile = *profiles.add_tasks();
+      profile.set_task(task);
+      profile.add_tokens(even);
+      profile.add_tokens(1000 - even);
+    }
+    profiles_ = profiles;
+    batcher_ = *Batcher::Create(
+        {.max_rows = kRows, .max_logit_rows = kRows, .max_running = 4, .max_waiting = 4, .max_positions = 512}, kVocab,
+        *cache_, counters_, clock_, &classifier_);
+  }
+
+  SequenceId Submit(std::vector<int32_t> tokens, const std::string& task = "", int max_tokens = 2,
+                    SequenceKind kind = SequenceKind::kGenerate) {
+    return *batcher_->Submit(
+        {.spec = {.kind = kind, .tokens = std::move(tokens), .max_tokens = max_tokens, .task = task},
+         .sink = std::make_shared<Outcome>()});
+  }
+
+  void RunStep(std::vector<RowFailure> failures = {}) {
+    ASSERT_TRUE(batcher_->HasWork());
+    const StepRows rows = batcher_->Next(kRows);
+    const std::vector<RowLabel> labels(rows.labels.begin(), rows.labels.end());
+    std::vector<int32_t> experts;
+    for (const int32_t token : rows.input.token_ids) experts.push_back(token % 2);
+    const std::vector<float> weights(experts.size(), 1);
+    const RoutedLayer layer{0, experts, weights};
+    std::vector<uint8_t> failed(labels.size());
+    for (const RowFailure& failure : failures) failed[failure.row] = 1;
+    counters_.AddStep(Epoch(1), labels, failed, {&layer, 1}, {});
+    const std::vector<float> logits(rows.input.logit_rows.size() * kVocab);
+    batcher_->Commit({.logits = logits.data(), .failures = failures});
+  }
+
+  // Tokens counted since the last call: "task prefill+decode", a star after the task where it was classified.
+  std::vector<std::string> Counted() {
+    std::vector<std::string> out;
+    int64_t tokens = 0, chosen = 0;
+    const LoadWindow window = counters_.Take();
+    for (const TaskCount& task : window.tasks) {
+      if (task.prefill_tokens + task.decode_tokens == 0) continue;
+      tokens += task.prefill_tokens + task.decode_tokens;
+      out.push_back(task.task + (task.classified ? "* " : " ") + std::to_string(task.prefill_tokens) + "+" +
+                    std::to_string(task.decode_tokens));
+    }
+    for (const LoadCount& count : window.counts) chosen += count.tokens;
+    EXPECT_EQ(chosen, tokens);
+    return out;
+  }
+
+  SimulatedClock clock_;
+  LoadCounters counters_{1, 2, 1};
+  std::vector<std::string> told_;
+  TaskClassifier classifier_{1, 2, 1, .9, [this](const Classification& c) { told_.push_back(c.task); }};
+  v1::TaskProfiles profiles_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<Batcher> batcher_;
+};
+
+TEST_F(ClassifyingTest, WithoutProfilesNothingIsHeldBack) {
+  Submit({2, 4, 6, 8, 2, 4, 6, 8});
+  ASSERT_EQ(classifier_.SetProfiles(profiles_), absl::OkStatus());
+  RunStep();
+  EXPECT_THAT(Counted(), ElementsAre(" 8+0"));
+  EXPECT_THAT(told_, IsEmpty());
+}
+
+TEST_F(ClassifyingTest, AnUnlabelledPromptCountsAsWhatItLooksLike_AndSoDoesWhatFollows) {
+  ASSERT_EQ(classifier_.SetProfiles(profiles_), absl::OkStatus());
+  Submit({2, 4, 6, 8, 2, 4, 6, 8});
+  Submit({1, 3, 5, 7, 1, 3, 5, 7}, "", 0, SequenceKind::kScore);
+  // Neither its label nor too few tokens are overruled.
+  Submit({1, 3, 5, 7, 1, 3, 5, 7}, "even");
+  Submit({2, 3});
+  RunStep();
+  EXPECT_THAT(told_, ElementsAre("even", "odd", ""));
+  EXPECT_THAT(Counted(), ::testing::UnorderedElementsAre("even* 8+0", "odd* 8+0", "even 8+0", " 2+0"));
+  RunStep();
+  EXPECT_THAT(Counted(), ::testing::UnorderedElementsAre("even* 0+1", "even 0+1", " 0+1"));
+  EXPECT_EQ(told_.size(), 3u);
+}
+
+TEST_F(ClassifyingTest, LongPromptsAreToldByTheirFirstTokens) {
+  ASSERT_EQ(classifier_.SetProfiles(profiles_), absl::OkStatus());
+  Submit(std::vector<int32_t>(350, 2));
+  for (int step = 0; step < 2; ++step) {
+    RunStep();
+    EXPECT_THAT(Counted(), IsEmpty());
+  }
+  RunStep();
+  EXPECT_THAT(told_, ElementsAre("even"));
+  EXPECT_THAT(Counted(), ElementsAre("even* 300+0"));
+  RunStep();
+  EXPECT_THAT(Counted(), ElementsAre("even* 50+0"));
+}
+
+TEST_F(ClassifyingTest, WhatWasHeldBackOfARequestThatEndsCountsAsUnlabelled) {
+  ASSERT_EQ(classifier_.SetProfiles(profiles_), absl::OkStatus());
+  const SequenceId cancelled = Submit(std::vector<int32_t>(150, 2));
+  RunStep();
+  EXPECT_THAT(Counted(), IsEmpty());
+  batcher_->Cancel(cancelled);
+  EXPECT_FALSE(batcher_->HasWork());
+  EXPECT_THAT(Counted(), ElementsAre(" 100+0"));
+
+  // The last rows' expert has no replica: what ran before counts.
+  Submit(std::vector<int32_t>(150, 2));
+  RunStep();
+  RunStep({{.row = 0, .expert = {0, 0}, .workers = {"w3"}}});
+  EXPECT_THAT(Counted(), ElementsAre(" 100+0"));
+
+  Submit(std::vector<int32_t>(150, 2));
+  RunStep();
+  batcher_->NoView(absl::UnavailableError("lost rank 1"));
+  EXPECT_THAT(Counted(), ElementsAre(" 100+0"));
+  EXPECT_THAT(told_, IsEmpty());
 }
 
 }  // namespace

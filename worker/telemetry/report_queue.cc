@@ -4,6 +4,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "proto/base/check.h"
 #include "proto/placement/resample.h"
@@ -68,6 +69,7 @@ v1::LoadReport MakeReport(const LoadWindow& window, absl::Time start, absl::Time
     index[i] = report.task_tokens_size();
     v1::TaskTokens& task = *report.add_task_tokens();
     task.set_task(window.tasks[i].task);
+    task.set_classified(window.tasks[i].classified);
     task.set_prefill_tokens(window.tasks[i].prefill_tokens);
     task.set_decode_tokens(window.tasks[i].decode_tokens);
   }
@@ -132,14 +134,17 @@ void MergeReport(const v1::LoadReport& from, v1::LoadReport& to) {
   std::vector<int64_t> to_population;
   for (const v1::RouteSample& sample : to.route_samples()) to_population.push_back(Population(to, sample));
 
-  std::map<std::string, int32_t> task_index;
-  for (int i = 0; i < to.task_tokens_size(); ++i) task_index[to.task_tokens(i).task()] = i;
+  std::map<std::pair<std::string, bool>, int32_t> task_index;
+  for (int i = 0; i < to.task_tokens_size(); ++i) {
+    task_index[{to.task_tokens(i).task(), to.task_tokens(i).classified()}] = i;
+  }
   std::vector<int32_t> index_of(from.task_tokens_size());
   for (int i = 0; i < from.task_tokens_size(); ++i) {
     const v1::TaskTokens& task = from.task_tokens(i);
-    const auto [place, is_new] = task_index.emplace(task.task(), to.task_tokens_size());
+    const auto [place, is_new] = task_index.emplace(std::pair(task.task(), task.classified()), to.task_tokens_size());
     v1::TaskTokens& sum = is_new ? *to.add_task_tokens() : *to.mutable_task_tokens(place->second);
     sum.set_task(task.task());
+    sum.set_classified(task.classified());
     sum.set_prefill_tokens(sum.prefill_tokens() + task.prefill_tokens());
     sum.set_decode_tokens(sum.decode_tokens() + task.decode_tokens());
     index_of[i] = place->second;

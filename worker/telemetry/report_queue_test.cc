@@ -64,6 +64,29 @@ TEST(MakeReportTest, EmptyWindow) {
   EXPECT_FALSE(IsEmpty(Window("chat", 1, 1)));
 }
 
+TEST(MergeReportTest, ClassifiedTokensStayApart) {
+  LoadWindow window = Window("code", 7, 4);
+  window.tasks[1].classified = true;
+  v1::LoadReport to = MakeReport(window, absl::FromUnixSeconds(10), absl::FromUnixSeconds(11));
+  EXPECT_TRUE(to.task_tokens(0).classified());
+  to.set_first_sequence(1);
+  to.set_sequence(1);
+  v1::LoadReport from = Report("code", 7, 5);
+  EXPECT_FALSE(from.task_tokens(0).classified());
+  from.set_first_sequence(2);
+  from.set_sequence(2);
+  MergeReport(from, to);
+  from = MakeReport(window, absl::FromUnixSeconds(12), absl::FromUnixSeconds(13));
+  from.set_first_sequence(3);
+  from.set_sequence(3);
+  MergeReport(from, to);
+  ASSERT_EQ(to.task_tokens_size(), 2);
+  EXPECT_TRUE(to.task_tokens(0).classified());
+  EXPECT_EQ(to.task_tokens(0).decode_tokens(), 8);
+  EXPECT_FALSE(to.task_tokens(1).classified());
+  EXPECT_EQ(to.task_tokens(1).decode_tokens(), 5);
+}
+
 TEST(MergeReportTest, AddsUpByTaskPhaseAndExpert) {
   v1::LoadReport to = Report("chat", 7, 4);
   to.set_first_sequence(1);

@@ -31,6 +31,18 @@ std::span<const MetricDef> WorkerMetricDefs() {
        "spilled_here and spilled: elsewhere, as the homes were full), and those that a worker that is to go handed to "
        "another (away), and how they ended: the gRPC status code, or came_back where the other worker did not run the "
        "request and this one did."},
+      {"ballast_requests_classified_total",
+       MetricType::kCounter,
+       "1",
+       {"task"},
+       "Unlabelled requests whose task was asked of their prompts' routes, by the task that they count as since; an "
+       "empty task: none was likely enough."},
+      {"ballast_classification_confidence_ratio",
+       MetricType::kHistogram,
+       "ratio",
+       {},
+       "How certain the likeliest task of an unlabelled request's prompt was.",
+       {.1, .2, .3, .4, .5, .6, .7, .8, .9, .95, .99, .999, 1}},
       {"ballast_requests_running", MetricType::kGauge, "1", {"worker"}, "Requests that hold KV cache."},
       {"ballast_requests_waiting", MetricType::kGauge, "1", {"worker"}, "Requests in the queue."},
       {"ballast_time_to_first_token_seconds",
@@ -95,6 +107,7 @@ WorkerMetrics::WorkerMetrics(std::string worker)
       combine_(metrics_.Histogram("ballast_layer_duration_seconds", {"combine"})),
       first_token_(metrics_.Histogram("ballast_time_to_first_token_seconds")),
       output_token_(metrics_.Histogram("ballast_time_per_output_token_seconds")),
+      confidence_(metrics_.Histogram("ballast_classification_confidence_ratio")),
       running_(metrics_.Gauge("ballast_requests_running", {worker_})),
       waiting_(metrics_.Gauge("ballast_requests_waiting", {worker_})),
       kv_used_(metrics_.Gauge("ballast_kv_cache_used_ratio", {worker_})),
@@ -155,6 +168,15 @@ void WorkerMetrics::RequestEnded(const std::string& task, absl::StatusCode code)
   const std::string& label = TaskLabel(task);
   const auto [place, is_new] = requests_.try_emplace({label, code});
   if (is_new) place->second = metrics_.Counter("ballast_requests_total", {label, CodeLabel(code)});
+  place->second.Add();
+}
+
+void WorkerMetrics::RequestClassified(const Classification& classification) {
+  confidence_.Observe(classification.confidence);
+  MutexLock lock(mu_);
+  const std::string& label = TaskLabel(classification.task);
+  const auto [place, is_new] = classified_.try_emplace(label);
+  if (is_new) place->second = metrics_.Counter("ballast_requests_classified_total", {label});
   place->second.Add();
 }
 

@@ -15,6 +15,7 @@
 #include "proto/base/mutex.h"
 #include "worker/homes/home_policy.h"
 #include "worker/moe/moe_step.h"
+#include "worker/telemetry/task_classifier.h"
 
 namespace ballast {
 
@@ -40,6 +41,8 @@ class WorkerMetrics {
   // A request whose task has homes. `came_back`: the worker that it was handed to did not run it, so this one did.
   void RequestRouted(const std::string& task, RequestRoute route, bool came_back, absl::StatusCode code)
       BALLAST_EXCLUDES(mu_);
+  // An unlabelled request whose prompt's routes were looked at.
+  void RequestClassified(const Classification& classification) BALLAST_EXCLUDES(mu_);
   // Negative: there was none.
   void TokenTimes(absl::Duration first_token, absl::Duration per_output_token);
   void Requests(int running, int waiting, double kv_used_ratio);
@@ -55,12 +58,13 @@ class WorkerMetrics {
   CounterHandle copies_self_, copies_node_, copies_far_;
   CounterHandle moved_from_peers_, moved_from_checkpoint_;
   HistogramHandle step_, route_, share_, dispatch_, experts_, combine_;
-  HistogramHandle first_token_, output_token_;
+  HistogramHandle first_token_, output_token_, confidence_;
   GaugeHandle running_, waiting_, kv_used_, replica_bytes_;
 
   Mutex mu_;
   std::map<std::pair<std::string, absl::StatusCode>, CounterHandle> requests_ BALLAST_GUARDED_BY(mu_);
   std::map<std::vector<std::string>, CounterHandle> routed_ BALLAST_GUARDED_BY(mu_);
+  std::map<std::string, CounterHandle> classified_ BALLAST_GUARDED_BY(mu_);
   std::set<std::string> tasks_ BALLAST_GUARDED_BY(mu_);
 };
 

@@ -31,6 +31,8 @@ TEST(WorkerMetricsTest, CountsWhatItIsTold) {
   metrics.RequestRouted("chat", RequestRoute::kHome, false, absl::StatusCode::kOk);
   metrics.RequestRouted("chat", RequestRoute::kSpilled, true, absl::StatusCode::kOk);
   metrics.RequestRouted("chat", RequestRoute::kNone, false, absl::StatusCode::kOk);
+  metrics.RequestClassified({.task = "code", .confidence = .97});
+  metrics.RequestClassified({.confidence = .4});
   metrics.TokenTimes(absl::Milliseconds(3), -absl::InfiniteDuration());
   metrics.MoveBytes(100, 0);
   const std::string text = metrics.registry().Text();
@@ -42,6 +44,9 @@ TEST(WorkerMetricsTest, CountsWhatItIsTold) {
   EXPECT_THAT(text, HasSubstr("ballast_requests_total{code=\"UNAVAILABLE\",task=\"chat\"} 1"));
   EXPECT_THAT(text, HasSubstr("ballast_requests_routed_total{result=\"OK\",route=\"home\",task=\"chat\"} 1"));
   EXPECT_THAT(text, HasSubstr("ballast_requests_routed_total{result=\"came_back\",route=\"spilled\",task=\"chat\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_requests_classified_total{task=\"code\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_requests_classified_total{task=\"\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_classification_confidence_ratio_sum 1.37"));
   EXPECT_THAT(text, HasSubstr("ballast_time_to_first_token_seconds_count 1"));
   EXPECT_THAT(text, HasSubstr("ballast_time_per_output_token_seconds_count 0"));
   EXPECT_THAT(text, HasSubstr("ballast_move_bytes_total{source=\"peer\",worker=\"w0\"} 100"));

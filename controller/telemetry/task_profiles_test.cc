@@ -1,0 +1,103 @@
+#include "controller/telemetry/task_profiles.h"
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace ballast {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+// One layer of two experts.
+struct Said {
+  std::string task;
+  int64_t prefill = 0, decode = 0;
+  bool classified = false;
+  int expert = 0;
+};
+v1::LoadReport Report(const std::vector<Said>& all) {
+  v1::LoadReport report;
+  for (const Said& said : all) {
+    for (const auto& [phase, tokens] : {std::pair(v1::PHASE_PREFILL, said.prefill), {v1::PHASE_DECODE, said.decode}}) {
+      v1::LoadCount& count = *report.add_counts();
+      count.set_expert(said.expert);
+      count.set_phase(phase);
+      count.set_task(report.task_tokens_size());
+      count.set_tokens(tokens);
+    }
+    v1::TaskTokens& task = *report.add_task_tokens();
+    task.set_task(said.task);
+    task.set_prefill_tokens(said.prefill);
+    task.set_decode_tokens(said.decode);
+    task.set_classified(said.classified);
+  }
+  return report;
+}
+
+std::vector<std::string> Show(const TaskProfiles& profiles) {
+  std::vector<std::string> out;
+  const v1::TaskProfiles shown = profiles.ToProto();
+  for (const v1::TaskProfile& task : shown.tasks()) {
+    out.push_back(task.task() + " " + std::to_string(task.tokens(0)) + " " + std::to_string(task.tokens(1)));
+  }
+  return out;
+}
+
+TEST(TaskProfiles, LearnsFromLabelledPromptsAlone) {
+  TaskProfiles profiles(1, 2, {});
+  profiles.Add(Report({{.task = "law", .prefill = 7, .decode = 100, .expert = 1},
+                       {.task = "code", .prefill = 5},
+                       {.task = "code", .prefill = 50, .classified = true, .expert = 1},
+                       {.task = "", .prefill = 60},
+                       {.task = "_other", .prefill = 70},
+                       {.task = "maths", .decode = 80}}));
+  profiles.Add(Report({{.task = "code", .prefill = 2, .expert = 1}}));
+  EXPECT_THAT(Show(profiles), ElementsAre("code 5 2", "law 0 7"));
+}
+
+TEST(TaskProfiles, AVersionForEveryHalfMore) {
+  TaskProfiles profiles(1, 2, {.min_tokens = 100});
+  std::vector<uint64_t> versions;
+  for (int i = 0; i < 30; ++i) {
+    profiles.Add(Report({{.task = "code", .prefill = 10}}));
+    versions.push_back(profiles.version());
+  }
+  // After 100, 150, 230 tokens.
+  EXPECT_EQ(versions[8], 0u);
+  EXPECT_EQ(versions[9], 1u);
+  EXPECT_EQ(versions[13], 1u);
+  EXPECT_EQ(versions[14], 2u);
+  EXPECT_EQ(versions[21], 2u);
+  EXPECT_EQ(versions[22], 3u);
+  EXPECT_EQ(versions.back(), 3u);
+  EXPECT_THAT(Show(TaskProfiles(1, 2, {})), IsEmpty());
+}
+
+TEST(TaskProfiles, OlderTokensCountLess_AndTasksHeardOfLastAreKept) {
+  TaskProfiles profiles(1, 2, {.max_tasks = 2, .max_tokens = 1000});
+  profiles.Add(Report({{.task = "code", .prefill = 900}}));
+  profiles.Add(Report({{.task = "code", .prefill = 300, .expert = 1}}));
+  EXPECT_THAT(Show(profiles), ElementsAre("code 450 150"));
+  profiles.Add(Report({{.task = "law", .prefill = 10}}));
+  profiles.Add(Report({{.task = "code", .prefill = 1}}));
+  profiles.Add(Report({{.task = "maths", .prefill = 20}}));
+  EXPECT_THAT(Show(profiles), ElementsAre("code 451 150", "maths 20 0"));
+}
+
+// More new tasks in one report than there is room for.
+TEST(TaskProfiles, OneReportOfManyTasks) {
+  TaskProfiles profiles(1, 2, {.max_tasks = 2});
+  profiles.Add(Report({{.task = "a", .prefill = 1}, {.task = "b", .prefill = 2}, {.task = "c", .prefill = 3}}));
+  EXPECT_EQ(profiles.ToProto().tasks_size(), 2);
+  // No task's tokens went to another.
+  for (const std::string& shown : Show(profiles)) {
+    EXPECT_THAT((std::vector<std::string>{"a 1 0", "b 2 0", "c 3 0"}), ::testing::Contains(shown));
+  }
+}
+
+}  // namespace
+}  // namespace ballast
