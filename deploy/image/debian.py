@@ -69,9 +69,9 @@ def _in_usr(path):
     return Path("/usr" + text) if re.match(r"/(lib|lib64)/", text) else path
 
 
-def libraries(programs):
-    """The Debian files that the programs need to run, links included."""
-    found, todo = set(), [path for program in programs for path in _needed(program)]
+def libraries(loaders):
+    """The Debian files that programs and libraries need to run, links included."""
+    found, todo = set(), [path for loader in loaders for path in _needed(loader)]
     while todo:
         path = _in_usr(todo.pop())
         if path in found:

@@ -59,11 +59,11 @@ def arguments():
     return parser.parse_args()
 
 
-def debian_files(programs):
-    """({path in the image: Entry}, the packages that they are of)"""
+def debian_files(loaders):
+    """What programs and libraries load: ({path in the image: Entry}, the packages that they are of)"""
     # base-files: the release's name, and the licences that packages refer to.
     base = [Path("/usr/lib/os-release"), *(path for path in Path("/usr/share/common-licenses").iterdir())]
-    paths = [*debian.libraries(programs), *base]
+    paths = [*debian.libraries(loaders), *base]
     packages = debian.packages_of(paths)
     entries = dict(COMMON)
     for path in paths:
@@ -84,13 +84,16 @@ def make(layout, image, program, args, created):
     programs = {command: program, "ballastctl": args.ballastctl}
     entries, packages = debian_files(programs.values())
     dependencies = (args.dependencies / f"{image.removesuffix('-cuda')}_dependencies").read_text(encoding="utf-8").split()
+    layers = [("libraries of Debian's packages", layout.layer(entries))]
+    if cuda:
+        # What they load of Debian's goes with them, so that the layer above is the same in both workers' images.
+        whole, packages = debian_files([*programs.values(), *args.cuda_library])
+        layers.append(("libraries of NVIDIA's packages", layout.layer({
+            **{path: entry for path, entry in whole.items() if path not in entries},
+            **{f"{debian.LIBRARIES}/{path.name}": oci.Entry(path) for path in args.cuda_library}})))
     bill = sbom.bill(name, args.version, created, {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in programs.items()},
                      packages, dependencies, sbom.pinned(args.cuda_pins) if cuda else {})
     (args.out / f"{name}.spdx.json").write_bytes(bill)
-    layers = [("libraries of Debian's packages", layout.layer(entries))]
-    if cuda:
-        layers.append(("libraries of NVIDIA's packages", layout.layer(
-            {f"{debian.LIBRARIES}/{path.name}": oci.Entry(path) for path in args.cuda_library})))
     layers.append(("the programs", layout.layer({
         **{f"usr/bin/{n}": oci.Entry(p, mode=0o755) for n, p in programs.items()},
         **{f"usr/share/doc/ballast/{text}": oci.Entry(Path(text)) for text in ("LICENSE", "NOTICE")},

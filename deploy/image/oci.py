@@ -70,7 +70,6 @@ class Layout:
         self.folder = Path(folder)
         self.level = level
         self.index = []
-        self.layers = {}
         (self.folder / "blobs/sha256").mkdir(parents=True)
         (self.folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}', encoding="utf-8")
 

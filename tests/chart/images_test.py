@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import tempfile
 import unittest
 from pathlib import Path
@@ -74,10 +75,31 @@ class Images(unittest.TestCase):
             self.assertEqual(said["Labels"]["org.opencontainers.image.title"], f"ballast-{image}")
             self.assertEqual(said["Labels"]["org.opencontainers.image.version"], images.VERSION)
             self.assertIn(f"ballast-{image}:{images.VERSION} {said['Digest']} ", self.printed)
-        # What `docker load` takes.
-        done = run("skopeo", "copy", "--quiet", f"oci:{self.out}/oci:ballast-controller:0.1",
-                   f"docker-archive:{self.folder}/controller.tar:ballast-controller:0.1")
-        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_commands_of_the_page(self):
+        """docs/images.md's skopeo commands, with a registry of this machine's."""
+        page = Path("docs/images.md").read_text(encoding="utf-8")
+        commands = re.findall(r"^skopeo [^#\n]*", page, re.M)
+        self.assertEqual(len(commands), 3)
+        (self.folder / "registry.yml").write_text(json.dumps({
+            "version": 0.1, "storage": {"filesystem": {"rootdirectory": str(self.folder / "registry")}},
+            "http": {"addr": "127.0.0.1:5000"}, "log": {"level": "error"}}), encoding="utf-8")
+        registry = subprocess.Popen(["docker-registry", "serve", self.folder / "registry.yml"], stdout=subprocess.DEVNULL,
+                                    stderr=subprocess.DEVNULL)
+        self.addCleanup(registry.wait)
+        self.addCleanup(registry.terminate)
+        (self.folder / "bin").mkdir()
+        (self.folder / "bin/images").symlink_to(self.out)
+        for command in commands:
+            # A registry on loopback without TLS, which may still be starting.
+            words = command.replace("registry.example/", "127.0.0.1:5000/").split()
+            if "--preserve-digests" in words:
+                words += ["--dest-tls-verify=false", "--retry-times=10"]
+            done = run(*words, cwd=self.folder)
+            self.assertEqual(done.returncode, 0, f"{command}\n{done.stderr}")
+        done = run("skopeo", "inspect", "--tls-verify=false", "docker://127.0.0.1:5000/ballast/ballast-worker:0.1.0")
+        self.assertEqual(json.loads(done.stdout)["Digest"], self.manifests()["ballast-worker:0.1.0"]["digest"])
+        self.assertTrue((self.folder / "worker.tar").exists())
 
     def test_the_chart_takes_their_names_and_digests(self):
         chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
@@ -121,6 +143,11 @@ class Images(unittest.TestCase):
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertIn(images.VERSION, done.stdout)
                 self.assertNotIn(".debug_info", run("readelf", "-S", program).stdout)
+            # What is opened by name.
+            opened = " ".join([*(["libnccl.so.2"] if image == "worker-cuda" else []),
+                               *(str(p)[len(str(root)):] for p in (root / "usr/lib/x86_64-linux-gnu").glob("ucx/*.so.0"))])
+            done = run("chroot", root, "/lib64/ld-linux-x86-64.so.2", "--preload", opened, "--list", "/usr/bin/ballastctl")
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
             libraries = {p.name for p in (root / "usr/lib/x86_64-linux-gnu").iterdir()}
             self.assertEqual("libnccl.so.2" in libraries, image == "worker-cuda")
             transports = {p.name for p in (root / "usr/lib/x86_64-linux-gnu").glob("ucx/*")}

@@ -126,7 +126,7 @@ class Pods(unittest.TestCase):
         leaving, staying = self.pod(WORKERS[1]), self.pod(WORKERS[0])
         self.assertEqual(leaving.terminate(), 0, leaving.output())
         self.assertRegex(leaving.output(), "DRAIN_STATE_(EMPTY|OUT)")
-        self.assertTrue(staying.probe("readiness"), staying.output())
+        staying.wait("readiness", lambda: staying.probe("readiness"))
         # The service has the workers that are ready.
         status, out = self.client("client-4", "viewer", "generate", f"--worker={staying.names()[1]}:7080", "--max-tokens=8",
                                   "In the beginning")
@@ -140,7 +140,7 @@ class Pods(unittest.TestCase):
         before = re.search(r'^ballast_view\{group="main"\} (\d+)', controller.metrics(), re.M).group(1)
         self.assertEqual(controller.terminate(), 0, controller.output())
         for name in WORKERS:
-            self.assertTrue(self.pod(name).probe("readiness"))
+            self.pod(name).wait("readiness", lambda name=name: self.pod(name).probe("readiness"))
         controller.start()
         controller.wait_ready()
         after = re.search(r'^ballast_view\{group="main"\} (\d+)', controller.metrics(), re.M).group(1)
