@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from charts import run
+import yaml
 
-VERSION = "0.1.0"
+from charts import CHART, run
+
+VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
 _PROGRAMS = {
     "controller": "controller/ballast-controller.stripped",
     "worker": "worker/ballast-worker.stripped",

@@ -9,10 +9,8 @@ import tempfile
 import unittest
 from pathlib import Path
 
-import yaml
-
 import images
-from charts import CHART, TOOLS, render, run
+from charts import TOOLS, render, run
 
 CUDA = TOOLS.parent / "cuda/lib"
 PINS = [f"--cuda-pins=.ci/{name}-requirements.txt" for name in ("cuda", "cublas")]
@@ -53,7 +51,7 @@ class Images(unittest.TestCase):
             self.assertEqual((self.folder / "again" / name).read_bytes(), (self.out / name).read_bytes())
 
     def test_tags_and_digests(self):
-        tags = [f"ballast-{image}:{tag}" for image in self.bundles for tag in (images.VERSION, "0.1")]
+        tags = [f"ballast-{image}:{tag}" for image in self.bundles for tag in (images.VERSION, images.VERSION.rpartition(".")[0])]
         self.assertEqual(list(self.manifests()), tags)
         for name, manifest in self.manifests().items():
             data = self.blob(manifest["digest"])
@@ -64,7 +62,7 @@ class Images(unittest.TestCase):
                 blob = self.blob(descriptor["digest"])
                 self.assertEqual((digest(blob), len(blob)), (descriptor["digest"], descriptor["size"]), name)
         # The workers' libraries are there once.
-        layers = [json.loads(self.blob(self.manifests()[f"ballast-{image}:0.1"]["digest"]))["layers"] for image in ("worker", "worker-cuda")]
+        layers = [json.loads(self.blob(self.manifests()[f"ballast-{image}:{images.VERSION}"]["digest"]))["layers"] for image in ("worker", "worker-cuda")]
         self.assertEqual(layers[0][0], layers[1][0])
 
     def test_skopeo_reads_them(self):
@@ -102,8 +100,6 @@ class Images(unittest.TestCase):
         self.assertTrue((self.folder / "worker.tar").exists())
 
     def test_the_chart_takes_their_names_and_digests(self):
-        chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
-        self.assertEqual(chart["appVersion"], images.VERSION)
         objects, error = render("--values", self.out / "values.yaml", values={"workers": {"model": {"claim": "olmoe"}}})
         self.assertIsNotNone(objects, error)
         used = set(re.findall(r'"image": "(\S+)"', json.dumps(list(objects.values()))))

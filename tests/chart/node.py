@@ -123,7 +123,7 @@ class Pod:
                                  "options": ["rbind", "ro"]})
         config["linux"]["seccomp"] = seccomp()
         config["linux"]["resources"] = {"memory": {"limit": quantity(self.container["resources"]["limits"]["memory"])}}
-        config["linux"]["cgroupsPath"] = f"/ballast-test-{os.environ['BALLAST_NODE']}/{self.name}"
+        config["linux"]["cgroupsPath"] = f"/{self.node.cgroup}/{self.name}"
         network = f"/run/netns/{self.name}"
         if not Path(network).exists():
             self.node.connect(self)
@@ -185,8 +185,9 @@ class Node:
     """
 
     def __init__(self, folder, layout, namespace, folders):
-        os.environ.setdefault("BALLAST_NODE", str(os.stat(folder).st_ino))
         self.folder = Path(folder)
+        # Control groups are the machine's: other tests have theirs there.
+        self.cgroup = f"ballast-{self.folder.name}"
         self.layout = layout
         self.namespace = namespace
         self.folders = folders
@@ -282,7 +283,8 @@ class Node:
         # The authority first.
         for name, spec in sorted(certificates.items(), key=lambda item: not item[1].get("isCA")):
             subject = "".join(f"/O={o}" for o in spec.get("subject", {}).get("organizations", [])) + f"/CN={spec['commonName']}"
-            base = ["openssl", "req", "-config", folder / "openssl.cnf", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+            base = ["openssl", "req", "-config", folder / "openssl.cnf", "-x509", "-newkey", "ec", "-pkeyopt",
+                    "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
                     "-subj", subject, "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt"]
             if spec.get("isCA"):
                 authority = name
@@ -306,7 +308,6 @@ class Node:
                 run(*self.runc, "kill", pod.name, "KILL")
                 pod.process.wait()
         for controller in Path("/sys/fs/cgroup").iterdir():
-            left = controller / f"ballast-test-{os.environ['BALLAST_NODE']}"
-            if left.is_dir():
-                left.rmdir()
+            if (controller / self.cgroup).is_dir():
+                (controller / self.cgroup).rmdir()
         shutil.rmtree(self.folder / "pods", ignore_errors=True)
