@@ -1,6 +1,7 @@
 #include "controller/planner/layer_search.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "proto/base/check.h"
@@ -50,7 +51,7 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
       scenarios_(tokens_.size()),
       split_(split),
       slots_(slots),
-      holders_(experts_),
+      table_{table.begin, table.rank, {}},
       packs_(workers_),
       touched_experts_(experts_),
       load_(scenarios_ * workers_),
@@ -73,11 +74,8 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
     level_.push_back(std::accumulate(layer.begin(), layer.end(), 0.0) / speed);
   }
   for (int32_t e = 0; e < experts_; ++e) {
-    for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
-      holders_[e].push_back(table.rank[r]);
-      packs_[table.rank[r]].push_back(e);
-    }
-    std::sort(holders_[e].begin(), holders_[e].end());
+    std::sort(table_.rank.begin() + table_.begin[e], table_.rank.begin() + table_.begin[e + 1]);
+    for (const int32_t w : Holders(e)) packs_[w].push_back(e);
   }
   if (split_ == Split::kSolved) {
     BALLAST_CHECK(scenarios_ == 1) << scenarios_ << " scenarios";
@@ -97,7 +95,7 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
 }
 
 bool LayerSearch::Holds(int32_t w, int32_t e) const {
-  const Holders& at = holders_[e];
+  const std::span<const int32_t> at = Holders(e);
   if (at.size() == 1) return at[0] == w;
   return std::binary_search(at.begin(), at.end(), w);
 }
@@ -117,19 +115,20 @@ void LayerSearch::Decide(const Change& change) {
 }
 
 DispatchTable LayerSearch::Table() const {
-  DispatchTable table;
-  FillTable(table);
+  DispatchTable table = table_;
   table.weight.assign(table.rank.size(), 1);
   return table;
 }
 
 void LayerSearch::Restructure(std::span<const Change::Place> arrive, std::span<const Change::Place> leave) {
   for (const auto& [e, w] : leave) {
-    holders_[e].erase(std::lower_bound(holders_[e].begin(), holders_[e].end(), w));
+    table_.rank.erase(Place(e, w));
+    for (int32_t i = e + 1; i <= experts_; ++i) --table_.begin[i];
     packs_[w].erase(std::find(packs_[w].begin(), packs_[w].end(), e));
   }
   for (const auto& [e, w] : arrive) {
-    holders_[e].insert(std::lower_bound(holders_[e].begin(), holders_[e].end(), w), w);
+    table_.rank.insert(Place(e, w), w);
+    for (int32_t i = e + 1; i <= experts_; ++i) ++table_.begin[i];
     packs_[w].insert(std::lower_bound(packs_[w].begin(), packs_[w].end(), e), e);
   }
 }
@@ -163,7 +162,7 @@ void LayerSearch::Refresh(const Edit& edit) {
   for (int32_t i = 0; i < edit.arrivals + edit.leaves; ++i) {
     const auto& [e, w] = i < edit.arrivals ? edit.arrive[i] : edit.leave[i - edit.arrivals];
     Touch(w);
-    for (const int32_t other : holders_[e]) Touch(other);
+    for (const int32_t other : Holders(e)) Touch(other);
   }
   SplitEqually(touched_);
   for (const int32_t w : touched_) marked_[w] = false;
@@ -238,7 +237,7 @@ void LayerSearch::Gather(const Edit& edit) {
     const double part = 1.0 / after;
     if (after != Count(e)) {
       const double change = part - 1.0 / Count(e);
-      for (const int32_t w : holders_[e]) AddTo(w, e, change);
+      for (const int32_t w : Holders(e)) AddTo(w, e, change);
       for (int32_t k = 0; k < edit.leaves; ++k) {
         if (edit.leave[k].expert == e) AddTo(edit.leave[k].worker, e, -part);
       }
@@ -330,7 +329,7 @@ double LayerSearch::SwapValue(int32_t c, int32_t e, int32_t w, int32_t f, std::s
 
 double LayerSearch::PowersOf(size_t s, int32_t expert, int32_t but) const {
   double sum = 0;
-  for (const int32_t w : holders_[expert]) sum += w == but ? 0 : powers_[s * workers_ + w];
+  for (const int32_t w : Holders(expert)) sum += w == but ? 0 : powers_[s * workers_ + w];
   return sum;
 }
 
@@ -358,40 +357,69 @@ const std::vector<int32_t>& LayerSearch::Lightest(size_t s, size_t most) {
   return order;
 }
 
+void LayerSearch::GatherLightest(size_t s, int32_t c, const Room& room, std::span<const int32_t> used) {
+  const double* load = &load_[s * workers_];
+  packed_.clear();
+  lightest_.clear();
+  for (const int32_t w : Lightest(s, workers_ <= kFewWorkers ? workers_ : kLightest)) {
+    if (w == c || room.closed[w] || load[w] >= load[c]) continue;
+    Light& light = lightest_.emplace_back();
+    light.worker = w;
+    light.slot = HasSlot(w, room, used);
+    light.least = std::numeric_limits<double>::infinity();
+    const auto held = [&](int32_t f) { packed_.push_back({f, tokens_[s][f] / Count(f)}); };
+    light.spares = packed_.size();
+    for (const int32_t f : packs_[w]) {
+      if (Spare(f, w)) held(f);
+    }
+    light.swappable = packed_.size();
+    for (const int32_t f : packs_[w]) {
+      if (Decided(f, w)) continue;
+      held(f);
+      light.least = std::min(light.least, packed_.back().part);
+    }
+    light.end = packed_.size();
+  }
+}
+
 void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
                               double& value, Edit& best) {
   const int32_t c = heaviest_[s][0];
   const double* load = &load_[s * workers_];
+  const double* powers = &powers_[s * workers_];
   const auto part = [&](int32_t e, int32_t more) { return tokens_[s][e] / (Count(e) + more); };
-  // What the lightest hold, once for all of the busiest one's experts.
-  packed_.clear();
-  packed_begin_.assign(1, 0);
-  const std::vector<int32_t>& lightest = Lightest(s, workers_ <= kFewWorkers ? workers_ : kLightest);
-  for (const int32_t w : lightest) {
-    for (const int32_t f : packs_[w]) {
-      const Holders& at = holders_[f];
-      packed_.push_back({f, part(f, 0), Spare(f, w), Decided(f, w), at.size() != 2 ? -1 : at[0] == w ? at[1] : at[0]});
+  // The busiest of the workers but `c`: where `expert`'s holders but `c` have `less` of it, or as it is (-1).
+  struct Rest {
+    int32_t worker = -1;
+    double load = 0;
+  };
+  const auto rest_of = [&](int32_t expert, double less) {
+    Rest rest;
+    for (const int32_t w : std::span(heaviest_[s]).subspan(1)) {
+      const bool eased = expert >= 0 && Holds(w, expert);
+      const double after = eased ? load[w] - less * slowness_[w] : load[w];
+      if (rest.worker < 0 || after > rest.load) rest = {w, after};
+      if (!eased) break;
     }
-    packed_begin_.push_back(packed_.size());
-  }
-  // What Value can be at most a change that leaves `c` with `here` and gives `w` `there` (in the powers as much as
-  // `there_at_least`), `eased` being the powers of the others that it eases; `next_stays`: the next busiest keeps at
-  // least what it has.
+    return rest;
+  };
+  // What Value can be at most after a change that leaves `c` with `here`, gives `w` `there` and the others `rest`,
+  // `crowd` being the powers that go.
   double others = 0;
   for (size_t i = 0; i < scenarios_; ++i) {
     if (i != s) others += slopes[i] * (busiest_[i] - level_[i] + 2 * kCrowd * busiest_[i]);
   }
   const double slope = slopes[s];
   const double scale = 1 / busiest_[s];
-  const int32_t next = heaviest_[s].size() > 1 ? heaviest_[s][1] : -1;
-  const double next_load = next >= 0 ? load[next] : 0;
-  const double* powers = &powers_[s * workers_];
-  const auto most = [&](int32_t w, double here, double there, bool next_stays, double crowd) {
+  const double by_crowd = kCrowd * busiest_[s];
+  const auto most = [&](int32_t w, double here, double there, const Rest& rest, double crowd) {
     double after = std::max({level_[s], here, there});
-    if (next_stays && next != w) after = std::max(after, next_load);
-    return others + slope * (busiest_[s] - after + kCrowd * busiest_[s] * crowd);
+    if (rest.worker != w) after = std::max(after, rest.load);
+    return others + slope * (busiest_[s] - after + by_crowd * crowd);
   };
   const auto power = [&](double x) { return Power16(x * scale); };
+  const Rest others_stay = rest_of(-1, 0);
+  GatherLightest(s, c, room, used);
   // The heaviest first: what comes later need not be looked at closely.
   hottest_.assign(packs_[c].begin(), packs_[c].end());
   std::sort(hottest_.begin(), hottest_.end(), [&](int32_t a, int32_t b) {
@@ -407,57 +435,69 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
     const double here = load[c] - now * slowness_[c];
     const double eased = load[c] - (now - shared) * slowness_[c];
     // Another replica eases all that hold it.
-    const bool next_stays = next >= 0 && !Holds(next, e);
-    const double crowd_eased = 1 - power(eased) + (Count(e) > 1 ? PowersOf(s, e, c) : 0);
+    const Rest rest = Count(e) > 1 ? rest_of(e, now - shared) : others_stay;
+    double crowd_eased = 1 - power(eased);
+    for (const int32_t other : Holders(e)) {
+      if (other != c) crowd_eased += powers[other] - power(load[other] - (now - shared) * slowness_[other]);
+    }
     const double crowd_here = 1 - power(here);
-    for (size_t i = 0; i < lightest.size(); ++i) {
-      const int32_t w = lightest[i];
-      if (w == c || room.closed[w] || load[w] >= load[c] || !CanTake(w, e)) continue;
-      if (HasSlot(w, room, used)) {
+    for (const Light& light : lightest_) {
+      const int32_t w = light.worker;
+      if (!CanTake(w, e)) continue;
+      if (light.slot) {
         const double both = load[w] + shared * slowness_[w];
-        if (most(w, eased, both, next_stays, crowd_eased + powers[w] - power(both)) > value) {
+        if (most(w, eased, both, rest, crowd_eased + powers[w] - power(both)) > value) {
           Consider(MakeEdit({{e, w}}, {}), slopes, value, best);
         }
         const double alone = load[w] + now * slowness_[w];
-        if (!stays && most(w, here, alone, true, crowd_here + powers[w] - power(alone)) > value) {
+        if (!stays && most(w, here, alone, others_stay, crowd_here + powers[w] - power(alone)) > value) {
           Consider(MakeEdit({{e, w}}, {{e, c}}), slopes, value, best);
         }
       }
-      if (most(w, eased, 0, next_stays, crowd_eased + powers[w]) > value) {
-        for (size_t k = packed_begin_[i]; k < packed_begin_[i + 1]; ++k) {
-          const Held& f = packed_[k];
-          if (!f.spare) continue;
-          // The other holder of two gets all of it.
-          double here_then = eased;
-          double other_then = 0;
-          if (f.other == c) {
-            here_then += f.part * slowness_[c];
-          } else if (f.other >= 0 && !Holds(f.other, e)) {
-            other_then = load[f.other] + f.part * slowness_[f.other];
-          }
+      if (most(w, eased, 0, rest, crowd_eased + powers[w]) > value) {
+        for (const Held& f : Spares(light)) {
           const double there = load[w] + (shared - f.part) * slowness_[w];
-          if (most(w, here_then, std::max(there, other_then), next_stays,
-                   crowd_eased + powers[w] - power(there) -
-                       (other_then > 0 ? power(other_then) - powers[f.other] : 0)) > value) {
+          double crowd = crowd_eased + powers[w];
+          if (most(w, eased, there, rest, crowd) <= value) continue;
+          // The others that hold it get its part.
+          const double more = f.part / (Count(f.expert) - 1);
+          double here_then = eased;
+          double raised = there;
+          crowd -= power(there);
+          for (const int32_t other : Holders(f.expert)) {
+            if (other == w) continue;
+            if (other == c) {
+              here_then += more * slowness_[c];
+              crowd -= power(here_then) - power(eased);
+              continue;
+            }
+            const double before = Holds(other, e) ? load[other] - (now - shared) * slowness_[other] : load[other];
+            const double after = before + more * slowness_[other];
+            raised = std::max(raised, after);
+            crowd -= power(after) - power(before);
+          }
+          if (most(w, here_then, raised, rest, crowd) > value) {
             Consider(MakeEdit({{e, w}}, {{f.expert, w}}), slopes, value, best);
           }
         }
       }
-      // Of the swaps with a worker the most level one.
+      // Of the swaps with a worker the most level one. What it can be at most: of all that the two have, level; or with
+      // the least that `w` can give in return.
+      if (stays || room.closed[c]) continue;
       const double level = (load[c] * speed_[c] + load[w] * speed_[w]) / (speed_[c] + speed_[w]);
-      if (stays || room.closed[c] || most(w, level, level, true, 1 + powers[w]) <= 2 * value) continue;
+      const double lightened = load[c] - (now - light.least) * slowness_[c];
+      if (most(w, std::max(level, lightened), 0, others_stay, 1 + powers[w]) <= 2 * value) continue;
       int32_t partner = -1;
       double lowest = load[c];
-      for (size_t k = packed_begin_[i]; k < packed_begin_[i + 1]; ++k) {
-        const Held& f = packed_[k];
+      for (const Held& f : Swappable(light)) {
         const double shift = now - f.part;
         if (shift <= 0) continue;
         const double after = std::max(load[c] - shift * slowness_[c], load[w] + shift * slowness_[w]);
-        if (after >= lowest || f.decided || !CanTake(c, f.expert)) continue;
+        if (after >= lowest || !CanTake(c, f.expert)) continue;
         lowest = after;
         partner = f.expert;
       }
-      if (partner >= 0 && most(w, lowest, lowest, true, 1 + powers[w]) > 2 * value) {
+      if (partner >= 0 && most(w, lowest, lowest, others_stay, 1 + powers[w]) > 2 * value) {
         const double v = SwapValue(c, e, w, partner, slopes);
         if (v > value) {
           value = v;
@@ -466,13 +506,24 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
       }
     }
     if (stays || Count(e) < 2 || room.closed[c]) continue;
-    // Its spare replica makes room for what the next ones have too much of.
+    // Its spare replica makes room for what the next ones have too much of; the others that hold it get its part.
+    const double more = part(e, -1) - now;
     for (size_t i = 1; i < std::min<size_t>(4, heaviest_[s].size()); ++i) {
       for (const int32_t g : packs_[heaviest_[s][i]]) {
         const double comes = part(g, 1);
         if (comes >= now || !CanTake(c, g)) continue;
         const double at = here + comes * slowness_[c];
-        if (most(c, at, 0, !Holds(next, g), 1 - power(at) + PowersOf(s, g, c)) <= value) continue;
+        double crowd = 1 - power(at) + PowersOf(s, g, c);
+        if (most(c, at, 0, {}, crowd) <= value) continue;
+        const double less = part(g, 0) - comes;
+        double raised = 0;
+        for (const int32_t other : Holders(e)) {
+          if (other == c) continue;
+          const double after = load[other] + (Holds(other, g) ? more - less : more) * slowness_[other];
+          raised = std::max(raised, after);
+          crowd += powers[other] - power(after);
+        }
+        if (most(c, at, raised, rest_of(g, less), crowd) <= value) continue;
         Consider(MakeEdit({{g, c}}, {{e, c}}), slopes, value, best);
       }
     }
@@ -528,7 +579,7 @@ double LayerSearch::HomeCost(int32_t expert, int32_t w, int32_t f, std::span<con
       const double part = tokens_[s][f] / Count(f);
       const double more = tokens_[s][f] / (Count(f) - 1) - part;
       comes -= part;
-      for (const int32_t other : holders_[f]) powers += other == w ? 0 : grows(other, more);
+      for (const int32_t other : Holders(f)) powers += other == w ? 0 : grows(other, more);
     }
     change += slopes[s] * level_[s] * (powers + grows(w, comes));
   }
@@ -563,7 +614,7 @@ bool LayerSearch::FindHome(int32_t expert, std::span<const double> slopes, const
 bool LayerSearch::FindSpare(std::span<const double> slopes, Edit& best, double& cost) {
   bool found = false;
   for (int32_t e = 0; e < experts_; ++e) {
-    for (const int32_t w : holders_[e]) {
+    for (const int32_t w : Holders(e)) {
       if (!Spare(e, w)) continue;
       const Edit edit = MakeEdit({}, {{e, w}});
       const double change = Cost(edit, slopes);

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <span>
 #include <utility>
@@ -74,7 +75,6 @@ class LayerSearch {
   DispatchTable Table() const;
 
  private:
-  using Holders = absl::InlinedVector<int32_t, 4>;
   using Pack = absl::InlinedVector<int32_t, 12>;
 
   // Workers that are looked at from the light end of a layer; all of them where there are few.
@@ -89,14 +89,20 @@ class LayerSearch {
   struct Solution {
     Edit edit;
     std::vector<double> load;
-    std::vector<int32_t> begin;
     std::vector<int64_t> flow;
     double busiest = 0;
     int64_t bound = 0;
     bool known = false;
   };
 
-  int32_t Count(int32_t e) const { return static_cast<int32_t>(holders_[e].size()); }
+  int32_t Count(int32_t e) const { return table_.begin[e + 1] - table_.begin[e]; }
+  std::span<const int32_t> Holders(int32_t e) const {
+    return std::span(table_.rank).subspan(table_.begin[e], Count(e));
+  }
+  // Where `w` stands among the holders of `e`, or would.
+  std::vector<int32_t>::const_iterator Place(int32_t e, int32_t w) const {
+    return std::lower_bound(table_.rank.begin() + table_.begin[e], table_.rank.begin() + table_.begin[e + 1], w);
+  }
   bool Holds(int32_t w, int32_t e) const;
   // Whether a change has decided that `w` holds it, or not.
   bool Decided(int32_t e, int32_t w) const;
@@ -114,7 +120,8 @@ class LayerSearch {
   void SplitEqually(std::span<const int32_t> workers);
   // heaviest_, where loads have changed.
   void Rank();
-  void SolveShares();
+  // False, and the solution of no use: the busiest has more than `most`.
+  bool SolveShares(int64_t most = std::numeric_limits<int64_t>::max());
   // The value of an edit a move, by equal split; negative where the busiest gets worse.
   double Value(const Edit& edit, std::span<const double> slopes);
   // The same of the swap of `e` at `c` and `f` at `w`.
@@ -134,6 +141,8 @@ class LayerSearch {
   void ClearGathered();
   void AddTo(int32_t w, int32_t e, double part);
   void Consider(const Edit& edit, std::span<const double> slopes, double& value, Edit& best);
+  // What the workers from the light end that are less busy than `c` hold: lightest_.
+  void GatherLightest(size_t s, int32_t c, const Room& room, std::span<const int32_t> used);
   void FromBusiest(size_t s, std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
                    double& value, Edit& best);
   bool FindEditOfShares(const Room& room, std::span<const int32_t> used, double least, Edit& best);
@@ -141,15 +150,12 @@ class LayerSearch {
   void Use(const Solution& solution);
   // Shares: tokens over unit_ that `w`, which holds it, has of `e`.
   int64_t Flow(int32_t e, int32_t w) const {
-    const auto at =
-        Count(e) == 1 ? 0 : std::lower_bound(holders_[e].begin(), holders_[e].end(), w) - holders_[e].begin();
-    return flow_[begin_[e] + at];
+    return flow_[Count(e) == 1 ? table_.begin[e] : Place(e, w) - table_.rank.begin()];
   }
   // Workers by load, most first.
   void SortByLoad(size_t s);
   // The least loaded workers.
   const std::vector<int32_t>& Lightest(size_t s, size_t most);
-  void FillTable(DispatchTable& table) const;
 
   const std::vector<std::span<const double>> tokens_;  // [scenarios][experts]
   const int32_t workers_;
@@ -160,7 +166,7 @@ class LayerSearch {
   std::vector<double> speed_;     // [workers]
   std::vector<double> slowness_;  // [workers] 1 / speed
   std::vector<uint32_t> speeds_;  // empty: all alike
-  std::vector<Holders> holders_;  // [experts]
+  DispatchTable table_;           // holders of each expert, ascending; without weights
   std::vector<Pack> packs_;       // [workers]
   std::vector<Change::Place> decided_;
   std::vector<bool> touched_experts_;           // [experts] whether decided_ may name them
@@ -175,28 +181,39 @@ class LayerSearch {
   double unit_ = 1;             // tokens of one of them
   double mean_ = 0;             // of them, over all speeds
   int64_t bound_ = 0;           // what the solver says of the busiest
-  std::vector<int32_t> begin_;  // [experts + 1] into flow_, in the order of holders_
-  std::vector<int64_t> flow_;
+  std::vector<int64_t> flow_;   // [replicas], in the order of table_
   Solution chosen_;
   std::optional<ShareSolver> solver_;
   // Scratch.
   Solution before_;
-  DispatchTable table_;
   std::vector<int32_t> order_;  // of Lightest
   std::vector<int32_t> hottest_;
   std::vector<double> held_;  // [experts]
   std::vector<int32_t> experts_held_;
   std::vector<int32_t> reached_;
   std::vector<bool> tight_;  // [workers]
+  // A replica that a light worker holds.
   struct Held {
     int32_t expert;
     double part;  // of its tokens
-    bool spare;
-    bool decided;
-    int32_t other = -1;  // the other holder of two
   };
   std::vector<Held> packed_;  // packs of some workers
-  std::vector<size_t> packed_begin_;
+  // A worker from the light end: the replicas that may leave it for good, and those that may be swapped.
+  struct Light {
+    int32_t worker;
+    bool slot;         // whether it has a free one
+    double least;      // the least part of those that may be swapped
+    size_t spares;     // the first in packed_; up to `swappable`
+    size_t swappable;  // up to `end`
+    size_t end;
+  };
+  std::span<const Held> Spares(const Light& light) const {
+    return std::span(packed_).subspan(light.spares, light.swappable - light.spares);
+  }
+  std::span<const Held> Swappable(const Light& light) const {
+    return std::span(packed_).subspan(light.swappable, light.end - light.swappable);
+  }
+  std::vector<Light> lightest_;
   std::vector<double> power_;  // [scenarios][workers] of FindHome: 16th powers of the loads, the level being 1
   // Scratch of Value: changes by worker.
   std::vector<double> delta_;  // [scenarios][workers]

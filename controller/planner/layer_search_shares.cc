@@ -11,20 +11,8 @@ constexpr size_t kHottest = 8;
 
 }  // namespace
 
-void LayerSearch::FillTable(DispatchTable& table) const {
-  table.begin.resize(experts_ + 1);
-  table.begin[0] = 0;
-  for (int32_t e = 0; e < experts_; ++e) table.begin[e + 1] = table.begin[e] + Count(e);
-  table.rank.resize(table.begin[experts_]);
-  int32_t* rank = table.rank.data();
-  for (const Holders& at : holders_) {
-    for (const int32_t w : at) *rank++ = w;
-  }
-}
-
 void LayerSearch::Keep(Solution& solution) const {
   solution.load = load_;
-  solution.begin = begin_;
   solution.flow = flow_;
   solution.busiest = busiest_[0];
   solution.bound = bound_;
@@ -34,28 +22,27 @@ void LayerSearch::Keep(Solution& solution) const {
 void LayerSearch::Use(const Solution& solution) {
   ranked_ = false;
   load_ = solution.load;
-  begin_ = solution.begin;
   flow_ = solution.flow;
   busiest_[0] = solution.busiest;
   bound_ = solution.bound;
 }
 
-void LayerSearch::SolveShares() {
-  FillTable(table_);
+bool LayerSearch::SolveShares(int64_t most) {
   if (solver_) {
     solver_->Reset(table_);
   } else {
     solver_.emplace(table_, workers_, speeds_);
   }
-  begin_ = table_.begin;
   flow_.resize(table_.rank.size());
   ranked_ = false;
-  bound_ = solver_->Solve(whole_, flow_);
+  bound_ = solver_->Solve(whole_, flow_, most);
+  if (bound_ > most) return false;
   busiest_[0] = static_cast<double>(bound_) * unit_;
   for (int32_t w = 0; w < workers_; ++w) {
     const double load = static_cast<double>(solver_->rank_loads()[w]) * unit_;
     load_[w] = speeds_.empty() ? load : load / speed_[w];
   }
+  return true;
 }
 
 bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> used, double least, Edit& best) {
@@ -83,7 +70,7 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
         experts.push_back(e);
       }
       held_[e] += here;
-      for (const int32_t other : holders_[e]) {
+      for (const int32_t other : Holders(e)) {
         if (tight_[other]) continue;
         tight_[other] = true;
         reached_.push_back(other);
@@ -103,15 +90,15 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
   };
   constexpr size_t kTried = 4;
   absl::InlinedVector<Candidate, kTried + 1> candidates;
-  // Whether a busiest worker of `after` would not be among them.
-  const auto full = [&](double after, int32_t arrivals) {
-    const double value = (z - after) / arrivals;
+  // Whether such a value would not be among them.
+  const auto full = [&](double value) {
     return value <= least || (candidates.size() == kTried && value <= candidates.back().value);
   };
-  const auto consider = [&](double left, double there, int32_t w, int32_t arrivals, const auto& make) {
-    const double after = std::max(left / tight_speed, there / speed_[w]);
-    if (full(after, arrivals)) return;
-    const double value = (z - after) / arrivals;
+  const double tight_slowness = 1 / tight_speed;
+  // `left` tokens stay with them, `there` are `w`'s.
+  const auto consider = [&](double left, double there, int32_t w, double per_arrival, const auto& make) {
+    const double value = (z - std::max(left * tight_slowness, there * slowness_[w])) * per_arrival;
+    if (full(value)) return;
     const auto at =
         std::find_if(candidates.begin(), candidates.end(), [&](const Candidate& c) { return c.value < value; });
     candidates.insert(at, {value, make()});
@@ -124,23 +111,26 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
     if (tight_[w] || room.closed[w]) continue;
     ++targets;
     const double there = load_[w] * speed_[w];
-    packed_.clear();
-    for (const int32_t f : packs_[w]) {
-      packed_.push_back({f, static_cast<double>(Flow(f, w)) * unit, Spare(f, w), Decided(f, w)});
-    }
+    const bool slot = HasSlot(w, room, used);
     // Whose slot it is: a free one, or the spare replica's without which the two are most level.
     int32_t victim = -1;
     double freed = 0;
     double back = 0;
-    const bool slot = HasSlot(w, room, used);
-    for (const Held& f : packed_) {
-      if (slot || !f.spare) continue;
-      const auto& at = holders_[f.expert];
-      const bool tied = std::any_of(at.begin(), at.end(), [&](int32_t o) { return tight_[o]; });
-      const double comes_back = tied ? f.part : 0;
-      if (victim < 0 || comes_back < back || (comes_back == back && f.part > freed)) {
-        victim = f.expert;
-        freed = f.part;
+    // And what it alone holds, which may be swapped.
+    packed_.clear();
+    for (const int32_t f : packs_[w]) {
+      if (Decided(f, w)) continue;
+      const std::span<const int32_t> at = Holders(f);
+      const double part = static_cast<double>(Flow(f, w)) * unit;
+      if (at.size() == 1) {
+        packed_.push_back({f, part});
+        continue;
+      }
+      if (slot) continue;
+      const double comes_back = std::any_of(at.begin(), at.end(), [&](int32_t o) { return tight_[o]; }) ? part : 0;
+      if (victim < 0 || comes_back < back || (comes_back == back && part > freed)) {
+        victim = f;
+        freed = part;
         back = comes_back;
       }
     }
@@ -155,13 +145,12 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
           return slot ? MakeEdit({{e, w}}, {}) : MakeEdit({{e, w}}, {{victim, w}});
         });
       }
-      if (Count(e) > 1 || Decided(e, holders_[e][0]) || room.closed[holders_[e][0]]) continue;
-      const int32_t c = holders_[e][0];
-      if (full((tight_load + there) / (tight_speed + speed_[w]), 2)) continue;
+      const int32_t c = Holders(e)[0];
+      if (Count(e) > 1 || Decided(e, c) || room.closed[c]) continue;
+      if (full((z - (tight_load + there) / (tight_speed + speed_[w])) / 2)) continue;
       for (const Held& f : packed_) {
-        if (Count(f.expert) > 1 || f.decided || f.part >= held_[e] || Holds(c, f.expert) || Decided(f.expert, c))
-          continue;
-        consider(tight_load - held_[e] + f.part, there + held_[e] - f.part, w, 2, [&] {
+        if (f.part >= held_[e] || Decided(f.expert, c)) continue;
+        consider(tight_load - held_[e] + f.part, there + held_[e] - f.part, w, 0.5, [&] {
           return MakeEdit({{e, w}, {f.expert, c}}, {{e, c}, {f.expert, w}});
         });
       }
@@ -177,9 +166,11 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
     const std::span arrive(edit.arrive.data(), edit.arrivals);
     const std::span leave(edit.leave.data(), edit.leaves);
     Restructure(arrive, leave);
-    SolveShares();
-    const double gain = (z - busiest_[0]) / edit.arrivals;
-    if (gain > std::max(value, kRounding * z)) {
+    // One that is no better need not be solved to its end.
+    const double enough = std::max(value, kRounding * z);
+    const auto most = static_cast<int64_t>((z - enough * edit.arrivals) / unit_) + 1;
+    const double gain = SolveShares(most) ? (z - busiest_[0]) / edit.arrivals : 0;
+    if (gain > enough) {
       value = gain;
       best = edit;
       Keep(chosen_);

@@ -141,7 +141,7 @@ bool ShareSolver::Unload(int32_t rank, int64_t z, std::span<int64_t> flow) {
   return true;
 }
 
-int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> flow) {
+int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> flow, int64_t most) {
   BALLAST_CHECK(loads.size() + 1 == begin_.size() && flow.size() == rank_.size())
       << loads.size() << " loads, " << flow.size() << " flows";
   const auto ranks = static_cast<int32_t>(load_.size());
@@ -165,6 +165,7 @@ int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> fl
     speeds += speed;
   }
   if (ranks > 0) z = std::max(z, CeilDiv(total * unit_, speeds));
+  if (z > most) return z;
   // A level start, then every shared expert once more against the others: close to the answer.
   for (const int32_t e : shared_) FillLevel(e, loads[e], flow);
   for (const int32_t e : shared_) {
@@ -183,6 +184,7 @@ int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> fl
       }
       // Capacities are rounded down, so the mean alone may not move z.
       z = std::max(z + 1, CeilDiv(held * unit_, speed));
+      if (z > most) return z;
     }
   }
   return z;

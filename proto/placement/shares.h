@@ -4,6 +4,7 @@
 #define BALLAST_PROTO_PLACEMENT_SHARES_H_
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -25,8 +26,10 @@ class ShareSolver {
 
   // Splits `loads` [experts] (at least 0, summing to at most 2^42) over the replicas: `flow` [replicas] sums to an
   // expert's load where it has a replica. Returns the least integer z for which every rank r can have at most
-  // z * speed[r] / unit tokens: with speeds all alike, the least possible load of the busiest rank.
-  int64_t Solve(std::span<const int64_t> loads, std::span<int64_t> flow);
+  // z * speed[r] / unit tokens: with speeds all alike, the least possible load of the busiest rank. Where that is above
+  // `most` it may stop early: it returns some number above `most` that z is not below, and `flow` is of no use.
+  int64_t Solve(std::span<const int64_t> loads, std::span<int64_t> flow,
+                int64_t most = std::numeric_limits<int64_t>::max());
 
   // The load of each rank, [ranks], in the last solution.
   std::span<const int64_t> rank_loads() const { return load_; }

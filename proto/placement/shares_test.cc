@@ -75,6 +75,10 @@ TEST(ShareSolver, IsExact) {
     std::vector<int64_t> again(flow.size());
     solver.Solve(loads, again);
     ASSERT_EQ(flow, again);
+    // So does one that may stop where the busiest has more than that; where it has to, it says no more than there is.
+    ASSERT_EQ(solver.Solve(loads, again, z), z);
+    ASSERT_EQ(flow, again);
+    ASSERT_EQ(solver.Solve(loads, again, z - 1), z) << trial;
   }
 }
 
