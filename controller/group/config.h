@@ -54,7 +54,7 @@ struct PlanningRules {
   double plan_below = 0.95;
   // and so much of its busiest workers' tokens must be left to gain beyond noise and what the plan in force was
   // predicted to leave (drift.h), so that chance does not move weights to and fro.
-  double hysteresis = 0.02;
+  double hysteresis = 0.01;
   // Variance over mean of the window's counts, where 1 is independent tokens.
   double dispersion = 1;
   // Policies that plan from routes: how much the recent mix of tasks must differ from the one that the placement is

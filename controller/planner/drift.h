@@ -32,8 +32,8 @@ enum class ShareMode {
 
 struct DriftLimits {
   ShareMode shares = ShareMode::kFixed;
-  // The part of the busiest workers' tokens, summed over layers, that a plan must be able to save.
-  double min_gain = 0.02;
+  // The part of the busiest workers' tokens, summed over layers, that a plan must be able to save. As GateLimits's.
+  double min_gain = 0.01;
   // Variance over mean of a count in the window. 1 is independent tokens; those of one document are not. See
   // Dispersion.
   double dispersion = 1;

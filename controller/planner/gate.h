@@ -8,8 +8,9 @@
 namespace ballast {
 
 struct GateLimits {
-  // Least relative gain (Plan::gain).
-  double min_gain = 0.02;
+  // Least relative gain (Plan::gain): about what sampling alone shows in a window of 150,000 tokens a worker and layer
+  // (drift.h). What moves cost has rules of its own below.
+  double min_gain = 0.01;
   // Tokens that the window must hold for each worker and layer: below, its skew may be chance.
   double min_tokens_per_worker_layer = 64;
   // How long the load is taken to stay as it is.

@@ -139,7 +139,7 @@ class Incrementer {
 
  private:
   // What a move must bring.
-  double Least() const { return limits_.least_gain * value_ / static_cast<double>(layers_.size()); }
+  double Least() const { return limits_.least_gain * value_; }
 
   Bundle BestAhead(const Layer& layer, int64_t left) const {
     Bundle best;

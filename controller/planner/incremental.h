@@ -40,9 +40,8 @@ struct IncrementLimits {
   int32_t slots_per_layer = 0;
   // Replicas that a worker holds, over all layers; 0: no limit but the arena.
   int32_t slots_per_worker = 0;
-  // A change is made where each of its moves takes at least this part of a layer's share (1 / layers) off the
-  // objective: moves that bring next to nothing are left to a later plan.
-  double least_gain = 2e-3;
+  // A change is made where each of its moves takes at least this part off the objective.
+  double least_gain = 1e-6;
   // Changes that led to `current` and are part of the same plan: what they brought stays, what they took stays away.
   std::span<const Change> made;
 };

@@ -57,8 +57,7 @@ void BM_IncrementShares(benchmark::State& state) { Increments(state, CostAwarePo
 // The changes alone.
 void Search(benchmark::State& state, const PlannerPolicy& policy) {
   const PlanRequest request = Request(policy, state);
-  IncrementLimits limits;
-  limits.max_moves = state.range(4);
+  const IncrementLimits limits = LimitsOf(request, state.range(4));
   for (auto _ : state) {
     benchmark::DoNotOptimize(
         FindIncrement(*request.current, request.topology, request.scenarios, policy.split(request), limits));

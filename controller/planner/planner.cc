@@ -327,6 +327,16 @@ IncrementLimits LimitsOf(const PlanRequest& request, int64_t max_moves) {
   IncrementLimits limits;
   limits.max_moves = max_moves;
   limits.slots_per_layer = request.slots_per_layer;
+  const Topology& topology = request.topology;
+  const bool one_node = std::all_of(topology.workers.begin(), topology.workers.end(),
+                                    [&](const TopologyWorker& w) { return w.node == topology.workers[0].node; });
+  const double seconds = static_cast<double>(request.expert_bytes) /
+                         (one_node ? topology.node_bytes_per_second : topology.cross_node_bytes_per_second);
+  // Nothing pays within no time; then what moves cost is left to the gate.
+  if (const double worth = request.gate.horizon_seconds * request.gate.moe_share; worth > 0) {
+    limits.least_gain =
+        std::max(limits.least_gain, request.gate.payback * seconds * request.gate.move_slowdown / worth);
+  }
   if (request.replicas_per_worker) {
     const LoadMatrix& load = request.scenarios[0].load;
     const auto workers = static_cast<int64_t>(request.topology.workers.size());

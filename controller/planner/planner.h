@@ -110,7 +110,9 @@ absl::StatusOr<Plan> PlanTo(std::string_view name, PlanRequest request, const Pl
 absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,
                                  std::span<const Change> changes, Split split, const SolvedLayers& known = {});
 
-// What the request allows a search for changes.
+// What the request allows a search for changes: moves that pay for themselves by the rule of the gate. Each has to
+// save, within the gate's horizon, `payback` times what an expert's way over the slowest link between workers costs, as
+// if moves came one after the other.
 IncrementLimits LimitsOf(const PlanRequest& request, int64_t max_moves);
 
 // The errors of MakePlan for the request alone.

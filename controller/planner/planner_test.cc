@@ -204,7 +204,7 @@ TEST(Gate, Table) {
     const char* reason;
   } cases[] = {
       {[](GateInput&) {}, true, "gain 0.1000 saves 30.000 s in 600 s at a cost of 0.220 s for 100 moves"},
-      {[](GateInput& i) { i.gain = .019; }, false, "below the threshold of 0.0200"},
+      {[](GateInput& i) { i.gain = .009; }, false, "below the threshold of 0.0100"},
       {[](GateInput& i) { i.gain = -.5; }, false, "below the threshold"},
       {[](GateInput& i) { i.tokens_per_worker_layer = 63; }, false, "at least 64 are needed"},
       {[](GateInput& i) { i.transfer_seconds = 1000; }, false, "below 2.0 times its cost of 100.020 s"},
@@ -218,6 +218,26 @@ TEST(Gate, Table) {
     EXPECT_EQ(decision.worth, c.worth) << decision.reason;
     EXPECT_THAT(decision.reason, HasSubstr(c.reason));
   }
+}
+
+// A move saves twice what it costs by the gate's rule: the slowdown while an expert comes over the slowest link.
+TEST(LimitsOf, MovesPayForThemselves) {
+  PlanRequest request;
+  request.scenarios = {{"load", 1, LoadMatrix(2, 4)}};
+  request.topology = UniformTopology(4, 2, 4);
+  request.topology.node_bytes_per_second = 50e9;
+  request.topology.cross_node_bytes_per_second = 10e9;
+  request.gate = {.horizon_seconds = 600, .moe_share = 0.5, .move_slowdown = 0.1, .payback = 2};
+  const double none = LimitsOf(request, 8).least_gain;
+  request.expert_bytes = 1'000'000'000;
+  EXPECT_DOUBLE_EQ(LimitsOf(request, 8).least_gain, 2 * 0.1 * 0.1 / 300);
+  request.topology = UniformTopology(4, 1, 4);
+  EXPECT_DOUBLE_EQ(LimitsOf(request, 8).least_gain, 2 * 0.02 * 0.1 / 300);
+  // Where a move costs next to nothing, or nothing can pay, it has to gain at all.
+  EXPECT_GT(none, 0);
+  request.gate.horizon_seconds = 0;
+  EXPECT_EQ(LimitsOf(request, 8).least_gain, none);
+  EXPECT_EQ(LimitsOf(request, 8).max_moves, 8);
 }
 
 }  // namespace

@@ -102,7 +102,7 @@ constexpr struct {
     {"Ballast, equal split",
      [] {
        return DriftStrategy({.split = StepSplit::kEqual, .drift = {.shares = ShareMode::kFixed}},
-                            std::make_unique<CostAwarePolicy>(20'000));
+                            std::make_unique<CostAwarePolicy>(20'000, Split::kEqual));
      }},
 };
 

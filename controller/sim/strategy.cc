@@ -81,6 +81,7 @@ class Drift final : public Strategy {
     PlanRequest request = RequestFor(ground, std::move(scenarios));
     request.replicas_per_worker = options_.replicas_per_worker;
     request.move_budget = options_.move_budget;
+    request.gate = options_.gate;
     BALLAST_ASSIGN_OR_RETURN(Plan plan, MakePlan(*policy_, request));
     const auto before = Settle(ground.placement, ground.topology, request.scenarios, options_.drift.shares);
     const auto after = Settle(plan.placement, ground.topology, request.scenarios, options_.drift.shares);

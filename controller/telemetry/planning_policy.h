@@ -43,7 +43,7 @@ struct PlanningLimits {
   int64_t min_tokens = 0;
   double plan_below = 1;
   // So much more must be left to gain than when a plan was not worth it for another one before its time.
-  double hysteresis = 0.02;
+  double hysteresis = 0.01;
   absl::Duration heal_after = absl::InfiniteDuration();
 };
 
