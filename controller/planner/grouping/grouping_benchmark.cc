@@ -6,8 +6,10 @@
 // all layers, of one thread; counters: `less`, the part of random placement's hops that goes away; `maxvio` and `jain`
 // of layers, averaged, `worst` the worst layer's MaxVio and `task` the worst task's; `alone`, the same where all
 // traffic is the task's and shares are chosen anew for it, and `alone_bound`, what no placement in as many slots can be
-// below for that task; `maxvio_all` and `jain_all` of loads summed over layers; `per_layer`, seconds of the processor.
+// below for that task, `worst_bound`, for the worst task of a layer, layers averaged; `maxvio_all` and `jain_all` of
+// loads summed over layers; `per_layer`, seconds of the processor.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -56,6 +58,32 @@ std::pair<double, double> Alone(std::span<const DispatchTable> layers, const Rou
   }
   return worst;
 }
+// What no placement of as many replicas is below for a layer's worst task, averaged over layers: an expert needs as
+// many as the task needs that chooses it most.
+double WorstTaskBound(const Routes& held_out, double replicas, int32_t gpus) {
+  double sum = 0;
+  for (int32_t l = 0; l < held_out.layers; ++l) {
+    const LayerRoutes layer = LayerOf(held_out, l);
+    std::vector<double> most(layer.experts);
+    for (const LayerRoutes::Task& task : layer.tasks) {
+      std::vector<double> part(layer.experts);
+      for (const int32_t e : task.experts) {
+        if (e >= 0) part[e] += 1 / static_cast<double>(task.pairs);
+      }
+      for (int32_t e = 0; e < layer.experts; ++e) most[e] = std::max(most[e], part[e]);
+    }
+    double low = 0, high = gpus;
+    for (int i = 0; i < 50; ++i) {
+      const double middle = (low + high) / 2;
+      double needed = 0;
+      for (const double m : most) needed += std::max(1.0, std::ceil(m * gpus / (1 + middle)));
+      (needed <= replicas ? high : low) = middle;
+    }
+    sum += low;
+  }
+  return sum / held_out.layers;
+}
+
 // The guard has no shares to choose.
 std::pair<double, double> Alone(std::span<const Packs>, const RouteSplit&, int32_t) { return {}; }
 
@@ -108,6 +136,7 @@ class Comparison {
       const auto [alone, bound] = Alone(layers, split, gpus);
       state.counters["alone"] = alone;
       state.counters["alone_bound"] = bound;
+      state.counters["worst_bound"] = WorstTaskBound(split.held_out, static_cast<double>(replicas) / count, gpus);
       state.counters["replicas"] = static_cast<double>(replicas) / count;
       state.counters["hops"] = mix.hops;
       state.counters["less"] = 1 - mix.hops / random;
@@ -185,6 +214,21 @@ void Register(const RouteSplit& split, int32_t gpus) {
   }
   report.Add("cost-aware (level by shares), + 1/4", [gpus, quarter_more](const LayerRoutes& layer, int32_t) {
     DispatchTable table = ToTable(PlaceLevel(MixLoad(layer), quarter_more), layer.experts);
+    SolveWeights(MixLoad(layer), {}, gpus, table);
+    return table;
+  });
+  // As the policy places several loads at once: the worst of them counts.
+  report.Add("cost-aware, a scenario for each task, + 1/4", [gpus, quarter_more](const LayerRoutes& layer, int32_t) {
+    LayerProblem problem;
+    for (const LayerRoutes::Task& task : layer.tasks) {
+      std::vector<double>& tokens = problem.tokens.emplace_back(layer.experts);
+      for (const int32_t e : task.experts) {
+        if (e >= 0) ++tokens[e];
+      }
+    }
+    Packs packs = PackGreedily(MixLoad(layer), quarter_more);
+    ImprovePacks(problem, {}, packs);
+    DispatchTable table = ToTable(packs, layer.experts);
     SolveWeights(MixLoad(layer), {}, gpus, table);
     return table;
   });
