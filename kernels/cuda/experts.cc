@@ -1,6 +1,7 @@
 #include "kernels/cuda/experts.h"
 
 #include <algorithm>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/experts_kernel.h"
@@ -16,6 +17,8 @@ constexpr size_t kAlignment = 256;
 constexpr int kNarrowRows = 32;
 constexpr int kPairRows = 192;
 constexpr int kTokenRowsRows = 768;
+// In fp8, rows a group up to which most groups have one narrow tile.
+constexpr int kFp8NarrowRows = 48;
 
 // Rows a group, and bytes of weights that a step can read, up to which the kernels for few are faster: they wait less,
 // but read slower.
@@ -24,19 +27,23 @@ constexpr size_t kFewBytes = size_t{128} << 20;
 
 size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+size_t ScaleBlocks(int elements) { return (elements + kScaleBlock - 1) / kScaleBlock; }
+
 // Parts of a workspace, in bytes from its start.
 struct WorkspaceLayout {
-  WorkspaceLayout(int max_rows, int max_groups, int intermediate_size, int blocks) {
+  WorkspaceLayout(int max_rows, int max_groups, const ExpertArena& arena, int blocks) {
+    const bool fp8 = arena.form == ExpertForm::kSwiGluFp8;
     // A counter for each block of a pair's tile.
     flag_words = max_rows / internal::kNarrowTokens + 2 * max_groups;
     flags = Align(2 * sizeof(uint32_t));
     partials = flags + Align(2 * sizeof(uint32_t) * flag_words);
     activations = partials + size_t{internal::kPartialBytes} * 2 * blocks;
-    bytes = activations + Align(size_t{2} * max_rows * intermediate_size);
+    scales = activations + Align(size_t{fp8 ? 1u : 2u} * max_rows * arena.intermediate_size);
+    bytes = scales + (fp8 ? Align(sizeof(float) * max_rows * ScaleBlocks(arena.intermediate_size)) : 0);
   }
 
   int flag_words;
-  size_t flags, partials, activations, bytes;
+  size_t flags, partials, activations, scales, bytes;
 };
 
 absl::Status Field(const char* name, int64_t value, const char* limit) {
@@ -45,21 +52,26 @@ absl::Status Field(const char* name, int64_t value, const char* limit) {
 
 bool Aligned(const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
 
-size_t MatrixBytes(const ExpertArena& arena) { return size_t{2} * arena.hidden_size * arena.intermediate_size; }
+int ElementBytes(ExpertForm form) { return form == ExpertForm::kSwiGluFp8 ? 1 : 2; }
 
-size_t ExpertBytes(const ExpertArena& arena) {
-  return MatrixBytes(arena) * (arena.form == ExpertForm::kSwiGlu ? 3 : 2);
+bool Gated(ExpertForm form) { return form != ExpertForm::kRelu; }
+
+size_t MatrixBytes(const ExpertArena& arena) {
+  return size_t{1} * ElementBytes(arena.form) * arena.hidden_size * arena.intermediate_size;
 }
 
 absl::Status Check(const ExpertArena& arena) {
-  if (arena.hidden_size < 8 || arena.hidden_size % 8 != 0) {
-    return Field("hidden_size", arena.hidden_size, "a positive multiple of 8");
+  // Rows of whole 16 bytes.
+  const int unit = 16 / ElementBytes(arena.form);
+  const std::string multiple = absl::StrCat("a positive multiple of ", unit);
+  if (arena.hidden_size < unit || arena.hidden_size % unit != 0) {
+    return Field("hidden_size", arena.hidden_size, multiple.c_str());
   }
-  if (arena.intermediate_size < 8 || arena.intermediate_size % 8 != 0) {
-    return Field("intermediate_size", arena.intermediate_size, "a positive multiple of 8");
+  if (arena.intermediate_size < unit || arena.intermediate_size % unit != 0) {
+    return Field("intermediate_size", arena.intermediate_size, multiple.c_str());
   }
   if (arena.num_slots < 1) return Field("num_slots", arena.num_slots, "at least 1");
-  const size_t expert = ExpertBytes(arena);
+  const size_t expert = ExpertSlotBytes(arena.form, arena.hidden_size, arena.intermediate_size);
   if (arena.slot_stride % 16 != 0 || arena.slot_stride < expert) {
     return Field("slot_stride", arena.slot_stride, absl::StrCat("a multiple of 16 and at least ", expert).c_str());
   }
@@ -69,8 +81,8 @@ absl::Status Check(const ExpertArena& arena) {
   return absl::OkStatus();
 }
 
-// Boxes of 64 columns of k, swizzled by 128 bytes.
-absl::Status Encode(const void* base, std::initializer_list<cuuint64_t> sizes,
+// Boxes of 128 bytes of k, swizzled.
+absl::Status Encode(CUtensorMapDataType type, const void* base, std::initializer_list<cuuint64_t> sizes,
                     std::initializer_list<cuuint64_t> strides, std::initializer_list<cuuint32_t> box,
                     CUtensorMap* map) {
   void* function = nullptr;
@@ -83,14 +95,21 @@ absl::Status Encode(const void* base, std::initializer_list<cuuint64_t> sizes,
   }
   constexpr cuuint32_t kOne[5] = {1, 1, 1, 1, 1};
   const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
-      map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, sizes.size(), const_cast<void*>(base), sizes.begin(), strides.begin(),
-      box.begin(), kOne, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      map, type, sizes.size(), const_cast<void*>(base), sizes.begin(), strides.begin(), box.begin(), kOne,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) return absl::InternalError(absl::StrCat("cuTensorMapEncodeTiled: CUDA error ", result));
   return absl::OkStatus();
 }
 
 }  // namespace
+
+size_t ExpertSlotBytes(ExpertForm form, int hidden_size, int intermediate_size) {
+  const size_t elements = size_t{1} * hidden_size * intermediate_size * (Gated(form) ? 3 : 2);
+  const size_t scales =
+      form == ExpertForm::kSwiGluFp8 ? 3 * ScaleBlocks(hidden_size) * ScaleBlocks(intermediate_size) : 0;
+  return (elements * ElementBytes(form) + scales * sizeof(float) + 15) / 16 * 16;
+}
 
 absl::StatusOr<CudaExperts> CudaExperts::Create(const ExpertArena& arena) {
   if (absl::Status status = Check(arena); !status.ok()) return status;
@@ -110,17 +129,21 @@ absl::StatusOr<CudaExperts> CudaExperts::Create(const ExpertArena& arena) {
     if (error != cudaSuccess) return CudaStatus(error, "the expert kernel's blocks");
   }
   const cuuint64_t h = arena.hidden_size, i = arena.intermediate_size, slots = arena.num_slots;
-  const bool gated = arena.form == ExpertForm::kSwiGlu;
+  const bool fp8 = arena.form == ExpertForm::kSwiGluFp8;
+  const auto type = fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const cuuint64_t bytes = ElementBytes(arena.form);
+  const cuuint32_t box_k = fp8 ? kScaleBlock : internal::kTileK;
   // Columns, 8 rows, gate or up, groups of 8 rows, slots: a box holds groups of gates and ups in turn, so that one
-  // thread of the kernel gets both sums of an activation.
+  // thread of the kernel gets both sums of an activation. In fp8 a box is of gates or of ups.
   absl::Status status =
-      gated ? Encode(arena.slots, {h, 8, 2, i / 8, slots}, {2 * h, 2 * h * i, 16 * h, arena.slot_stride},
-                     {internal::kTileK, 8, 2, internal::kBoxGroups, 1}, &experts.gate_up_)
-            : Encode(arena.slots, {h, i, slots}, {2 * h, arena.slot_stride}, {internal::kTileK, internal::kBoxRows, 1},
-                     &experts.gate_up_);
+      arena.form == ExpertForm::kSwiGlu
+          ? Encode(type, arena.slots, {h, 8, 2, i / 8, slots}, {2 * h, 2 * h * i, 16 * h, arena.slot_stride},
+                   {box_k, 8, 2, internal::kBoxGroups, 1}, &experts.gate_up_)
+          : Encode(type, arena.slots, {h, fp8 ? 2 * i : i, slots}, {bytes * h, arena.slot_stride},
+                   {box_k, internal::kBoxRows, 1}, &experts.gate_up_);
   if (status.ok()) {
-    status = Encode(static_cast<const uint8_t*>(arena.slots) + MatrixBytes(arena) * (gated ? 2 : 1), {i, h, slots},
-                    {2 * i, arena.slot_stride}, {internal::kTileK, internal::kBoxRows, 1}, &experts.down_);
+    status = Encode(type, static_cast<const uint8_t*>(arena.slots) + MatrixBytes(arena) * (Gated(arena.form) ? 2 : 1),
+                    {i, h, slots}, {bytes * i, arena.slot_stride}, {box_k, internal::kBoxRows, 1}, &experts.down_);
   }
   if (!status.ok()) return status;
   return experts;
@@ -129,7 +152,7 @@ absl::StatusOr<CudaExperts> CudaExperts::Create(const ExpertArena& arena) {
 int CudaExperts::MostBlocks() const { return *std::max_element(blocks_.begin(), blocks_.end()); }
 
 size_t CudaExperts::WorkspaceBytes(int max_rows, int max_groups) const {
-  return WorkspaceLayout(max_rows, max_groups, arena_.intermediate_size, MostBlocks()).bytes;
+  return WorkspaceLayout(max_rows, max_groups, arena_, MostBlocks()).bytes;
 }
 
 absl::Status CudaExperts::CheckStep(const ExpertsStep& step, const void* workspace, int max_rows,
@@ -141,6 +164,7 @@ absl::Status CudaExperts::CheckStep(const ExpertsStep& step, const void* workspa
   if (step.pairs_per_token < 1) return Field("pairs_per_token", step.pairs_per_token, "at least 1");
   if (max_rows < 1) return Field("max_rows", max_rows, "at least 1");
   if (!Aligned(step.x, 16)) return Field("x", reinterpret_cast<int64_t>(step.x), "on 16 bytes");
+  if (arena_.form == ExpertForm::kSwiGluFp8 && step.x_scales == nullptr) return Field("x_scales", 0, "an address");
   if (!Aligned(step.out, 16)) return Field("out", reinterpret_cast<int64_t>(step.out), "on 16 bytes");
   if (!Aligned(workspace, kAlignment)) return Field("workspace", reinterpret_cast<int64_t>(workspace), "on 256 bytes");
   return absl::OkStatus();
@@ -154,13 +178,16 @@ absl::Status CudaExperts::Run(const ExpertsStep& step, void* workspace, int max_
 
 absl::Status CudaExperts::Launch(const ExpertsStep& step, const CombineArgs* combine, void* workspace, int max_rows,
                                  int max_groups, cudaStream_t stream) const {
-  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, MostBlocks());
+  const WorkspaceLayout layout(max_rows, max_groups, arena_, MostBlocks());
   auto* bytes = static_cast<uint8_t*>(workspace);
   internal::ExpertsArgs args = {};
   args.x = step.x;
+  args.x_scales = step.x_scales;
   args.order = step.order;
   args.begin = step.begin;
   args.slots = step.slots;
+  args.weight_scales = static_cast<const uint8_t*>(arena_.slots) + 3 * MatrixBytes(arena_);
+  args.slot_stride = arena_.slot_stride;
   args.out = combine == nullptr ? step.out : combine->out;
   if (combine != nullptr) {
     args.weights = combine->weights;
@@ -168,6 +195,7 @@ absl::Status CudaExperts::Launch(const ExpertsStep& step, const CombineArgs* com
     args.num_tokens = combine->num_tokens;
   }
   args.activations = bytes + layout.activations;
+  args.activation_scales = reinterpret_cast<float*>(bytes + layout.scales);
   args.partials = bytes + layout.partials;
   args.flags = reinterpret_cast<uint32_t*>(bytes + layout.flags);
   args.launch = reinterpret_cast<uint32_t*>(bytes);
@@ -175,14 +203,17 @@ absl::Status CudaExperts::Launch(const ExpertsStep& step, const CombineArgs* com
   args.pairs_per_token = step.pairs_per_token;
   args.hidden_size = arena_.hidden_size;
   args.intermediate_size = arena_.intermediate_size;
-  args.gated = arena_.form == ExpertForm::kSwiGlu;
+  args.gated = Gated(arena_.form);
   args.flag_words = layout.flag_words;
   const int64_t groups = step.num_groups;
   const int64_t rows = step.typical_rows;
-  const auto form = rows <= kNarrowRows * groups     ? internal::ExpertsKernelForm::kNarrow
-                    : rows < kPairRows * groups      ? internal::ExpertsKernelForm::kWide
-                    : rows < kTokenRowsRows * groups ? internal::ExpertsKernelForm::kPair
-                                                     : internal::ExpertsKernelForm::kTokenRows;
+  const bool fp8 = arena_.form == ExpertForm::kSwiGluFp8;
+  const auto form = fp8 && rows <= kFp8NarrowRows * groups ? internal::ExpertsKernelForm::kFp8Narrow
+                    : fp8                                  ? internal::ExpertsKernelForm::kFp8Pair
+                    : rows <= kNarrowRows * groups         ? internal::ExpertsKernelForm::kNarrow
+                    : rows < kPairRows * groups            ? internal::ExpertsKernelForm::kWide
+                    : rows < kTokenRowsRows * groups       ? internal::ExpertsKernelForm::kPair
+                                                           : internal::ExpertsKernelForm::kTokenRows;
   return CudaStatus(internal::LaunchExperts(gate_up_, down_, args, form, blocks_[static_cast<size_t>(form)], stream),
                     "the expert kernel");
 }
@@ -193,9 +224,12 @@ absl::Status CudaExperts::RunAndCombine(const ExpertsStep& step, const CombineAr
   if (combine.top_k != step.pairs_per_token) return Field("top_k", combine.top_k, "the step's pairs_per_token");
   if (combine.hidden_size != arena_.hidden_size) return Field("hidden_size", combine.hidden_size, "the arena's");
   if (!Aligned(combine.out, 16)) return Field("out", reinterpret_cast<int64_t>(combine.out), "on 16 bytes");
-  if (combine.num_tokens < 1 || !internal::FewExpertsFit(combine.num_tokens, arena_.hidden_size, blocks_[0]) ||
+  if (arena_.form == ExpertForm::kSwiGluFp8 || combine.num_tokens < 1 ||
+      !internal::FewExpertsFit(combine.num_tokens, arena_.hidden_size, blocks_[0]) ||
       step.typical_rows > kFewRows * static_cast<int64_t>(step.num_groups) ||
-      std::min(step.num_groups, combine.num_tokens * combine.top_k) * ExpertBytes(arena_) > kFewBytes) {
+      std::min(step.num_groups, combine.num_tokens * combine.top_k) *
+              ExpertSlotBytes(arena_.form, arena_.hidden_size, arena_.intermediate_size) >
+          kFewBytes) {
     if (combine.top_k == 1 && combine.num_tokens > 0) {
       // The kernel's own rows go to their tokens.
       const absl::Status status = CheckStep(step, workspace, max_rows, max_groups);
@@ -205,7 +239,7 @@ absl::Status CudaExperts::RunAndCombine(const ExpertsStep& step, const CombineAr
     return status.ok() ? CombineRows(combine, stream) : status;
   }
   if (absl::Status status = CheckStep(step, workspace, max_rows, max_groups); !status.ok()) return status;
-  const WorkspaceLayout layout(max_rows, max_groups, arena_.intermediate_size, MostBlocks());
+  const WorkspaceLayout layout(max_rows, max_groups, arena_, MostBlocks());
   internal::FewArgs args = {};
   args.arena = arena_.slots;
   args.slot_stride = arena_.slot_stride;
@@ -222,7 +256,7 @@ absl::Status CudaExperts::RunAndCombine(const ExpertsStep& step, const CombineAr
   args.pairs_per_token = step.pairs_per_token;
   args.hidden_size = arena_.hidden_size;
   args.intermediate_size = arena_.intermediate_size;
-  args.gated = arena_.form == ExpertForm::kSwiGlu;
+  args.gated = Gated(arena_.form);
   return CudaStatus(internal::LaunchFewExperts(args, blocks_[0], stream), "the expert kernels for few");
 }
 

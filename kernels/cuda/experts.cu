@@ -1,6 +1,8 @@
 #include <cuda_bf16.h>
 
+#include "kernels/cuda/experts_fp8.h"
 #include "kernels/cuda/experts_kernel.h"
+#include "kernels/cuda/experts_partials.h"
 #include "kernels/cuda/experts_schedule.h"
 #include "kernels/cuda/hopper.h"
 #include "kernels/cuda/launch.h"
@@ -48,7 +50,11 @@ __device__ __forceinline__ void LoadWeights(Shared<F>& shared, const ExpertsArgs
         const int box = F::kBlocks == 1 ? i : blockIdx.x % F::kBlocks;
         const int tile_box = work.row_tile * kTileBoxes + box;
         uint8_t* to = shared.weights[stage] + box * kBoxBytes;
-        if (work.phase == 0 && args.gated) {
+        if constexpr (F::kFp8) {
+          const int row =
+              work.phase == 0 ? box * args.intermediate_size + work.row_tile * kBoxRows : tile_box * kBoxRows;
+          TensorLoad<F::kBlocks>(to, work.phase == 0 ? gate_up : down, &shared.full[stage], k * kScaleBlock, row, slot);
+        } else if (work.phase == 0 && args.gated) {
           TensorLoad<F::kBlocks>(to, gate_up, &shared.full[stage], k * kTileK, 0, 0, tile_box * kBoxGroups, slot);
         } else {
           TensorLoad<F::kBlocks>(to, work.phase == 0 ? gate_up : down, &shared.full[stage], k * kTileK,
@@ -64,6 +70,7 @@ __device__ __forceinline__ void GatherTokens(Shared<F>& shared, const ExpertsArg
   constexpr int kChunks = kRowBytes / 16;
   constexpr int kRowsAtOnce = kGatherThreads / kChunks;
   constexpr int kRows = (F::kTokens + kRowsAtOnce - 1) / kRowsAtOnce;
+  constexpr int kScaleRows = (F::kTokens + kGatherThreads - 1) / kGatherThreads;
   const int chunk = thread % kChunks, row = thread / kChunks;
   const int ready = F::kArrivals * Schedule<F>::ActivationTiles(args);
   const uint32_t* tile_flags = Flags(args, shared.launch);
@@ -72,6 +79,7 @@ __device__ __forceinline__ void GatherTokens(Shared<F>& shared, const ExpertsArg
   Work work;
   while (schedule.Next(work)) {
     const int width = work.phase == 0 ? args.hidden_size : args.intermediate_size;
+    const int row_bytes = width * (F::kFp8 ? 1 : 2);
     const auto* source = static_cast<const uint8_t*>(work.phase == 0 ? args.x : args.activations) + chunk * 16;
     if (work.phase == 1) {
       if (thread % 32 == 0) {
@@ -80,27 +88,39 @@ __device__ __forceinline__ void GatherTokens(Shared<F>& shared, const ExpertsArg
       }
       __syncwarp();
     }
+    const auto source_row_of = [&](int r) -> uint32_t {
+      if (r >= work.width) return 0;
+      return work.phase == 0 ? args.order[work.first + r] / args.pairs_per_token : work.first + r;
+    };
     uint32_t source_row[kRows];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int r = row + i * kRowsAtOnce;
-      source_row[i] = 0;
-      if (r < work.width) {
-        source_row[i] = work.phase == 0 ? args.order[work.first + r] / args.pairs_per_token : work.first + r;
+    for (int i = 0; i < kRows; ++i) source_row[i] = source_row_of(row + i * kRowsAtOnce);
+    const float* scales[kScaleRows];
+    if constexpr (F::kFp8) {
+#pragma unroll
+      for (int i = 0; i < kScaleRows; ++i) {
+        scales[i] = (work.phase == 0 ? args.x_scales : args.activation_scales) +
+                    size_t{source_row_of(thread + i * kGatherThreads)} * DivideUp(width, kScaleBlock);
       }
     }
     for (int k = work.k_begin; k < work.k_end; ++k, ++step) {
       const int stage = step % F::kStages;
       BarrierWait(&shared.empty[stage], (step / F::kStages & 1) ^ 1);
-      const bool inside = k * kTileK + chunk * 8 < width;
+      const bool inside = k * kRowBytes + chunk * 16 < row_bytes;
       const uint8_t* from = source + (inside ? k * kRowBytes : 0);
       const uint32_t to = SharedAddress(shared.tokens[stage]);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const int r = row + i * kRowsAtOnce;
         if (r < work.width) {
-          CopyAsync16(to + r * kRowBytes + ((chunk ^ (r & 7)) << 4), from + size_t{source_row[i]} * (width * 2u),
-                      inside);
+          CopyAsync16(to + r * kRowBytes + ((chunk ^ (r & 7)) << 4), from + size_t{source_row[i]} * row_bytes, inside);
+        }
+      }
+      if constexpr (F::kFp8) {
+#pragma unroll
+        for (int i = 0; i < kScaleRows; ++i) {
+          const int r = thread + i * kGatherThreads;
+          if (r < work.width) CopyAsync4(SharedAddress(&shared.scales[stage][r]), scales[i] + k);
         }
       }
       BarrierArriveOnCopies(&shared.full[stage]);
@@ -143,81 +163,6 @@ __device__ __forceinline__ void MultiplyRows(typename F::Sums& sums, uint64_t a,
 #pragma unroll
   for (int i = 0; i < kTileK / 16; ++i) Wgmma<kTileRows>::Run(sums[0], a + 2 * i, b + 2 * i, i > 0 || accumulate);
   WgmmaCommit();
-}
-
-// Where a warpgroup's thread leaves its sums of a tile that another unit began.
-__device__ uint4* Partials(const ExpertsArgs& args, int phase, int block, int half) {
-  return static_cast<uint4*>(args.partials) +
-         (static_cast<size_t>(phase * gridDim.x + block) * 2 + half) * (kPartialBytes / 2 / sizeof(uint4)) +
-         threadIdx.x % 128;
-}
-
-template <class F>
-__device__ __forceinline__ void StorePartials(const typename F::Sums& sums, const ExpertsArgs& args, const Work& work,
-                                              int half, uint32_t tag) {
-  uint4* to = Partials(args, work.phase, blockIdx.x, half);
-  const int columns = F::Columns(work.width, half);
-#pragma unroll
-  for (int j = 0; j < F::kTokens / 8; ++j) {
-    if (j * 8 >= columns) break;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* v = F::PairOf(sums, j, i);
-      StoreTagged(to + (j * 4 + i) * 128, v[0], v[1], tag);
-    }
-  }
-}
-
-// Adds the sums of the units that went on with this unit's tile, in the order of units; loads those of kAtOnce at once
-// (wide tiles leave no registers for two).
-template <class F>
-__device__ __forceinline__ void AddPartials(typename F::Sums& sums, const ExpertsArgs& args,
-                                            const Schedule<F>& schedule, const Work& work, int half, uint32_t tag) {
-  constexpr int kAtOnce = F::kTokens == kWideTokens ? 1 : 2;
-  int unit = schedule.unit() + 1;
-  int begin = schedule.RunBegin(unit);
-  const int tile_end = begin - work.k_end + schedule.k_steps();
-  const int columns = F::Columns(work.width, half);
-  while (begin < tile_end) {
-    const uint4* from[kAtOnce];
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u, ++unit) {
-      const int end = begin < tile_end ? schedule.RunBegin(unit + 1) : begin;
-      from[u] = end > begin ? Partials(args, work.phase, unit * F::kBlocks + blockIdx.x % F::kBlocks, half) : nullptr;
-      begin = end;
-    }
-#pragma unroll
-    for (int j = 0; j < F::kTokens / 8; ++j) {
-      if (j * 8 >= columns) break;
-      uint4 v[kAtOnce][4];
-      bool whole;
-      do {
-        whole = true;
-#pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) {
-          if (from[u] == nullptr) continue;
-#pragma unroll
-          for (int i = 0; i < 4; ++i) v[u][i] = LoadTagged(from[u] + (j * 4 + i) * 128);
-        }
-#pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) {
-          if (from[u] == nullptr) continue;
-#pragma unroll
-          for (int i = 0; i < 4; ++i) whole = whole && v[u][i].y == tag && v[u][i].w == tag;
-        }
-      } while (!whole);
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        if (from[u] == nullptr) continue;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float* sum = F::PairOf(sums, j, i);
-          sum[0] += __uint_as_float(v[u][i].x);
-          sum[1] += __uint_as_float(v[u][i].z);
-        }
-      }
-    }
-  }
 }
 
 // Of row `r` of the tile; as it is where the step does not combine.
@@ -314,9 +259,10 @@ template <class F, Activation kActivation>
 __device__ __forceinline__ void StoreTokens(const typename F::Sums& sums, Shared<F>& shared, const ExpertsArgs& args,
                                             const Work& work, int half, const typename F::Targets& targets) {
   constexpr bool kGated = kActivation == Activation::kSwiGlu;
-  constexpr int kColumns = kGated ? kTileRows / 2 : kTileRows;
+  constexpr int kColumns = (kGated ? kTileRows / 2 : kTileRows) / F::kColumnParts;
   const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
-  const int first_row = half * 64 + warp * 16;
+  const int first_row = F::FirstToken(half) + warp * 16;
+  const int first_column = (work.row_tile * F::kColumnParts + half % F::kColumnParts) * kColumns;
   const int width = kActivation == Activation::kNone ? args.hidden_size : args.intermediate_size;
   auto* const to = static_cast<__nv_bfloat16*>(kActivation == Activation::kNone ? args.out : args.activations);
   uint8_t* const buffer = shared.warp_rows[half * 4 + warp];
@@ -338,7 +284,7 @@ __device__ __forceinline__ void StoreTokens(const typename F::Sums& sums, Shared
       StoreMatrices(matrix_row + q * 32, packed(b, 0), packed(b, 1), packed(b + 1, 0), packed(b + 1, 1));
     }
     __syncwarp();
-    const int column = work.row_tile * kColumns + base + chunk * 8;
+    const int column = first_column + base + chunk * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = first_row + i * 4 + lane / 8;
@@ -349,16 +295,6 @@ __device__ __forceinline__ void StoreTokens(const typename F::Sums& sums, Shared
       }
     }
     __syncwarp();
-  }
-}
-
-template <class F>
-__device__ __forceinline__ void ReleaseStage(Shared<F>& shared, int stage) {
-  if constexpr (F::kBlocks == 1) {
-    BarrierArrive(&shared.empty[stage]);
-  } else {
-#pragma unroll
-    for (int block = 0; block < F::kBlocks; ++block) BarrierArriveAt(&shared.empty[stage], block);
   }
 }
 
@@ -381,8 +317,8 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
   while (schedule.Next(work)) {
     if (work.phase == 1) tell();
     const int k_count = work.k_end - work.k_begin;
-    if (F::kTokensAreRows && work.width <= 64 * half) {
-      // The other warpgroup has all tokens.
+    if (!F::HasTokens(work.width, half)) {
+      // The other warpgroup has all tokens, or the other block.
       for (int k = 0; k < k_count; ++k, ++step) {
         BarrierWait(&shared.full[step % F::kStages], step / F::kStages & 1);
         if (lane == 0) ReleaseStage<F>(shared, step % F::kStages);
@@ -392,6 +328,8 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
       continue;
     }
     typename F::Sums sums = {};
+    const float* weight_scales = nullptr;
+    if constexpr (F::kFp8) weight_scales = WeightScalesOf(args, work, half) + work.k_begin;
     // Whether the stage before is still being read.
     bool held = false;
     for (int k = 0; k < k_count; ++k, ++step) {
@@ -404,8 +342,13 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
       }
       BarrierWait(&shared.full[stage], step / F::kStages & 1);
       FenceAsyncProxy();
+      if constexpr (F::kFp8) {
+        MultiplyScaled<F>(sums, shared, stage, half, __ldg(weight_scales + k));
+        if (k == kTellAt) tell();
+        continue;
+      }
       if constexpr (F::kTokensAreRows) {
-        MultiplyRows<F>(sums, OperandDescriptor(shared.tokens[stage] + half * (64 * kRowBytes)),
+        MultiplyRows<F>(sums, OperandDescriptor(shared.tokens[stage] + F::FirstToken(half) * kRowBytes),
                         OperandDescriptor(shared.weights[stage]), k);
         if (k == kTellAt) tell();
       } else {
@@ -437,11 +380,13 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
     if constexpr (F::kTokensAreRows) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        targets.rows[i] = TargetOf(args, work, half * 64 + thread / 32 * 16 + i * 4 + lane / 8);
+        targets.rows[i] = TargetOf(args, work, F::FirstToken(half) + thread / 32 * 16 + i * 4 + lane / 8);
       }
       tell();
       if (work.phase == 1) {
         StoreTokens<F, Activation::kNone>(sums, shared, args, work, half, targets);
+      } else if constexpr (F::kFp8) {
+        StoreQuantized<F>(sums, shared, args, work, half);
       } else if (args.gated) {
         StoreTokens<F, Activation::kSwiGlu>(sums, shared, args, work, half, targets);
       } else {
@@ -542,8 +487,8 @@ constexpr Kernel KernelOf() {
   static_assert(sizeof(Shared<F>) <= 227 * 1024);
   return {ExpertsKernel<F>, F::kBlocks, sizeof(Shared<F>)};
 }
-constexpr Kernel kKernels[kExpertsKernelForms] = {KernelOf<Narrow>(), KernelOf<Wide>(), KernelOf<Pair>(),
-                                                  KernelOf<TokenRows>()};
+constexpr Kernel kKernels[kExpertsKernelForms] = {KernelOf<Narrow>(),    KernelOf<Wide>(),      KernelOf<Pair>(),
+                                                  KernelOf<TokenRows>(), KernelOf<Fp8Narrow>(), KernelOf<Fp8Pair>()};
 
 }  // namespace
 

@@ -16,7 +16,10 @@
 
 namespace ballast {
 
-// Expert slots in device memory. H = hidden_size, I = intermediate_size, both multiples of 8.
+// Bytes of an expert in its slot, rounded up to 16.
+size_t ExpertSlotBytes(ExpertForm form, int hidden_size, int intermediate_size);
+
+// Expert slots in device memory. H = hidden_size, I = intermediate_size, both multiples of 8, in kSwiGluFp8 of 16.
 struct ExpertArena {
   // 16-byte aligned. Slot s begins at slots + s * slot_stride bytes, a multiple of 16, in the layout of `form`.
   const void* slots = nullptr;
@@ -30,7 +33,7 @@ struct ExpertArena {
 // One layer's step. All pointers are device memory, 16-byte aligned but for those to int32_t. `begin` and `order` are
 // read by the kernel alone, so that a captured graph serves any routing of at most the workspace's rows.
 struct ExpertsStep {
-  // [tokens][H] bf16.
+  // [tokens][H] bf16; in kSwiGluFp8 e4m3, with `x_scales`.
   const void* x = nullptr;
   // Row r of the output is expert(x[order[r] / pairs_per_token]).
   const int32_t* order = nullptr;
@@ -44,18 +47,22 @@ struct ExpertsStep {
   int typical_rows = 0;
   // [max_rows][H] bf16, written up to begin[num_groups]: the expert's output, not weighted. No overlap with x.
   void* out = nullptr;
+  // kSwiGluFp8: [tokens][ceil(H/128)], see QuantizeRows. Else unused.
+  const float* x_scales = nullptr;
 };
 
 // Runs expert networks for slots of one arena on GPUs of compute capability 9.0. Immutable and thread-safe; the calls
 // that share a workspace have to be of one stream.
 //
-// Products of bf16 are summed in float32; activations are rounded to bf16 between the GEMMs. Sums are in a fixed order
-// for a given `begin` and number of multiprocessors: equal inputs give equal bits, but a row's bits depend on what else
-// is in the step.
+// Products of bf16 are summed in float32; activations are rounded to bf16 between the GEMMs. Products of fp8 are summed
+// over 128 of k by the tensor cores, then with their scales in float32; activations are rounded to fp8, each 128 of a
+// row with a scale of their own, as QuantizeRows does it; outputs are bf16. Sums are in a fixed order for a given
+// `begin` and number of multiprocessors: equal inputs give equal bits, but a row's bits depend on what else is in the
+// step.
 //
-// Roofline: a slot's bytes (6 H I, without gates 4 H I) for each group with rows, read at most once for every 144 rows
-// (48 in steps of few rows a group), over read bandwidth; as many flops a row over the tensor cores' rate. With fewer
-// than about 190 rows a group (H200) the first is larger.
+// Roofline: a slot's bytes (6 H I, without gates 4 H I, in fp8 3 H I) for each group with rows, read at most once for
+// every 144 rows (48 in steps of few rows a group; in fp8 128 and 64), over read bandwidth; 6 H I (4 H I) flops a row
+// over the tensor cores' rate, twice as high in fp8. With fewer than about 190 rows a group (H200) the first is larger.
 class CudaExperts {
  public:
   // Errors:
@@ -76,11 +83,11 @@ class CudaExperts {
 
   // Run, and CombineRows of its output: combine.rows is step.out, combine.top_k step.pairs_per_token, and `order` holds
   // the pairs that have a row in combine.row_of. With one choice a token the rows go to combine.out at once, with the
-  // same bits, and step.out is left alone. A step of up to 128 tokens, about four rows a group (step.typical_rows) and
-  // 128 MB of weights takes two kernels that share nothing between blocks, leave step.out alone, weigh activations
-  // before they are rounded and need nothing of the device for themselves; equal inputs give equal bits there, too.
-  // These read `begin` and `slots` before the kernel in front of them on the stream has ended, but not before those in
-  // front of that.
+  // same bits, and step.out is left alone. A step in bf16 of up to 128 tokens, about four rows a group
+  // (step.typical_rows) and 128 MB of weights takes two kernels that share nothing between blocks, leave step.out
+  // alone, weigh activations before they are rounded and need nothing of the device for themselves; equal inputs give
+  // equal bits there, too. These read `begin` and `slots` before the kernel in front of them on the stream has ended,
+  // but not before those in front of that.
   absl::Status RunAndCombine(const ExpertsStep& step, const CombineArgs& combine, void* workspace, int max_rows,
                              int max_groups, cudaStream_t stream) const;
 

@@ -5,6 +5,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace ballast {
@@ -12,13 +13,23 @@ namespace ballast {
 // Replicas of one layer on one GPU.
 inline constexpr int kMaxGroups = 1024;
 
-// An expert's weights in its slot and what it computes. H = hidden size, I = intermediate size; bf16.
+// An expert's weights in its slot and what it computes. H = hidden size, I = intermediate size; bf16 but for
+// kSwiGluFp8.
 enum class ExpertForm {
   // [gate I x H][up I x H][down H x I], as the CPU's kernels have it: down(silu(gate x) * (up x)).
   kSwiGlu,
   // [up I x H][down H x I]: down(relu(up x)) (Switch).
   kRelu,
+  // kSwiGlu in fp8 (e4m3) with a scale for each block of 128 x 128 (DeepSeek-V3): [gate I x H][up I x H][down H x I],
+  // one
+  // byte an element, then float32 scales, [gate ceil(I/128) x ceil(H/128)][up, likewise][down ceil(H/128) x
+  // ceil(I/128)].
+  // A weight is its element times its block's scale. Tokens come as QuantizeRows gives them.
+  kSwiGluFp8,
 };
+
+// Elements of fp8 in a row of a token or an activation that share a scale; rows and columns of weights that do.
+inline constexpr int kScaleBlock = 128;
 
 namespace internal {
 
@@ -36,10 +47,15 @@ inline constexpr int kPartialBytes = kTileRows * kWideTokens * 8;
 
 struct ExpertsArgs {
   const void* x;
+  // In fp8, [tokens][ceil(H/128)].
+  const float* x_scales;
   const int32_t* order;
   const int32_t* begin;
   const int32_t* slots;
   void* out;
+  // The first slot's scales of weights, in fp8, and the bytes from slot to slot.
+  const uint8_t* weight_scales;
+  size_t slot_stride;
   // [tokens], where a token has one choice: rows of `out` are its outputs times these, zeros where row_of, [tokens], is
   // -1. nullptr: rows of `out` are the experts' outputs.
   const float* weights;
@@ -47,6 +63,8 @@ struct ExpertsArgs {
   int num_tokens;
   // Workspace, see CudaExperts.
   void* activations;
+  // In fp8, [max_rows][ceil(I/128)].
+  float* activation_scales;
   void* partials;
   uint32_t* flags;
   uint32_t* launch;
@@ -54,7 +72,7 @@ struct ExpertsArgs {
   int pairs_per_token;
   int hidden_size;
   int intermediate_size;
-  // kSwiGlu, or kRelu.
+  // kSwiGlu and kSwiGluFp8, or kRelu.
   bool gated;
   // Words of `flags` for one launch.
   int flag_words;
@@ -62,9 +80,9 @@ struct ExpertsArgs {
 
 // The kernel's forms: narrow tiles; wide ones; wide ones for pairs of blocks that work on a tile together, each on its
 // part of the tokens, and share the weights' way from L2; the same with the tokens as the rows of the product, 64 at a
-// time.
-enum class ExpertsKernelForm { kNarrow, kWide, kPair, kTokenRows };
-inline constexpr int kExpertsKernelForms = 4;
+// time. In fp8: tokens as rows in tiles of 64, and for pairs of blocks.
+enum class ExpertsKernelForm { kNarrow, kWide, kPair, kTokenRows, kFp8Narrow, kFp8Pair };
+inline constexpr int kExpertsKernelForms = 6;
 
 // The number of blocks of the kernel that the device runs at once.
 cudaError_t ExpertsBlocks(ExpertsKernelForm form, int* blocks);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/experts_kernel.h"
+#include "kernels/cuda/hopper.h"
 
 namespace ballast::internal {
 
@@ -19,6 +20,8 @@ static_assert(128 * kLoadRegisters + 256 * kMultiplyRegisters <= 65536 / kThread
 inline constexpr uint32_t kBoxBytes = kBoxRows * kTileK * 2;
 inline constexpr uint32_t kWeightBytes = kTileBoxes * kBoxBytes;
 inline constexpr int kRowBytes = kTileK * 2;
+// Of fp8, elements of k that share a scale; a row of a tile holds as many.
+static_assert(kScaleBlock == kRowBytes);
 // Output goes through shared memory, this many tokens at a time, so that it is written by whole lines: rows of at most
 // 128 elements, padded so that 8 of them are in different banks.
 inline constexpr int kStoreTokens = 16;
@@ -40,14 +43,18 @@ struct Form {
   // Whether the products of a k step begin while those of the one before run: not where loads take longer than both.
   static constexpr bool kHolds = kTokens == kWideTokens;
   static constexpr bool kTokensAreRows = false;
+  static constexpr bool kFp8 = false;
   // Whether there is shared memory for the groups' slots.
   static constexpr bool kKeepsSlots = kTokens < kWideTokens;
   // Tokens of a block's tile are a multiple of it but for a group's last.
   static constexpr int kTokenUnit = 8;
   // Arrivals at a token tile's flag for each tile of activations.
   static constexpr int kArrivals = 2;
-  // Two of 64 rows of weights: a thread's sums.
+  // Two of 64 rows of weights: a thread's sums, and how many eights they are.
   using Sums = float[2][kTokens / 2];
+  static constexpr int kSumUnits = kTokens / 8;
+  // Warps with a buffer for 16 rows of output.
+  static constexpr int kStoreWarps = 1;
   // Of rows t and t + 128 of the tile, in thread t.
   struct Targets {
     Target low, high;
@@ -55,28 +62,58 @@ struct Form {
   // Sum pair i of four of the j-th eight columns.
   __device__ static float* PairOf(Sums& sums, int j, int i) { return &sums[i / 2][j * 4 + i % 2 * 2]; }
   __device__ static const float* PairOf(const Sums& sums, int j, int i) { return &sums[i / 2][j * 4 + i % 2 * 2]; }
-  // The columns that the warpgroup has sums of.
-  __device__ static int Columns(int width, int half) { return width; }
+  __device__ static bool HasTokens(int width, int half) { return true; }
+  // The units of sums that the warpgroup has.
+  __device__ static int SumUnits(int width, int half) { return (width + 7) / 8; }
 };
 using Narrow = Form<1, kNarrowTokens, 5>;
 using Wide = Form<1, kWideTokens, 4>;
 using Pair = Form<2, kWideTokens, 4>;
 
-// Tokens are the rows of the product: each warpgroup has 64 of them and all rows of the tile's weights.
+// Tokens are the rows of the product: each warpgroup has 64 of them (the second none where a tile has no more) and all
+// rows of the tile's weights.
 struct TokenRows {
   static constexpr int kBlocks = 2, kTokens = 128, kStages = 4;
-  static constexpr bool kHolds = true, kTokensAreRows = true, kKeepsSlots = false;
+  static constexpr bool kHolds = true, kTokensAreRows = true, kFp8 = false, kKeepsSlots = false;
   static constexpr int kTokenUnit = 64;
   static constexpr int kArrivals = kConsumerWarps;
   using Sums = float[1][kTileRows / 2];
+  static constexpr int kSumUnits = kTileRows / 16;
+  static constexpr int kStoreWarps = kConsumerWarps;
   // Of rows that the thread stores.
   struct Targets {
     Target rows[4];
   };
   __device__ static float* PairOf(Sums& sums, int j, int i) { return &sums[0][j * 8 + i * 2]; }
   __device__ static const float* PairOf(const Sums& sums, int j, int i) { return &sums[0][j * 8 + i * 2]; }
-  __device__ static int Columns(int width, int half) { return width > 64 * half ? kTokens : 0; }
+  __device__ static int SumUnits(int width, int half) { return HasTokens(width, half) ? kSumUnits : 0; }
+  // The warpgroup's first of the tile's tokens, and its part of the tile's columns.
+  __device__ static int FirstToken(int half) { return 64 * half; }
+  static constexpr int kColumnParts = 1;
+  __device__ static bool HasTokens(int width, int half) { return width > FirstToken(half); }
 };
+
+// The same in fp8: both warpgroups have the same 64 tokens, and one box of weights each (of gates and of ups, in phase
+// 0), for a thread has sums of a step beside those of the tile.
+template <int kBlocksOf>
+struct Fp8Form : TokenRows {
+  static constexpr int kBlocks = kBlocksOf, kTokens = 64;
+  static constexpr bool kHolds = false, kFp8 = true;
+  using Sums = float[1][kBoxRows / 2];
+  static constexpr int kSumUnits = kBoxRows / 16;
+  __device__ static float* PairOf(Sums& sums, int j, int i) { return &sums[0][j * 8 + i * 2]; }
+  __device__ static const float* PairOf(const Sums& sums, int j, int i) { return &sums[0][j * 8 + i * 2]; }
+  __device__ static int SumUnits(int width, int half) { return HasTokens(width, half) ? kSumUnits : 0; }
+  __device__ static int FirstToken(int half) { return 0; }
+  static constexpr int kColumnParts = 2;
+  __device__ static bool HasTokens(int width, int half) { return width > 0; }
+};
+using Fp8Narrow = Fp8Form<1>;
+using Fp8Pair = Fp8Form<2>;
+
+// Elements of k of a step.
+template <class F>
+inline constexpr int kStepK = F::kFp8 ? kScaleBlock : kTileK;
 
 template <class F>
 struct Shared {
@@ -84,9 +121,13 @@ struct Shared {
   alignas(1024) uint8_t tokens[F::kStages][F::kTokens * kRowBytes];
   // For each warpgroup two buffers of output rows; or for each warp one.
   union {
-    alignas(16) uint8_t rows[2][2][kStoreTokens * kStoreBytes];
-    uint8_t warp_rows[kConsumerWarps][16 * kWarpStoreBytes];
+    alignas(16) uint8_t rows[F::kTokensAreRows ? 1 : 2][2][kStoreTokens * kStoreBytes];
+    uint8_t warp_rows[F::kStoreWarps][16 * kWarpStoreBytes];
   };
+  // What the warpgroups give each other in fp8, by thread.
+  float exchange[2][F::kFp8 ? kBoxRows / 4 : 1][F::kFp8 ? 128 : 1];
+  // Of the stage's tokens, in fp8.
+  float scales[F::kStages][F::kFp8 ? F::kTokens : 1];
   uint64_t full[F::kStages], empty[F::kStages];
   uint32_t launch;
   int slots[F::kKeepsSlots ? kMaxGroups : 1];
@@ -94,6 +135,17 @@ struct Shared {
   // Token tiles of the groups before.
   int tiles[kMaxGroups + 1];
 };
+
+// Of a warp, and of all blocks that wrote to the stage.
+template <class F>
+__device__ __forceinline__ void ReleaseStage(Shared<F>& shared, int stage) {
+  if constexpr (F::kBlocks == 1) {
+    BarrierArrive(&shared.empty[stage]);
+  } else {
+#pragma unroll
+    for (int block = 0; block < F::kBlocks; ++block) BarrierArriveAt(&shared.empty[stage], block);
+  }
+}
 
 // A tile, or a run of its k steps.
 struct Work {
@@ -150,7 +202,7 @@ class Schedule {
   __device__ void Begin(int phase) {
     phase_ = phase;
     row_tiles_ = phase == 0 ? ActivationTiles(args_) : DivideUp(args_.hidden_size, kTileRows);
-    k_steps_ = DivideUp(phase == 0 ? args_.hidden_size : args_.intermediate_size, kTileK);
+    k_steps_ = DivideUp(phase == 0 ? args_.hidden_size : args_.intermediate_size, kStepK<F>);
     const int tiles = shared_.tiles[args_.num_groups] * row_tiles_;
     const int rounds = tiles / units_;
     whole_ = tiles % units_ == 0 ? tiles : rounds > 1 ? (rounds - 1) * units_ : 0;

@@ -78,6 +78,11 @@ __device__ inline void CopyAsync16(uint32_t shared, const void* global, bool val
                : "memory");
 }
 
+// 4 bytes likewise, by way of L1.
+__device__ inline void CopyAsync4(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
 // One box of a tensor map to shared memory; its bytes count on `barrier`. Coordinates innermost first. With kBlocks > 1
 // the box goes to the same place in that many blocks of the cluster, and counts on the barrier of each.
 template <int kBlocks>
@@ -178,8 +183,8 @@ __device__ inline void StoreMatrices(uint32_t shared, uint32_t m0, uint32_t m1, 
                : "memory");
 }
 
-// The descriptor of an operand tile in shared memory: rows of 64 bf16 of k (128 bytes), 128-byte swizzle, 1024-byte
-// aligned; 16 elements of k further is + 2.
+// The descriptor of an operand tile in shared memory: rows of 128 bytes of k, 128-byte swizzle, 1024-byte aligned; 32
+// bytes of k further is + 2.
 __device__ inline uint64_t OperandDescriptor(const void* shared) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32,
                      kUnused = uint64_t{1} << 16;
@@ -267,6 +272,20 @@ struct Wgmma;
                    : "l"(a), "l"(b), "r"(accumulate)); \
     } \
   };
+// The same of fp8 (e4m3), 32 of k.
+template <int N>
+struct WgmmaFp8;
+template <>
+struct WgmmaFp8<128> {
+  template <int kSize>
+  __device__ static void Run(float (&d)[kSize], uint64_t a, uint64_t b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" BALLAST_REGISTERS_128 "}, "
+                 "%64, %65, p, 1, 1;\n}\n"
+                 : BALLAST_SUMS_128
+                 : "l"(a), "l"(b), "r"(accumulate));
+  }
+};
 BALLAST_WGMMA(16, 8, 9, 10)
 BALLAST_WGMMA(32, 16, 17, 18)
 BALLAST_WGMMA(48, 24, 25, 26)

@@ -8,8 +8,9 @@
 // own. Bandwidth is measured here. PEERS is what torch_layer.py and vllm_layer.py wrote on the same machine, one after
 // the other: the matmul rate (else 790 TFLOP/s is taken) and their times for the same shapes, of which those over ours
 // are printed. A step is a layer of a captured graph of 16, each with other tokens and the weights in turn of copies of
-// more than 2 GB together, so that no layer finds its weights in L2. All of a layer's times, and the peers', are taken
-// after .3 s of the same, when the clock has come down to what the power limit allows.
+// more than 2 GB together, so that no layer finds its weights in L2. In fp8 a layer's tokens are rounded to fp8 first.
+// All of a layer's times, and the peers', are taken after .3 s of the same, when the clock has come down to what the
+// power limit allows.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -42,7 +43,9 @@ struct Model {
   const char* name;
   int experts, top_k, hidden, intermediate;
   ExpertForm form = ExpertForm::kSwiGlu;
-  size_t ExpertBytes() const { return size_t{form == ExpertForm::kSwiGlu ? 6u : 4u} * hidden * intermediate; }
+  bool Fp8() const { return form == ExpertForm::kSwiGluFp8; }
+  size_t ExpertBytes() const { return ExpertSlotBytes(form, hidden, intermediate); }
+  double PairFlops() const { return (form == ExpertForm::kRelu ? 4.0 : 6.0) * hidden * intermediate; }
 };
 
 constexpr Model kModels[] = {
@@ -51,6 +54,8 @@ constexpr Model kModels[] = {
     {"olmoe", 64, 8, 2048, 1024},
     {"mixtral-8x7b", 8, 2, 4096, 14336},
     {"switch-base-128", 128, 1, 768, 3072, ExpertForm::kRelu},
+    {"qwen3-30b-a3b-fp8", 128, 8, 2048, 768, ExpertForm::kSwiGluFp8},
+    {"deepseek-v3-slice-fp8", 8, 1, 7168, 2048, ExpertForm::kSwiGluFp8},
 };
 
 struct Result {
@@ -78,15 +83,27 @@ class Bench {
         row_of_(pairs_),
         weights_(static_cast<size_t>(kLayers) * pairs_),
         counts_(model.experts),
-        mass_(model.experts) {
-    CheckCuda(FillUniformBf16(arena_.data(), arena_.size(), 1, 0.02f, stream));
+        mass_(model.experts),
+        fp8_x_(model.Fp8() ? static_cast<size_t>(tokens) * model.hidden : 0),
+        x_scales_(model.Fp8() ? static_cast<size_t>(tokens) * ((model.hidden + kScaleBlock - 1) / kScaleBlock) : 0) {
+    if (model.Fp8()) {
+      const size_t elements = size_t{3} * model.hidden * model.intermediate;
+      for (int slot = 0; slot < model.experts * copies_; ++slot) {
+        uint8_t* const at = reinterpret_cast<uint8_t*>(arena_.data()) + slot * stride_;
+        CheckCuda(FillUniformE4m3(at, elements, slot, 448, stream));
+        CheckCuda(FillUniformFloat(reinterpret_cast<float*>(at + elements), (stride_ - elements) / sizeof(float), slot,
+                                   1e-5f, 8e-5f, stream));
+      }
+    } else {
+      CheckCuda(FillUniformBf16(arena_.data(), arena_.size(), 1, 0.02f, stream));
+    }
     CheckCuda(FillUniformBf16(router_.data(), router_.size(), 2, 0.05f, stream));
     CheckCuda(FillUniformBf16(x_.data(), x_.size(), 3 + tokens, 1.7f, stream));
     counts_.Fill(0);
     mass_.Fill(0);
     rule_.num_experts = m_.experts;
     rule_.top_k = m_.top_k;
-    rule_.renormalize = m_.form == ExpertForm::kSwiGlu;
+    rule_.renormalize = m_.form != ExpertForm::kRelu;
     absl::StatusOr<CudaExperts> experts =
         CudaExperts::Create({arena_.data(), stride_, m_.experts * copies_, m_.hidden, m_.intermediate, m_.form});
     CheckOk(experts.status());
@@ -113,12 +130,14 @@ class Bench {
     result.route_seconds = TimeGraph(stream_, kLayers, kReplays, [&](int layer) { EnqueueRoute(layer); });
     // The last layer's routing, with every copy of the weights in turn.
     result.experts_seconds = TimeGraph(stream_, kLayers, kReplays, [&](int layer) { EnqueueExperts(layer); });
+    // The tensor cores' rate in fp8 is twice that in bf16.
+    const double rate = (m_.Fp8() ? 2 : 1) * flops;
     const std::vector<int32_t> ids = ids_.Read();
     for (int layer = 0; layer < kLayers; ++layer) {
       const std::set<int32_t> active(ids.begin() + layer * pairs_, ids.begin() + (layer + 1) * pairs_);
       const double bytes = static_cast<double>(active.size()) * stride_;
       result.bytes += bytes / kLayers;
-      result.floor_seconds += std::max(bytes / bandwidth, static_cast<double>(stride_) * pairs_ / flops) / kLayers;
+      result.floor_seconds += std::max(bytes / bandwidth, m_.PairFlops() * pairs_ / rate) / kLayers;
     }
     return result;
   }
@@ -147,11 +166,27 @@ class Bench {
   }
 
   void EnqueueExperts(int layer) {
-    CheckOk(experts_->RunAndCombine({x_.data() + XOffset(layer), order_.data(), m_.top_k, begin_.data(),
-                                     slots_->data() + layer % copies_ * m_.experts, m_.experts, pairs_, rows_.data()},
+    ExpertsStep step = {x_.data() + XOffset(layer),
+                        order_.data(),
+                        m_.top_k,
+                        begin_.data(),
+                        slots_->data() + layer % copies_ * m_.experts,
+                        m_.experts,
+                        pairs_,
+                        rows_.data()};
+    if (m_.Fp8()) {
+      Quantize(layer);
+      step.x = fp8_x_.data();
+      step.x_scales = x_scales_.data();
+    }
+    CheckOk(experts_->RunAndCombine(step,
                                     {rows_.data(), row_of_.data(), Ids(layer), Weights(layer), tokens_, m_.top_k,
                                      m_.hidden, out_.data() + XOffset(layer)},
                                     workspace_->data(), pairs_, m_.experts, stream_));
+  }
+
+  void Quantize(int layer) {
+    CheckOk(QuantizeRows({x_.data() + XOffset(layer), tokens_, m_.hidden, fp8_x_.data(), x_scales_.data()}, stream_));
   }
 
   int32_t* Ids(int layer) const { return ids_.data() + static_cast<size_t>(layer) * pairs_; }
@@ -180,8 +215,14 @@ class Bench {
       DeviceArray<const void*> device_expert(expert);
       DeviceArray<double> activations(static_cast<size_t>(rows) * m_.intermediate);
       DeviceArray<double> wanted(static_cast<size_t>(rows) * m_.hidden);
-      CheckCuda(ReferenceExperts(m_.form, x_.data() + XOffset(layer), device_token.data(), device_expert.data(), rows,
-                                 m_.hidden, m_.intermediate, activations.data(), wanted.data(), stream_));
+      if (m_.Fp8()) {
+        Quantize(layer);
+        CheckCuda(ReferenceExpertsFp8(fp8_x_.data(), x_scales_.data(), device_token.data(), device_expert.data(), rows,
+                                      m_.hidden, m_.intermediate, activations.data(), wanted.data(), stream_));
+      } else {
+        CheckCuda(ReferenceExperts(m_.form, x_.data() + XOffset(layer), device_token.data(), device_expert.data(), rows,
+                                   m_.hidden, m_.intermediate, activations.data(), wanted.data(), stream_));
+      }
       CheckCuda(cudaStreamSynchronize(stream_));
       const std::vector<double> reference = wanted.Read();
       std::vector<uint16_t> got(static_cast<size_t>(tokens_) * m_.hidden);
@@ -209,6 +250,9 @@ class Bench {
   DeviceArray<int32_t> ids_, begin_, order_, row_of_;
   DeviceArray<float> weights_;
   DeviceArray<uint64_t> counts_, mass_;
+  // Of one layer at a time.
+  DeviceArray<uint8_t> fp8_x_;
+  DeviceArray<float> x_scales_;
   CudaRouterRule rule_;
   std::unique_ptr<CudaExperts> experts_;
   std::unique_ptr<DeviceArray<uint8_t>> workspace_, route_workspace_;
@@ -236,7 +280,7 @@ int Main(int argc, char** argv) {
   const auto matmul = peer.find({"matmul", 0});
   const double flops = matmul != peer.end() ? matmul->second : 790e12;
   std::printf("read bandwidth %.2f TB/s, bf16 matmul %.0f TFLOP/s\n", bandwidth / 1e12, flops / 1e12);
-  std::printf("%-18s %6s %6s %9s %9s %7s %7s %7s  %s\n", "layer", "tokens", "MB", "floor us", "us", "floor", "PyTorch",
+  std::printf("%-22s %6s %6s %9s %9s %7s %7s %7s  %s\n", "layer", "tokens", "MB", "floor us", "us", "floor", "PyTorch",
               "vLLM", "error     route experts");
   bool right = true;
   for (const Model& model : kModels) {
@@ -245,7 +289,7 @@ int Main(int argc, char** argv) {
       if (argc > 3 && std::stoi(argv[3]) != tokens) continue;
       Bench bench(model, tokens, stream);
       const Result r = bench.Run(bandwidth, flops);
-      std::printf("%-18s %6d %6.0f %9.1f %9.1f %6.1f%%", model.name, tokens, r.bytes / 1e6, r.floor_seconds * 1e6,
+      std::printf("%-22s %6d %6.0f %9.1f %9.1f %6.1f%%", model.name, tokens, r.bytes / 1e6, r.floor_seconds * 1e6,
                   r.seconds * 1e6, 100 * r.floor_seconds / r.seconds);
       for (const char* who : {"", "vllm:"}) {
         const auto other = peer.find({std::string(who) + model.name, tokens});

@@ -34,6 +34,17 @@ absl::Status GroupPairs(const GroupPairsArgs& args, void* workspace, cudaStream_
   return CudaStatus(internal::LaunchGroupPairs(kernel_args, stream), "the grouping kernels");
 }
 
+absl::Status QuantizeRows(const QuantizeRowsArgs& args, cudaStream_t stream) {
+  if (args.num_rows < 0) return Field("num_rows", args.num_rows, "at least 0");
+  if (args.hidden_size < 16 || args.hidden_size % 16 != 0) {
+    return Field("hidden_size", args.hidden_size, "a positive multiple of 16");
+  }
+  if (args.num_rows == 0) return absl::OkStatus();
+  return CudaStatus(
+      internal::LaunchQuantize({args.rows, args.num_rows, args.hidden_size, args.out, args.scales}, stream),
+      "the quantizing kernel");
+}
+
 absl::Status CombineRows(const CombineArgs& args, cudaStream_t stream) {
   if (args.num_tokens < 0) return Field("num_tokens", args.num_tokens, "at least 0");
   if (args.top_k < 1 || args.top_k > kMaxTopK) return Field("top_k", args.top_k, "1 to 32");

@@ -1,5 +1,8 @@
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 
+#include "kernels/cuda/experts_kernel.h"
+#include "kernels/cuda/fp8_scale.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/tokens_kernel.h"
 
@@ -9,6 +12,7 @@ namespace {
 constexpr int kGroupThreads = 1024;
 constexpr int kGroupWarps = kGroupThreads / 32;
 constexpr int kWarpPairs = kGroupTilePairs / kGroupWarps;
+constexpr int kQuantizeThreads = 256;
 constexpr int kCombineThreads = 128;
 constexpr int kCombineColumns = 8;  // of a thread: 16 bytes
 constexpr int kCombineRows = 8;     // whose loads are in flight at once
@@ -80,6 +84,7 @@ __global__ void __launch_bounds__(kGroupThreads) GroupTileKernel(const GroupKern
     for (int w = 0; w < pair_warps; ++w) own += next_row[w * args.num_groups + thread];
     if (gridDim.x > 1) {
       own = 0;
+#pragma unroll 8
       for (int tile = 0; tile < gridDim.x; ++tile) {
         const int count = args.tile_counts[tile * args.num_groups + thread];
         if (tile < blockIdx.x) before_tiles += count;
@@ -116,6 +121,34 @@ __global__ void __launch_bounds__(kGroupThreads) GroupTileKernel(const GroupKern
       if (row >= 0) args.order[row] = pair;
     }
   }
+}
+
+// A warp a block of a row, four elements a lane.
+__global__ void __launch_bounds__(kQuantizeThreads) QuantizeKernel(const QuantizeKernelArgs args) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int lane = threadIdx.x % 32, blocks = (args.hidden_size + kScaleBlock - 1) / kScaleBlock;
+  const int64_t at = (int64_t{blockIdx.x} * kQuantizeThreads + threadIdx.x) / 32;
+  if (at >= int64_t{args.num_rows} * blocks) return;
+  const int64_t row = at / blocks;
+  const int column = static_cast<int>(at % blocks) * kScaleBlock + lane * 4;
+  const bool inside = column < args.hidden_size;
+  const size_t offset = row * args.hidden_size + column;
+  uint2 packed = {};
+  if (inside) packed = *reinterpret_cast<const uint2*>(static_cast<const __nv_bfloat16*>(args.rows) + offset);
+  const float2 low = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&packed.x));
+  const float2 high = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&packed.y));
+  float largest = fmaxf(fmaxf(fabsf(low.x), fabsf(low.y)), fmaxf(fabsf(high.x), fabsf(high.y)));
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+  }
+  const float scale = Fp8Scale(largest);
+  if (lane == 0) args.scales[at] = scale;
+  if (!inside) return;
+  const uint32_t a = __nv_cvt_float2_to_fp8x2({low.x / scale, low.y / scale}, __NV_SATFINITE, __NV_E4M3);
+  const uint32_t b = __nv_cvt_float2_to_fp8x2({high.x / scale, high.y / scale}, __NV_SATFINITE, __NV_E4M3);
+  *reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(args.out) + offset) = a | b << 16;
 }
 
 __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineKernelArgs args) {
@@ -183,6 +216,12 @@ cudaError_t LaunchGroupPairs(const GroupKernelArgs& args, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
   }
   return Launch(GroupTileKernel, {dim3(tiles > 0 ? tiles : 1), kGroupThreads, shared}, stream, args);
+}
+
+cudaError_t LaunchQuantize(const QuantizeKernelArgs& args, cudaStream_t stream) {
+  const int64_t warps = int64_t{args.num_rows} * ((args.hidden_size + kScaleBlock - 1) / kScaleBlock);
+  const int64_t blocks = (warps * 32 + kQuantizeThreads - 1) / kQuantizeThreads;
+  return Launch(QuantizeKernel, {dim3(static_cast<unsigned>(blocks)), kQuantizeThreads}, stream, args);
 }
 
 cudaError_t LaunchCombine(const CombineKernelArgs& args, cudaStream_t stream) {

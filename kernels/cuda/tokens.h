@@ -1,4 +1,5 @@
-// Moving tokens around the experts on a GPU: grouping (token, choice) pairs by replica, and combining their outputs.
+// Moving tokens around the experts on a GPU: grouping (token, choice) pairs by replica, rounding tokens
+// to fp8, and combining their outputs.
 #ifndef BALLAST_KERNELS_CUDA_TOKENS_H_
 #define BALLAST_KERNELS_CUDA_TOKENS_H_
 
@@ -42,6 +43,24 @@ absl::Status CheckGroupPairs(const GroupPairsArgs& args);
 // or two kernels. Roofline: reads the ids twice and writes 8 bytes a pair; bound by latency, about 3 us a kernel, to
 // 100,000 pairs. Errors: InvalidArgument, naming field, value and limit; what the launch says.
 absl::Status GroupPairs(const GroupPairsArgs& args, void* workspace, cudaStream_t stream);
+
+// All pointers are device memory.
+struct QuantizeRowsArgs {
+  // [rows][H] bf16, 16-byte aligned.
+  const void* rows = nullptr;
+  int num_rows = 0;
+  // H, a multiple of 16.
+  int hidden_size = 0;
+  // Out: [rows][H] e4m3, 16-byte aligned; [rows][ceil(H/128)].
+  void* out = nullptr;
+  float* scales = nullptr;
+};
+
+// Rows in fp8 for experts of kSwiGluFp8: each 128 elements of a row (the last ones may be fewer) have a scale, their
+// largest magnitude over 448 (1 where all are 0), and are divided by it and rounded to nearest, ties to even. Enqueued
+// on the stream, may be captured. Roofline: reads 2 bytes and writes 1 an element, at memory bandwidth. Errors: as
+// GroupPairs.
+absl::Status QuantizeRows(const QuantizeRowsArgs& args, cudaStream_t stream);
 
 struct CombineArgs {
   // [rows][H] bf16.

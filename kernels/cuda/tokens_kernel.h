@@ -26,6 +26,15 @@ struct GroupKernelArgs {
 };
 cudaError_t LaunchGroupPairs(const GroupKernelArgs& args, cudaStream_t stream);
 
+struct QuantizeKernelArgs {
+  const void* rows;
+  int num_rows;
+  int hidden_size;
+  void* out;
+  float* scales;
+};
+cudaError_t LaunchQuantize(const QuantizeKernelArgs& args, cudaStream_t stream);
+
 struct CombineKernelArgs {
   const void* rows;
   const int32_t* row_of;

@@ -8,6 +8,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cpu/test_data.h"
+#include "kernels/cuda/experts_kernel.h"
 #include "kernels/cuda/reference.h"
 #include "kernels/cuda/test_support.h"
 
@@ -17,7 +18,7 @@ namespace {
 TEST(CudaGroupPairsTest, IsAStableCountingSort) {
   std::mt19937 random(1);
   for (const int experts : {1, 5, 64, 256, 1024}) {
-    for (const int pairs : {0, 1, 3, 17, 64, 129, 1000, 4096, 4097, 131072}) {
+    for (const int pairs : {0, 1, 3, 17, 64, 129, 1000, 1024, 1025, 4097, 131072}) {
       SCOPED_TRACE(testing::Message() << experts << " experts, " << pairs << " pairs");
       // About a quarter of the experts has no replica here.
       std::vector<int32_t> group_of(experts, -1);
@@ -114,11 +115,67 @@ TEST(CudaCombineRowsTest, AddsInTheOrderOfExperts) {
   }
 }
 
+// The code of the e4m3 number nearest to v, ties to even.
+uint8_t ToE4m3(float v) {
+  static const std::vector<float> kNumbers = [] {
+    std::vector<float> numbers;
+    for (int code = 0; code < 127; ++code) {
+      const int exponent = code >> 3, mantissa = code & 7;
+      numbers.push_back(exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10));
+    }
+    return numbers;
+  }();
+  const float magnitude = std::fabs(v);
+  const auto above = std::lower_bound(kNumbers.begin(), kNumbers.end() - 1, magnitude);
+  int code = static_cast<int>(above - kNumbers.begin());
+  if (code > 0) {
+    const float up = *above - magnitude, down = magnitude - kNumbers[code - 1];
+    if (down < up || (down == up && code % 2 != 0)) --code;
+  }
+  return static_cast<uint8_t>(code | (std::signbit(v) ? 0x80 : 0));
+}
+
+TEST(CudaQuantizeRowsTest, IsDivisionByScalesAndRounding) {
+  for (const int rows : {0, 1, 3, 129}) {
+    for (const int hidden : {16, 128, 144, 2048, 7168}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows of " << hidden);
+      const size_t count = static_cast<size_t>(rows) * hidden, blocks = (hidden + kScaleBlock - 1) / kScaleBlock;
+      DeviceArray<uint16_t> x(count);
+      CheckCuda(FillUniformBf16(x.data(), count, 4, 3, nullptr));
+      // One block of zeros.
+      if (count > 0) CheckCuda(cudaMemset(x.data() + (rows - 1) * hidden, 0, 2 * std::min(hidden, kScaleBlock)));
+      DeviceArray<uint8_t> out(count);
+      DeviceArray<float> scales(rows * blocks);
+      out.Fill(0xff);
+      scales.Fill(0xff);
+      ASSERT_TRUE(QuantizeRows({x.data(), rows, hidden, out.data(), scales.data()}, nullptr).ok());
+      CheckCuda(cudaDeviceSynchronize());
+      const std::vector<uint16_t> from = x.Read();
+      const std::vector<uint8_t> got = out.Read();
+      const std::vector<float> got_scales = scales.Read();
+      for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+        for (size_t b = 0; b < blocks; ++b) {
+          const size_t first = r * hidden + b * kScaleBlock, end = std::min(first + kScaleBlock, (r + 1) * hidden);
+          float largest = 0;
+          for (size_t i = first; i < end; ++i) largest = std::max(largest, std::fabs(FromBf16(from[i])));
+          const float scale = largest > 0 ? largest / 448 : 1;
+          ASSERT_EQ(got_scales[r * blocks + b], scale);
+          for (size_t i = first; i < end; ++i) {
+            ASSERT_EQ(got[i], ToE4m3(FromBf16(from[i]) / scale)) << "row " << r << ", column " << i - r * hidden;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(CudaTokensTest, ErrorsNameFieldValueAndLimit) {
   GroupPairsArgs group;
   group.num_experts = 4;
   group.num_groups = 1025;
   EXPECT_EQ(GroupPairs(group, nullptr, nullptr).message(), "num_groups is 1025, has to be 1 to 1024");
+  EXPECT_EQ(QuantizeRows({nullptr, 1, 24, nullptr, nullptr}, nullptr).message(),
+            "hidden_size is 24, has to be a positive multiple of 16");
   CombineArgs combine;
   combine.top_k = 33;
   EXPECT_EQ(CombineRows(combine, nullptr).message(), "top_k is 33, has to be 1 to 32");
