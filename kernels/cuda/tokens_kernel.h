@@ -11,7 +11,7 @@ namespace ballast {
 namespace internal {
 
 // Pairs of one block.
-inline constexpr int kGroupTilePairs = 4096;
+inline constexpr int kGroupTilePairs = 1024;
 
 struct GroupKernelArgs {
   const int32_t* ids;
