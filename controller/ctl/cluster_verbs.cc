@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,9 @@
 #include "controller/ctl/context.h"
 #include "controller/ctl/output.h"
 #include "controller/ctl/plan_text.h"
+#include "controller/ctl/progress.h"
 #include "grpcpp/grpcpp.h"
+#include "proto/base/clock.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
@@ -336,6 +339,33 @@ absl::Status GroupVerb(CtlContext& context, const ClusterOptions& options, Reque
   });
 }
 
+// Shows how far the plan under way is as long as there is one; `progress` is of the plan `shown`.
+absl::Status FollowRollout(const CtlContext& context, Client& client, const v1::Group& group, std::string& shown,
+                           std::unique_ptr<Progress>& progress) {
+  const ProgressLine line = ProgressLineOf(context);
+  // Nobody sees it: the controller need not be asked.
+  if (line.out == nullptr) return absl::OkStatus();
+  v1::Plan plan;
+  if (!group.plan().empty()) {
+    v1::GetPlanRequest request;
+    request.set_id(group.plan());
+    BALLAST_ASSIGN_OR_RETURN(auto response, client.Call(client.plans(), &v1::PlanService::Stub::GetPlan, request));
+    plan = std::move(*response.mutable_plan());
+  }
+  const bool under_way = plan.state() >= v1::PLAN_STATE_APPROVED && plan.state() < v1::PLAN_STATE_DONE;
+  if (!under_way) {
+    progress = nullptr;
+    return absl::OkStatus();
+  }
+  if (progress == nullptr || shown != plan.id()) {
+    shown = plan.id();
+    progress = nullptr;
+    progress = std::make_unique<Progress>(line, Clock::Real(), absl::StrCat("plan ", shown), plan.bytes_total());
+  }
+  progress->Set(plan.bytes_done());
+  return absl::OkStatus();
+}
+
 absl::Status Watch(CtlContext& context, const ClusterOptions& options) {
   Client client(context);
   v1::WatchGroupRequest request;
@@ -343,25 +373,34 @@ absl::Status Watch(CtlContext& context, const ClusterOptions& options) {
   grpc::ClientContext call;
   const auto stream = client.groups()->WatchGroup(&call, request);
   v1::WatchGroupResponse response;
+  std::string rolled_out;
+  std::unique_ptr<Progress> progress;
   while (stream->Read(&response)) {
+    std::ostringstream text;
     if (context.output != OutputFormat::kTable) {
       // One document a change, so that a pipe can take them apart.
       if (context.output == OutputFormat::kJson) {
-        context.out << ToJson(response).dump() << "\n";
+        text << ToJson(response).dump() << "\n";
       } else {
-        context.out << "---\n";
-        PrintDocument(context.output, ToJson(response), context.out);
+        text << "---\n";
+        PrintDocument(context.output, ToJson(response), text);
       }
     } else {
       const v1::Group& g = response.group();
-      for (const v1::Event& e : response.events()) context.out << Show(e.at()) << "  " << e.text() << "\n";
+      for (const v1::Event& e : response.events()) text << Show(e.at()) << "  " << e.text() << "\n";
       if (response.events_size() == 0) {
-        context.out << g.name() << ": " << Show(g.state()) << ", view " << g.view().view() << ", epoch " << g.epoch()
-                    << ", balancedness " << (g.balancedness() > 0 ? Ratio(g.balancedness()) : "-") << "\n";
+        text << g.name() << ": " << Show(g.state()) << ", view " << g.view().view() << ", epoch " << g.epoch()
+             << ", balancedness " << (g.balancedness() > 0 ? Ratio(g.balancedness()) : "-") << "\n";
       }
     }
-    context.out.flush();
+    if (progress != nullptr) {
+      progress->Print(context.out, text.str());
+    } else {
+      context.out << text.str() << std::flush;
+    }
+    BALLAST_RETURN_IF_ERROR(FollowRollout(context, client, response.group(), rolled_out, progress));
   }
+  progress = nullptr;
   return Client::ToStatus(stream->Finish(), context.controller);
 }
 

@@ -15,6 +15,11 @@ void AddGlobalOptions(CLI::App& app, CtlContext& context) {
       ->transform(CLI::CheckedTransformer(formats).description("{table,json,yaml}"))
       ->type_name("TEXT")
       ->default_str("table");
+  const std::map<std::string, ProgressMode> modes = {{"auto", ProgressMode::kAuto}, {"never", ProgressMode::kNever}};
+  app.add_option("--progress", context.progress, "Show on stderr how far long work has come; auto: on a terminal")
+      ->transform(CLI::CheckedTransformer(modes).description("{auto,never}"))
+      ->type_name("TEXT")
+      ->default_str("auto");
   app.add_option("--controller", context.controller, "Address of the controller")
       ->envname("BALLAST_CONTROLLER")
       ->capture_default_str();

@@ -13,10 +13,13 @@
 namespace ballast {
 
 enum class OutputFormat { kTable, kJson, kYaml };
+// Whether bars show how far long work has come: where stderr is a terminal, or never.
+enum class ProgressMode { kAuto, kNever };
 
 // A verb's callback sets `run`; main calls it once the command line has been parsed.
 struct CtlContext {
   OutputFormat output = OutputFormat::kTable;
+  ProgressMode progress = ProgressMode::kAuto;
   // host:port of the controller's gRPC services, for the verbs that ask it.
   std::string controller = "127.0.0.1:7070";
   TlsFiles tls;
@@ -33,7 +36,7 @@ struct CtlContext {
   std::ostream& err = std::cerr;
 };
 
-// --output, --controller, --timeout and those of TLS, which every verb takes.
+// --output, --progress, --controller, --timeout and those of TLS, which every verb takes.
 void AddGlobalOptions(CLI::App& app, CtlContext& context);
 
 // One function a file of verbs: adds its subcommands to `app`. `context` outlives the parsing and the run.

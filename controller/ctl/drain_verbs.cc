@@ -1,4 +1,5 @@
 // drain, undrain: workers that are to go. health: what a probe asks.
+#include <optional>
 #include <string>
 
 #include "absl/strings/ascii.h"
@@ -9,6 +10,7 @@
 #include "controller/ctl/client.h"
 #include "controller/ctl/context.h"
 #include "controller/ctl/output.h"
+#include "controller/ctl/progress.h"
 #include "proto/base/clock.h"
 #include "proto/base/health_client.h"
 #include "proto/base/status_macros.h"
@@ -66,11 +68,16 @@ absl::Status Drain(CtlContext& context, const DrainOptions& options) {
   request.set_worker(options.worker);
   BALLAST_ASSIGN_OR_RETURN(auto response, client.Call(client.groups(), &v1::GroupService::Stub::DrainWorker, request));
   v1::Worker worker = std::move(*response.mutable_worker());
+  const int32_t held = worker.slots_used();
+  std::optional<Progress> progress;
+  if (options.wait) progress.emplace(ProgressLineOf(context), Clock::Real(), "draining", held);
   const absl::Time deadline = Clock::Real().Now() + absl::Seconds(options.patience_seconds);
   while (options.wait && worker.drain() == v1::DRAIN_STATE_MOVING && Clock::Real().Now() < deadline) {
     absl::SleepFor(kLook);
     BALLAST_ASSIGN_OR_RETURN(worker, FindWorker(client, request.group(), request.worker()));
+    progress->Set(held - worker.slots_used());
   }
+  progress.reset();
   BALLAST_RETURN_IF_ERROR(Report(context, worker));
   if (worker.drain() == v1::DRAIN_STATE_STUCK) {
     return absl::FailedPreconditionError(

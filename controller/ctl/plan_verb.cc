@@ -11,6 +11,7 @@
 #include "controller/ctl/offline_verbs.h"
 #include "controller/ctl/output.h"
 #include "controller/ctl/plan_set_text.h"
+#include "controller/ctl/progress.h"
 #include "controller/formats/cost_model_file.h"
 #include "controller/formats/plan_file.h"
 #include "controller/formats/task_routes.h"
@@ -22,6 +23,7 @@
 #include "controller/planner/memory.h"
 #include "controller/planner/plan_set.h"
 #include "controller/planner/planner.h"
+#include "proto/base/clock.h"
 #include "proto/base/flags.h"
 #include "proto/base/json.h"
 #include "proto/base/status_macros.h"
@@ -233,6 +235,8 @@ absl::Status ChooseByMemory(Options& o, const PlanRequest& request, const std::o
   rule.expert_bytes = request.expert_bytes;
   if (rule.expert_bytes == 0) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --expert-bytes");
   rule.most_replicas = static_cast<int32_t>(std::min<int64_t>(all - (all + workers - 1) / workers, 1 << 20));
+  std::optional<Progress> progress;
+  progress.emplace(ProgressLineOf(context), Clock::Real(), "choosing replicas", 0);
   const auto balancedness = [&](int32_t replicas) -> absl::StatusOr<double> {
     Options with = o;
     with.replicas_per_gpu = replicas;
@@ -246,6 +250,7 @@ absl::Status ChooseByMemory(Options& o, const PlanRequest& request, const std::o
     return worst;
   };
   BALLAST_ASSIGN_OR_RETURN(const MemoryChoice choice, ChooseReplicas(rule, balancedness));
+  progress.reset();
   o.replicas_per_gpu = choice.best.replicas;
   context.err << absl::StrFormat("%d replicas a GPU: balancedness %s, %s of KV cache left\n", choice.best.replicas,
                                  Ratio(choice.best.balancedness),
@@ -272,7 +277,10 @@ absl::Status MakeSet(const Options& o, const PlanRequest& request, const PlanFil
   BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<PlannerPolicy> policy, MakePolicy(o, std::nullopt));
   PlanSetOptions options{.most_plans = o.plans};
   options.enough = o.enough.value_or(options.enough);
+  std::optional<Progress> progress;
+  progress.emplace(ProgressLineOf(context), Clock::Real(), "planning", 0);
   BALLAST_ASSIGN_OR_RETURN(const PlanSet set, MakePlanSet(*policy, request, options));
+  progress.reset();
   PlanSetFile file;
   file.split = set.split;
   file.switches = set.switches;
@@ -352,7 +360,10 @@ absl::Status Run(Options o, CtlContext& context) {
   file.rows = set.rows;
   file.row_of_layer = set.row_of_layer;
   if (o.plans > 0) return MakeSet(o, request, file, context);
+  std::optional<Progress> progress;
+  progress.emplace(ProgressLineOf(context), Clock::Real(), "planning", 0);
   BALLAST_ASSIGN_OR_RETURN(const Plan plan, MakePlanOf(o, request, routes));
+  progress.reset();
   file.policy = plan.policy;
   file.placement = plan.placement;
   file.scenarios = request.scenarios;

@@ -39,7 +39,8 @@ absl::StatusOr<std::vector<RecordedPrompt>> ParsePrompts(std::string_view bytes,
 }
 
 absl::StatusOr<LoadFile> RecordRoutes(v1::Inference::StubInterface& worker, std::span<const RecordedPrompt> prompts,
-                                      int64_t max_tokens, size_t max_prompt_bytes) {
+                                      int64_t max_tokens, size_t max_prompt_bytes,
+                                      const std::function<void(size_t prompts, int64_t tokens)>& progress) {
   LoadFile file{.format = "routes"};
   RouteTrace& trace = file.routes;
   int64_t recorded = 0;
@@ -79,6 +80,7 @@ absl::StatusOr<LoadFile> RecordRoutes(v1::Inference::StubInterface& worker, std:
       }
     }
     recorded += tokens;
+    progress(sample + 1, recorded);
   }
   if (recorded == 0) return absl::InvalidArgumentError("the prompts have no tokens");
   return file;

@@ -27,8 +27,10 @@ absl::StatusOr<std::vector<RecordedPrompt>> ParsePrompts(std::string_view bytes,
 // Scores the prompts one after the other until they are at an end or `max_tokens` are recorded (the last prompt whole);
 // a prompt is a sample, numbered from 0. Text beyond `max_prompt_bytes` is left out, to keep within the model's
 // positions. Errors are the worker's; Unimplemented where it does not tell routes.
+// `progress` is told after each prompt how many prompts and tokens that makes.
 absl::StatusOr<LoadFile> RecordRoutes(v1::Inference::StubInterface& worker, std::span<const RecordedPrompt> prompts,
-                                      int64_t max_tokens, size_t max_prompt_bytes);
+                                      int64_t max_tokens, size_t max_prompt_bytes,
+                                      const std::function<void(size_t prompts, int64_t tokens)>& progress);
 
 }  // namespace ballast
 

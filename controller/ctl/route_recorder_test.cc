@@ -10,6 +10,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 
 TEST(ParsePrompts, LinesOfATask) {
   constexpr char kLines[] = R"({"task": "a", "text": "one"}
@@ -66,7 +67,9 @@ TEST(RecordRoutes, SampleBySample) {
   ByteWorker worker;
   const auto stub = worker.Stub();
   const RecordedPrompt prompts[] = {{"t", "ac"}, {"t", "bbbb"}, {"t", "d"}};
-  const auto file = RecordRoutes(*stub, prompts, 3, 2);
+  std::vector<std::pair<size_t, int64_t>> told;
+  const auto file = RecordRoutes(*stub, prompts, 3, 2,
+                                 [&](size_t prompts_done, int64_t tokens) { told.emplace_back(prompts_done, tokens); });
   ASSERT_TRUE(file.ok()) << file.status();
   const RouteTrace& routes = file->routes;
   EXPECT_EQ(routes.top_k, 2);
@@ -76,8 +79,9 @@ TEST(RecordRoutes, SampleBySample) {
   EXPECT_THAT(routes.experts[1], ElementsAre(0, 2, 4, 6, 2, 4, 2, 4));
   EXPECT_THAT(routes.samples[1], ElementsAre(0, 0, 1, 1));
   EXPECT_THAT(routes.tokens[0], ElementsAre(0, 1, 0, 1));
+  EXPECT_THAT(told, ElementsAre(Pair(1, 2), Pair(2, 4))) << "prompts and tokens so far";
   const RecordedPrompt old[] = {{"old", "a"}};
-  EXPECT_EQ(RecordRoutes(*stub, old, 3, 2).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(RecordRoutes(*stub, old, 3, 2, [](size_t, int64_t) {}).status().code(), absl::StatusCode::kUnimplemented);
 }
 
 }  // namespace

@@ -10,9 +10,11 @@
 #include "controller/ctl/files.h"
 #include "controller/ctl/offline_verbs.h"
 #include "controller/ctl/output.h"
+#include "controller/ctl/progress.h"
 #include "controller/formats/cost_model_file.h"
 #include "controller/formats/plan_file.h"
 #include "controller/sim/step.h"
+#include "proto/base/clock.h"
 #include "proto/base/flags.h"
 #include "proto/base/status_macros.h"
 
@@ -81,7 +83,9 @@ double Throughput(const Options& o, const std::vector<Phase>& phases, size_t spl
   return sum / static_cast<double>(phases.size());
 }
 
-void RunSteps(const Options& o, const PlanFile& plan, const LoadMatrix& load, const CostModel& model, Phase& phase) {
+// Counts the steps of all phases in `progress`, from `before` on.
+void RunSteps(const Options& o, const PlanFile& plan, const LoadMatrix& load, const CostModel& model, int64_t before,
+              Progress& progress, Phase& phase) {
   const LoadMatrix parts = Parts(load);
   for (StepFigures& figures : phase.figures) figures = {0, 0};
   std::vector<StepRunner> runners;
@@ -95,6 +99,7 @@ void RunSteps(const Options& o, const PlanFile& plan, const LoadMatrix& load, co
       phase.figures[i].balancedness += figures.balancedness / static_cast<double>(o.steps);
       phase.figures[i].microseconds += figures.microseconds / static_cast<double>(o.steps);
     }
+    progress.Set(before + step + 1);
   }
 }
 
@@ -203,6 +208,8 @@ absl::Status Run(const Options& o, CtlContext& context) {
   GateLimits gate;
   gate.horizon_seconds = o.horizon_seconds;
   std::vector<Phase> phases;
+  std::optional<Progress> progress;
+  progress.emplace(ProgressLineOf(context), Clock::Real(), "simulating", o.steps * static_cast<int64_t>(loads.size()));
   for (const NamedLoads& named : loads) {
     BALLAST_ASSIGN_OR_RETURN(const Scenario scenario,
                              OntoLayers(named, shape.rows, shape.row_of_layer, shape.placement.num_experts));
@@ -217,9 +224,11 @@ absl::Status Run(const Options& o, CtlContext& context) {
         phase.change = set.switches[before][pick.member];
       }
     }
-    RunSteps(o, set.members[phase.member].plan, scenario.load, model, phase);
+    RunSteps(o, set.members[phase.member].plan, scenario.load, model, o.steps * static_cast<int64_t>(phases.size()),
+             *progress, phase);
     phases.push_back(std::move(phase));
   }
+  progress.reset();
   if (!o.scenario.empty() || !first.name.empty()) {
     PrintPhases(o, set, phases, gate, context);
     return absl::OkStatus();

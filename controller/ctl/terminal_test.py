@@ -1,6 +1,8 @@
 #!/usr/bin/python3
-"""`ballastctl top` on a real terminal: keys, the size, and that the terminal is given back however it ends."""
+"""ballastctl on a real terminal. top: keys, the size, and that the terminal is given back however it ends; and the bar that
+shows how far long work has come."""
 import fcntl
+import json
 import os
 import pty
 import re
@@ -18,14 +20,14 @@ PATIENCE = 300
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
-class Top:
+class Program:
     """The program on a terminal of its own, of 100 x 30."""
 
     def __init__(self, *argv):
         self._terminal, self._end = pty.openpty()
         self.resize(100, 30)
         self.before = termios.tcgetattr(self._end)
-        self.process = subprocess.Popen([CTL, "top", *argv], stdin=self._end, stdout=self._end, stderr=self._end,
+        self.process = subprocess.Popen([CTL, *argv], stdin=self._end, stdout=self._end, stderr=self._end,
                                         start_new_session=True,
                                         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         self.seen = b""
@@ -78,7 +80,7 @@ class TopOnATerminal(unittest.TestCase):
         self.assertEqual(top.after, top.before)
 
     def test_keys_and_sizes_are_obeyed(self):
-        top = Top(*self.flags)
+        top = Program("top", *self.flags)
         top.await_text(re.escape(ENTER) + rb".*\[l load\].*> alpha +forming.* 0/2 .*  beta .* 0/3 ")
         top.type(b"w")
         top.await_text(rb"\[w waiting\].*> alpha")
@@ -94,7 +96,7 @@ class TopOnATerminal(unittest.TestCase):
     def test_a_signal_gives_the_terminal_back(self):
         for name, send in (("Ctrl-C", lambda top: top.type(b"\x03")), ("SIGTERM", lambda top: top.process.terminate())):
             with self.subTest(name):
-                top = Top(*self.flags)
+                top = Program("top", *self.flags)
                 top.await_text(rb"> alpha")
                 send(top)
                 self.assertEqual(top.end(), -(signal.SIGINT if name == "Ctrl-C" else signal.SIGTERM))
@@ -103,7 +105,7 @@ class TopOnATerminal(unittest.TestCase):
     def test_once_and_errors_leave_the_terminal_alone(self):
         for argv, status, said in ((["--once"], 0, rb"> alpha"), (["--group=none"], 1, rb"there is no group 'none'")):
             with self.subTest(argv):
-                top = Top(*self.flags, *argv)
+                top = Program("top", *self.flags, *argv)
                 top.await_text(said)
                 self.assertEqual(top.end(), status)
                 self.assertNotIn(b"\x1b", top.seen)
@@ -112,6 +114,25 @@ class TopOnATerminal(unittest.TestCase):
     def test_a_pipe_gets_one_frame(self):
         printed = subprocess.run([CTL, "top", *self.flags, "--group=beta"], check=True, capture_output=True, text=True).stdout
         self.assertRegex(printed, r"(?s)^\d\d:\d\d:\d\d UTC .*\n> beta +forming [^\x1b]*\n$")
+
+    def test_long_work_shows_how_far_it_is(self):
+        with tempfile.TemporaryDirectory() as folder:
+            # So much that a million steps take minutes on any machine.
+            load = json.dumps({"logical_count": [[1 + e % 7 for e in range(256)]] * 16})
+            for name, text in (("load.json", load),
+                               ("cost.json", '{"format": "ballast.cost_model/v1"}')):
+                with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
+                    file.write(text)
+            subprocess.run([CTL, "plan", f"--load={folder}/load.json", "--policy=eplb", "--gpus=8", "--slots-per-gpu=33",
+                            f"--out={folder}/plan.json"], check=True, stdout=subprocess.DEVNULL)
+            simulate = ["simulate", f"--plan={folder}/plan.json", f"--load={folder}/load.json",
+                        f"--cost-model={folder}/cost.json"]
+            work = Program(*simulate, "--steps=1000000")
+            work.await_text(rb"\rsimulating \[[# ]{40}\] +\d+ %  \d+ s[^\r]*\x1b\[K")
+            work.process.terminate()
+            work.end()
+            printed = subprocess.run([CTL, *simulate, "--steps=10"], check=True, capture_output=True, text=True)
+            self.assertEqual(printed.stderr, "")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -10,10 +11,12 @@
 #include "controller/ctl/context.h"
 #include "controller/ctl/files.h"
 #include "controller/ctl/output.h"
+#include "controller/ctl/progress.h"
 #include "controller/ctl/route_recorder.h"
 #include "controller/formats/load_file.h"
 #include "controller/formats/trace_file.h"
 #include "controller/planner/score.h"
+#include "proto/base/clock.h"
 #include "proto/base/flags.h"
 #include "proto/base/status_macros.h"
 
@@ -166,8 +169,16 @@ absl::Status RecordPrompts(const TraceOptions& o, CtlContext& context) {
   BALLAST_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(o.prompts));
   BALLAST_ASSIGN_OR_RETURN(const std::vector<RecordedPrompt> prompts, ParsePrompts(bytes, o.prompts, o.task));
   const auto stub = v1::Inference::NewStub(context.security.Connect(o.worker));
-  const absl::StatusOr<LoadFile> file =
-      RecordRoutes(*stub, prompts, o.max_tokens, static_cast<size_t>(o.max_prompt_bytes));
+  std::optional<Progress> progress;
+  constexpr int64_t kWhole = 10'000;
+  progress.emplace(ProgressLineOf(context), Clock::Real(), "recording", kWhole);
+  const absl::StatusOr<LoadFile> file = RecordRoutes(
+      *stub, prompts, o.max_tokens, static_cast<size_t>(o.max_prompt_bytes), [&](size_t done, int64_t tokens) {
+        // Whichever ends it first.
+        progress->Set(std::max<int64_t>(kWhole * static_cast<int64_t>(done) / static_cast<int64_t>(prompts.size()),
+                                        kWhole * tokens / o.max_tokens));
+      });
+  progress.reset();
   if (!file.ok()) return absl::Status(file.status().code(), absl::StrCat(o.worker, ": ", file.status().message()));
   BALLAST_ASSIGN_OR_RETURN(const std::string text, FormatRoutesCsv(*file));
   constexpr std::string_view kGzip = ".gz";
@@ -202,6 +213,8 @@ absl::Status Record(const TraceOptions& o, CtlContext& context) {
   double recorded = 0;
   int windows = 0;
   bool ended = true;
+  std::optional<Progress> progress;
+  progress.emplace(ProgressLineOf(context), Clock::Real(), "recording", static_cast<int64_t>(o.seconds * 1000));
   while (stream->Read(&window)) {
     ++windows;
     recorded += absl::ToDoubleSeconds(absl::Seconds(window.end().seconds() - window.start().seconds()) +
@@ -224,10 +237,12 @@ absl::Status Record(const TraceOptions& o, CtlContext& context) {
         }
       }
     }
+    progress->Set(static_cast<int64_t>(recorded * 1000));
     if (recorded < o.seconds) continue;
     ended = false;
     break;
   }
+  progress.reset();
   if (ended) return Client::ToStatus(stream->Finish(), context.controller);
   call.TryCancel();
   if (parts.empty()) {
