@@ -2,7 +2,7 @@
 """Fails for a page (*.md) that names what is not there.
 
 Checked: relative links and their #anchors, `paths` in code quotes that start with a folder of this tree, Bazel labels
-`//package:target`, and `make TARGET`.
+`//package:target`, and `make TARGET`; the last two in blocks of commands, too.
 """
 import os
 import re
@@ -79,6 +79,13 @@ def main():
             make = re.match(r"make ([a-z][\w-]*)", code)
             if make and make.group(1) not in make_targets:
                 report(match, f"names `{code}`, which the Makefile does not have")
+        for fence in FENCE.finditer(text):
+            for name in re.findall(r"\bbazel (?:run|test|build)\b[^\n]* (//[\w./:+-]+)", fence.group(0)):
+                if not label_exists(name):
+                    report(fence, f"has a command on the target {name}, which is not there", prose=text)
+            for name in re.findall(r"^make ([a-z][\w-]*)", fence.group(0), re.M):
+                if name not in make_targets:
+                    report(fence, f"has `make {name}`, which the Makefile does not have", prose=text)
     print("\n".join(problems), end="\n" if problems else "")
     sys.exit(1 if problems else 0)
 
