@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from charts import CHART, run
@@ -30,6 +31,17 @@ def unpack(out, image, bundle):
     done = run("umoci", "unpack", "--image", f"{out}/oci:{image}", bundle)
     assert done.returncode == 0, done.stdout + done.stderr
     return Path(bundle)
+
+
+def main(script):
+    """Runs the cases of a script, for root in namespaces of its own, and ends. A case that is skipped is so by name in Bazel's
+    test.xml."""
+    if os.getuid() == 0:
+        in_namespaces(script)
+    # Bazel runs it under its target's name, which is no Python file's.
+    cases = Path(script).with_suffix(".py")
+    xml = [f"--junitxml={os.environ['XML_OUTPUT_FILE']}"] if "XML_OUTPUT_FILE" in os.environ else []
+    sys.exit(pytest.main(["-p", "no:cacheprovider", *xml, "-v", "-s", str(cases)]))
 
 
 def in_namespaces(script):

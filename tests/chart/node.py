@@ -5,6 +5,7 @@ command, SIGTERM and grace.
 What is not there: a kubelet itself, DNS (names stand in /etc/hosts), network policies, CPU shares, restarts.
 """
 import base64
+import contextlib
 import copy
 import json
 import os
@@ -304,10 +305,15 @@ class Node:
 
     def stop(self):
         for pod in self.pods.values():
-            if pod.process is not None:
+            while pod.process is not None:
+                # Fails while the container is being made.
                 run(*self.runc, "kill", pod.name, "KILL")
-                pod.process.wait()
-        for controller in Path("/sys/fs/cgroup").iterdir():
-            if (controller / self.cgroup).is_dir():
-                (controller / self.cgroup).rmdir()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    pod.process.wait(1)
+                    pod.process = None
+        groups = Path("/sys/fs/cgroup")
+        # Version 1 has a tree for each controller, version 2 one for all.
+        for tree in (groups, *groups.iterdir()):
+            if (tree / self.cgroup).is_dir():
+                (tree / self.cgroup).rmdir()
         shutil.rmtree(self.folder / "pods", ignore_errors=True)
