@@ -1,10 +1,10 @@
 #!/bin/bash
-# Makes the container images named (default: controller, worker and worker-cuda) as an OCI image layout, bin/images/oci, with
-# their bills of materials and a values file for the chart beside it.
+# Makes the container images named (controller, worker, worker-cuda) as an OCI image layout, bin/images/oci, with their bills of
+# materials and a values file for the chart beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 images=("$@")
-[ ${#images[@]} != 0 ] || images=(controller worker worker-cuda)
+[ ${#images[@]} != 0 ] || { echo "image: error: no image named: controller, worker or worker-cuda" >&2; exit 1; }
 tools=$HOME/.cache/ballast/tools
 programs=$(mktemp -d)
 trap 'rm -rf "$programs"' EXIT
@@ -25,11 +25,7 @@ for image in "${images[@]}"; do
   worker-cuda)
     bazel_build --config=cuda //worker:ballast-worker.stripped
     # What the worker opens when it runs; all else of CUDA is in it.
-    if [ -n "${CUDA_HOME:-}" ]; then
-      flags+=(--cuda-library "$CUDA_HOME/lib64/libnccl.so.2" --cuda-library "$CUDA_HOME/lib64/libcublasLt.so.13")
-    else
-      flags+=(--cuda-library "$tools/cuda/lib/libnccl.so.2" --cuda-library "$tools/cublas-run/lib/libcublasLt.so.13")
-    fi
+    flags+=(--cuda-library "$tools/cuda/lib/libnccl.so.2" --cuda-library "$tools/cublas-run/lib/libcublasLt.so.13")
     flags+=(--cuda-pins .ci/cuda-requirements.txt --cuda-pins .ci/cublas-requirements.txt)
     ;;
   *)

@@ -15,6 +15,9 @@ case $group in
 build | cuda | image | python | test) ;;
 *) die "unknown group '$group': build, cuda, image, python or test" ;;
 esac
+if [ "$group" = image ] && [ -n "${CUDA_HOME:-}" ]; then
+  die "CUDA_HOME is $CUDA_HOME; the CUDA image is made with the pinned toolkit, whose versions its bill of materials names: unset it"
+fi
 
 as_root() {
   if [ "$(id -u)" = 0 ]; then

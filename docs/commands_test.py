@@ -30,7 +30,7 @@ NOT_RUN = {
     ("README.md", "make demo"): "make test runs it as tests/demo",
     ("console.md", "openssl pkcs12"): "needs a person's certificate",
     ("console.md", "curl -s"): "needs a controller with a console; tests/web/console_test.cjs sends the same requests",
-    ("images.md", "make image"): "builds for minutes; deploy/image has tests of its own",
+    ("images.md", "make image"): "builds for minutes; tests/chart/images_test.py makes and checks them",
     ("images.md", "skopeo copy"): "needs a registry",
     ("images.md", "helm install"): "needs a Kubernetes cluster; tests/chart has one",
     ("measurements.md", "ballastctl trace record"): "a benchmark on data that is not in the tree",
