@@ -339,23 +339,26 @@ absl::Status GroupVerb(CtlContext& context, const ClusterOptions& options, Reque
   });
 }
 
-// Shows how far the plan under way is as long as there is one; `progress` is of the plan `shown`.
-absl::Status FollowRollout(const CtlContext& context, Client& client, const v1::Group& group, std::string& shown,
-                           std::unique_ptr<Progress>& progress) {
+// Shows how far the plan under way is as long as there is one that the controller tells of; `progress` is of the plan
+// `shown`.
+void FollowRollout(const CtlContext& context, Client& client, const v1::Group& group, std::string& shown,
+                   std::unique_ptr<Progress>& progress) {
   const ProgressLine line = ProgressLineOf(context);
   // Nobody sees it: the controller need not be asked.
-  if (line.out == nullptr) return absl::OkStatus();
+  if (line.out == nullptr) return;
   v1::Plan plan;
   if (!group.plan().empty()) {
     v1::GetPlanRequest request;
     request.set_id(group.plan());
-    BALLAST_ASSIGN_OR_RETURN(auto response, client.Call(client.plans(), &v1::PlanService::Stub::GetPlan, request));
-    plan = std::move(*response.mutable_plan());
+    // An error takes the bar away, and no more: the changes that are watched still come.
+    absl::StatusOr<v1::GetPlanResponse> response =
+        client.Call(client.plans(), &v1::PlanService::Stub::GetPlan, request);
+    if (response.ok()) plan = std::move(*response->mutable_plan());
   }
   const bool under_way = plan.state() >= v1::PLAN_STATE_APPROVED && plan.state() < v1::PLAN_STATE_DONE;
   if (!under_way) {
     progress = nullptr;
-    return absl::OkStatus();
+    return;
   }
   if (progress == nullptr || shown != plan.id()) {
     shown = plan.id();
@@ -363,7 +366,6 @@ absl::Status FollowRollout(const CtlContext& context, Client& client, const v1::
     progress = std::make_unique<Progress>(line, Clock::Real(), absl::StrCat("plan ", shown), plan.bytes_total());
   }
   progress->Set(plan.bytes_done());
-  return absl::OkStatus();
 }
 
 absl::Status Watch(CtlContext& context, const ClusterOptions& options) {
@@ -398,7 +400,7 @@ absl::Status Watch(CtlContext& context, const ClusterOptions& options) {
     } else {
       context.out << text.str() << std::flush;
     }
-    BALLAST_RETURN_IF_ERROR(FollowRollout(context, client, response.group(), rolled_out, progress));
+    FollowRollout(context, client, response.group(), rolled_out, progress);
   }
   progress = nullptr;
   return Client::ToStatus(stream->Finish(), context.controller);

@@ -116,7 +116,9 @@ class Completion(unittest.TestCase):
                      "ballastctl score --plan=some-p\t\n"
                      "exit\n")
             terminal, end = pty.openpty()
-            shell = subprocess.Popen(["bash", "--norc", "--noprofile", "-i"], cwd=folder, env=ENVIRONMENT, stdin=end, stdout=end,
+            # No history is read or left behind.
+            shell = subprocess.Popen(["bash", "--norc", "--noprofile", "-i"], cwd=folder,
+                                     env={**ENVIRONMENT, "HISTFILE": "/dev/null", "HOME": folder}, stdin=end, stdout=end,
                                      stderr=end, start_new_session=True)
             os.close(end)
             os.write(terminal, (setup + typed).encode())

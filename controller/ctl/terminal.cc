@@ -1,6 +1,7 @@
 #include "controller/ctl/terminal.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <termios.h>
@@ -20,8 +21,10 @@ constexpr char kLeave[] = "\033[?25h\033[?1049l";
 // Wherever they are raised, the terminal is given back first.
 constexpr int kDeadly[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
-// Before the Terminal; for its signal handler, which gets no argument.
+// What was before the Terminal, and its thread; for its signal handler, which gets no argument.
 termios g_before;
+struct sigaction g_actions[NSIG];
+pthread_t g_thread;
 
 // Calls only what a signal handler may.
 void GiveBack() {
@@ -31,16 +34,23 @@ void GiveBack() {
 }
 
 void Die(int signal) {
+  // gRPC has threads, and a signal may come to any: while the Terminal's stands here it writes no frame.
+  if (pthread_equal(pthread_self(), g_thread) == 0) {
+    pthread_kill(g_thread, signal);
+    return;
+  }
   GiveBack();
-  // SA_RESETHAND: this ends the process as if nobody had caught it.
+  // This ends the process as if nobody had caught it, when the handler returns.
+  sigaction(signal, &g_actions[signal], nullptr);
   raise(signal);
 }
 
-void Handle(int signal, void (*handler)(int), int flags) {
+// Keeps the action that there was. A signal that was ignored, as nohup has it, still is.
+void Handle(int signal, void (*handler)(int)) {
   struct sigaction action = {};
   action.sa_handler = handler;
-  action.sa_flags = flags;
-  sigaction(signal, &action, nullptr);
+  sigaction(signal, nullptr, &g_actions[signal]);
+  if (g_actions[signal].sa_handler != SIG_IGN) sigaction(signal, &action, nullptr);
 }
 
 }  // namespace
@@ -57,10 +67,10 @@ std::optional<TopSize> TerminalSize() {
 
 Terminal::Terminal(Clock& clock) : clock_(clock) {
   tcgetattr(STDIN_FILENO, &g_before);
-  for (const int signal : kDeadly) Handle(signal, Die, SA_RESETHAND);
+  g_thread = pthread_self();
+  for (const int signal : kDeadly) Handle(signal, Die);
   // So that a change of the size ends poll().
-  Handle(
-      SIGWINCH, [](int) {}, 0);
+  Handle(SIGWINCH, [](int) {});
   termios raw = g_before;
   raw.c_lflag &= ~static_cast<tcflag_t>(ICANON | ECHO);
   // Stopped, it would leave the shell with this screen.
@@ -72,12 +82,13 @@ Terminal::Terminal(Clock& clock) : clock_(clock) {
 Terminal::~Terminal() {
   std::cout.flush();
   GiveBack();
-  for (const int signal : kDeadly) Handle(signal, SIG_DFL, 0);
-  Handle(SIGWINCH, SIG_DFL, 0);
+  for (const int signal : kDeadly) sigaction(signal, &g_actions[signal], nullptr);
+  sigaction(SIGWINCH, &g_actions[SIGWINCH], nullptr);
 }
 
 TopSize Terminal::size() {
   TopSize size = TerminalSize().value_or(TopSize());
+  size.columns = std::max(size.columns - 1, 1);
   size.lines = std::max(size.lines - 1, 1);
   return size;
 }

@@ -23,7 +23,8 @@ class Terminal final : public TopScreen {
   Terminal(const Terminal&) = delete;
   Terminal& operator=(const Terminal&) = delete;
 
-  // Without the last line, which the cursor stands in.
+  // Without the last line, which the cursor stands in, and the last column: behind it some terminals clear it with the
+  // line's rest.
   TopSize size() override;
   void Draw(const std::string& frame) override;
   std::optional<char> Key(absl::Time deadline) override;

@@ -16,21 +16,28 @@ import unittest
 
 CTL, CONTROLLER = "controller/ctl/ballastctl", "controller/ballast-controller"
 # Seconds until what should be seen counts as missing; how soon a failure is seen, and nothing else.
-PATIENCE = 300
+PATIENCE = 200
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
 class Program:
     """The program on a terminal of its own, of 100 x 30."""
 
-    def __init__(self, *argv):
+    def __init__(self, *argv, ignored=None):
+        """`ignored`: a signal that it inherits as ignored."""
         self._terminal, self._end = pty.openpty()
         self.resize(100, 30)
         self.before = termios.tcgetattr(self._end)
+
+        def prepare():
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            if ignored is not None:
+                signal.signal(ignored, signal.SIG_IGN)
+
         self.process = subprocess.Popen([CTL, *argv], stdin=self._end, stdout=self._end, stderr=self._end,
-                                        start_new_session=True,
-                                        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
-        self.seen = b""
+                                        start_new_session=True, preexec_fn=prepare)
+        self.seen = b""  # behind what was awaited
+        self.printed = b""  # all of it
 
     def resize(self, columns, lines):
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
@@ -38,12 +45,17 @@ class Program:
     def type(self, keys):
         os.write(self._terminal, keys)
 
+    def _read(self):
+        part = os.read(self._terminal, 65536)
+        self.seen += part
+        self.printed += part
+
     def await_text(self, pattern):
         """Reads until the pattern is seen, and forgets what was seen up to its end."""
         while not (match := re.search(pattern, self.seen, re.S)):
             if not select.select([self._terminal], [], [], PATIENCE)[0]:
                 raise AssertionError(f"no {pattern!r} in {self.seen!r}")
-            self.seen += os.read(self._terminal, 65536)
+            self._read()
         self.seen = self.seen[match.end():]
         return match
 
@@ -51,7 +63,7 @@ class Program:
         """Its exit status; its last words are in `seen`."""
         status = self.process.wait(PATIENCE)
         while select.select([self._terminal], [], [], 0)[0]:
-            self.seen += os.read(self._terminal, 65536)
+            self._read()
         self.after = termios.tcgetattr(self._end)
         os.close(self._end)
         os.close(self._terminal)
@@ -86,9 +98,9 @@ class TopOnATerminal(unittest.TestCase):
         top.await_text(rb"\[w waiting\].*> alpha")
         top.type(b"g")
         top.await_text(rb"  alpha .*> beta ")
-        top.resize(30, 30)
+        top.resize(31, 30)
         narrow = top.await_text(rb"\x1b\[H(\d\d:\d\d:\d\d UTC  q quit  g next g)\x1b\[K.*> beta.*?\x1b\[J")
-        self.assertEqual(len(narrow.group(1)), 30)
+        self.assertEqual(len(narrow.group(1)), 30, "all columns but the last")
         top.type(b"q")
         self.assertEqual(top.end(), 0)
         self.assert_given_back(top)
@@ -102,13 +114,23 @@ class TopOnATerminal(unittest.TestCase):
                 self.assertEqual(top.end(), -(signal.SIGINT if name == "Ctrl-C" else signal.SIGTERM))
                 self.assert_given_back(top)
 
+    def test_what_was_ignored_stays_ignored(self):
+        top = Program("top", *self.flags, ignored=signal.SIGTERM)
+        top.await_text(rb"> alpha")
+        top.process.terminate()
+        top.type(b"w")
+        top.await_text(rb"\[w waiting\]")
+        top.type(b"q")
+        self.assertEqual(top.end(), 0)
+        self.assert_given_back(top)
+
     def test_once_and_errors_leave_the_terminal_alone(self):
         for argv, status, said in ((["--once"], 0, rb"> alpha"), (["--group=none"], 1, rb"there is no group 'none'")):
             with self.subTest(argv):
                 top = Program("top", *self.flags, *argv)
                 top.await_text(said)
                 self.assertEqual(top.end(), status)
-                self.assertNotIn(b"\x1b", top.seen)
+                self.assertNotIn(b"\x1b", top.printed)
                 self.assertEqual(top.after, top.before)
 
     def test_a_pipe_gets_one_frame(self):

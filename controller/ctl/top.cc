@@ -42,9 +42,13 @@ std::string Short(const std::string& name, const std::string& prefix) {
 // At most `columns` code points, without what a terminal would obey: names are other people's.
 std::string Cut(const std::string& text, int columns) {
   std::string out;
-  for (const char c : text) {
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto c = static_cast<unsigned char>(text[i]);
     if ((c & 0xC0) != 0x80 && columns-- <= 0) break;
-    out += absl::ascii_iscntrl(static_cast<unsigned char>(c)) ? '?' : c;
+    // U+0080 to U+009F are controls as well: U+009B does what ESC [ does.
+    const bool c1 = c == 0xC2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xA0;
+    out += c1 || absl::ascii_iscntrl(c) ? '?' : text[i];
+    if (c1) ++i;
   }
   return out;
 }

@@ -165,9 +165,10 @@ TEST(TopText, SaysWhatIsMissing) {
 
 TEST(TopText, NamesCannotCommandTheTerminal) {
   TopView view = Two();
-  view.load.mutable_tasks(0)->set_task("x\033[2J\n\ty");
+  // The last are U+009B, CSI in one character, and U+00A0, no control.
+  view.load.mutable_tasks(0)->set_task("x\033[2J\n\ty\u009b2J\u00a0z");
   const std::string text = TopText(view, TopSort::kLoad, {.columns = 120, .lines = 40});
-  EXPECT_THAT(text, AllOf(HasSubstr("\nx?[2J??y "), Not(HasSubstr("\033"))));
+  EXPECT_THAT(text, AllOf(HasSubstr("\nx?[2J??y?2J\u00a0z "), Not(HasSubstr("\033")), Not(HasSubstr("\u009b"))));
 }
 
 // Keys that come at once, and frames that are kept. A '.' lets the time come.
