@@ -135,6 +135,27 @@ class Completion(unittest.TestCase):
             self.assertIn(line, seen.decode())
 
 
+class Tls(unittest.TestCase):
+    """What shells and `man` want to know needs no certificate."""
+
+    def run_without_key(self, *argv):
+        return subprocess.run([CTL, *argv], text=True, capture_output=True,
+                              env={**ENVIRONMENT, "BALLAST_TLS_CERT": "/nonexistent/tls.crt"})
+
+    def test_completion_and_man_need_no_files(self):
+        for argv in (["man"], ["completion", "bash"], ["completion", "bash", "--", "get", "eng"]):
+            with self.subTest(argv):
+                done = self.run_without_key(*argv)
+                self.assertEqual((done.returncode, done.stderr, done.stdout), (0, "", output(CTL, *argv)))
+
+    def test_what_connects_does(self):
+        for argv in (["get", "groups"], ["health", "127.0.0.1:1"], ["generate", "--worker=127.0.0.1:1", "x"], ["top", "--once"]):
+            with self.subTest(argv):
+                done = self.run_without_key(*argv)
+                self.assertEqual((done.returncode, done.stdout), (1, ""))
+                self.assertIn("--tls-key", done.stderr)
+
+
 class ManualPage(unittest.TestCase):
     PAGE = output(CTL, "man")
 
