@@ -72,9 +72,9 @@ TEST(DecidePlanning, Table) {
     double gain;
     Kind want;
   } kFruitless[] = {
-      {0, 10, 0.3, Kind::kPlan},     {1, 10, 0.3, Kind::kNothing},   {1, 19, 0.3, Kind::kNothing},
-      {1, 20, 0.3, Kind::kPlan},     {2, 39, 0.3, Kind::kNothing},   {2, 40, 0.3, Kind::kPlan},
-      {5, 319, 0.3, Kind::kNothing}, {5, 320, 0.3, Kind::kPlan},     {40, 319, 0.3, Kind::kNothing},
+      {0, 10, 0.3, Kind::kPlan},     {1, 10, 0.3, Kind::kNothing},    {1, 19, 0.3, Kind::kNothing},
+      {1, 20, 0.3, Kind::kPlan},     {2, 39, 0.3, Kind::kNothing},    {2, 40, 0.3, Kind::kPlan},
+      {5, 319, 0.3, Kind::kNothing}, {5, 320, 0.3, Kind::kPlan},      {40, 319, 0.3, Kind::kNothing},
       {40, 320, 0.3, Kind::kPlan},   {40, 10, 0.295, Kind::kNothing}, {40, 10, 0.27, Kind::kPlan},
       {40, 9, 0.1, Kind::kNothing},
   };
