@@ -80,7 +80,8 @@ class DeviceExchange {
   //   Unavailable        ranks that have not come within the limit for one wait; names them
   //   DeadlineExceeded   `deadline` came; what was under way has been ended
   //   Cancelled          Abort() was called
-  //   Internal           a fault on the device
+  //   Internal           a fault on the device, which this process can use no more; without windows a peer's death may
+  //                      be one, for NCCL's kernels read memory that was the peer's
   // and what was combined since the last Finish counts for nothing.
   virtual absl::Status Finish(cudaStream_t stream, absl::Time deadline) = 0;
 

@@ -270,34 +270,6 @@ TEST_P(DeviceExchangeTest, HasTheReferencesBits) {
   EXPECT_EQ(child.Wait(), 0);
 }
 
-TEST_P(DeviceExchangeTest, AKilledPeerIsAnError) {
-  ChildProcess child("for-ever " + GetParam());
-  const auto communicator = ConnectPeers(0, child.link());
-  auto exchange =
-      MakerOf(GetParam())(*communicator, kSmall, {.wait_limit = absl::Seconds(1), .deadline = absl::Now() + kPatience});
-  ASSERT_TRUE(exchange.ok()) << exchange.status();
-  const Stream stream;
-  Layer layer(kSmall, **exchange, stream.stream);
-  layer.Set(RandomInput(kSmall, 40, 1), {});
-  child.link().Meet();
-  for (int i = 0; i < 100; ++i) {
-    CheckOk(layer.Enqueue());
-    CheckOk((*exchange)->Finish(stream.stream, absl::Now() + kPatience));
-  }
-  child.Kill();
-  const absl::Time killed = absl::Now();
-  const absl::Status status = RunUntilError(**exchange, layer, stream.stream, absl::Seconds(3));
-  std::printf("%s: %s after %s\n", GetParam().c_str(), status.ToString().c_str(),
-              absl::FormatDuration(absl::Now() - killed).c_str());
-  if (GetParam() == "lsa") {
-    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-    EXPECT_THAT(std::string(status.message()), testing::HasSubstr("late by more than 1s: rank 1 with its"));
-  } else {
-    EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
-  }
-  EXPECT_EQ(layer.Enqueue(), status);
-}
-
 TEST_P(DeviceExchangeTest, AbortEndsTheWait) {
   ChildProcess child("for-ever " + GetParam());
   const auto communicator = ConnectPeers(0, child.link());
@@ -324,6 +296,36 @@ TEST(NcclCommunicatorTest, ARankThatDoesNotComeIsAnError) {
   ASSERT_TRUE(id.ok()) << id.status();
   const auto communicator = NcclCommunicator::Create(*id, 0, 2, absl::Now() + absl::Seconds(1));
   EXPECT_EQ(communicator.status().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+// The last one: NCCL's kernels may read what a process had that is gone, after which this one's device is of no use.
+TEST_P(DeviceExchangeTest, AKilledPeerIsAnError) {
+  ChildProcess child("for-ever " + GetParam());
+  const auto communicator = ConnectPeers(0, child.link());
+  auto exchange =
+      MakerOf(GetParam())(*communicator, kSmall, {.wait_limit = absl::Seconds(1), .deadline = absl::Now() + kPatience});
+  ASSERT_TRUE(exchange.ok()) << exchange.status();
+  const Stream stream;
+  Layer layer(kSmall, **exchange, stream.stream);
+  layer.Set(RandomInput(kSmall, 40, 1), {});
+  child.link().Meet();
+  for (int i = 0; i < 100; ++i) {
+    CheckOk(layer.Enqueue());
+    CheckOk((*exchange)->Finish(stream.stream, absl::Now() + kPatience));
+  }
+  child.Kill();
+  const absl::Time killed = absl::Now();
+  const absl::Status status = RunUntilError(**exchange, layer, stream.stream, absl::Seconds(3));
+  std::printf("%s: %s after %s\n", GetParam().c_str(), status.ToString().c_str(),
+              absl::FormatDuration(absl::Now() - killed).c_str());
+  if (GetParam() == "lsa") {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr("late by more than 1s: rank 1 with its"));
+  } else {
+    EXPECT_THAT(status.code(), testing::AnyOf(absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kInternal))
+        << status;
+  }
+  EXPECT_EQ(layer.Enqueue(), status);
 }
 
 }  // namespace
