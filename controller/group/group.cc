@@ -167,6 +167,8 @@ void Group::MakeLoadWindow(const v1::ModelIdentity& model) {
   remembered_.clear();
   load_ = std::make_unique<LoadWindow>(name(), placement_.num_layers, placement_.num_experts, options_.load,
                                        model.experts_per_token());
+  profiles_.reset();
+  for (auto& [name, worker] : workers_) worker.told_profiles = 0;
   const size_t experts = static_cast<size_t>(placement_.num_layers) * placement_.num_experts;
   counted_prefill_.assign(experts, 0);
   counted_decode_.assign(experts, 0);

@@ -439,12 +439,12 @@ void Group::OnReport(Turn& turn, const std::string& name, const Worker& worker, 
 
 void Group::TellProfiles(Turn& turn) {
   if (!profiles_.has_value()) return;
+  v1::ConnectResponse message;
   for (auto& [name, worker] : workers_) {
     if (worker.session == 0 || !worker.hello.classifies_tasks()) continue;
     if (std::exchange(worker.told_profiles, profiles_->version()) == profiles_->version()) continue;
-    v1::ConnectResponse message;
-    *message.mutable_task_profiles() = profiles_->ToProto();
-    Send(turn, worker, std::move(message));
+    if (!message.has_task_profiles()) *message.mutable_task_profiles() = profiles_->ToProto();
+    Send(turn, worker, message);
   }
 }
 

@@ -81,18 +81,18 @@ TEST(TaskAwareGroup, WorkersThatClassify_AreToldWhatPromptsOfTasksChoose) {
   GroupHarness h(GroupHarness::Small());
   h.SetClassifies(1);
   h.FormGroup();
-  h.SendTasks(0, {{"a", 400}, {"b", 300}}, v1::PHASE_PREFILL);
+  h.SendTasks(0, {{"a", 8000}, {"b", 6000}}, v1::PHASE_PREFILL);
   h.SendTasks(0, {{"c", 5000}});
   h.Run();
   EXPECT_EQ(h.worker_profiles(1).tasks_size(), 0);
-  h.SendTasks(2, {{"a", 400}}, v1::PHASE_PREFILL);
+  h.SendTasks(2, {{"a", 8000}}, v1::PHASE_PREFILL);
   h.Run();
   ASSERT_EQ(h.worker_profiles(1).tasks_size(), 2);
   EXPECT_EQ(h.worker_profiles(0).tasks_size(), 0);
   const v1::TaskProfile& a = h.worker_profiles(1).tasks(0);
   EXPECT_EQ(a.task(), "a");
-  EXPECT_EQ(a.tokens(h.TaskExperts("a", 0).first), 800u);
-  EXPECT_EQ(h.worker_profiles(1).tasks(1).tokens(h.TaskExperts("b", 0).second), 300u);
+  EXPECT_EQ(a.tokens(h.TaskExperts("a", 0).first), 16000u);
+  EXPECT_EQ(h.worker_profiles(1).tasks(1).tokens(h.TaskExperts("b", 0).second), 6000u);
 
   // A process that starts anew is told again.
   h.KillProcess(1);

@@ -58,6 +58,7 @@ void TaskProfiles::Add(const v1::LoadReport& report) {
 v1::TaskProfiles TaskProfiles::ToProto() const {
   v1::TaskProfiles out;
   for (const auto& [name, profile] : profiles_) {
+    if (profile.tokens < options_.min_task_tokens) continue;
     v1::TaskProfile& task = *out.add_tasks();
     task.set_task(name);
     for (const int64_t chosen : profile.chosen) task.add_tokens(static_cast<uint32_t>(chosen));

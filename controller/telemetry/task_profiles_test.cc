@@ -48,7 +48,7 @@ std::vector<std::string> Show(const TaskProfiles& profiles) {
 }
 
 TEST(TaskProfiles, LearnsFromLabelledPromptsAlone) {
-  TaskProfiles profiles(1, 2, {});
+  TaskProfiles profiles(1, 2, {.min_task_tokens = 0});
   profiles.Add(Report({{.task = "law", .prefill = 7, .decode = 100, .expert = 1},
                        {.task = "code", .prefill = 5},
                        {.task = "code", .prefill = 50, .classified = true, .expert = 1},
@@ -78,7 +78,7 @@ TEST(TaskProfiles, AVersionForEveryHalfMore) {
 }
 
 TEST(TaskProfiles, OlderTokensCountLess_AndTasksHeardOfLastAreKept) {
-  TaskProfiles profiles(1, 2, {.max_tasks = 2, .max_tokens = 1000});
+  TaskProfiles profiles(1, 2, {.max_tasks = 2, .max_tokens = 1000, .min_task_tokens = 0});
   profiles.Add(Report({{.task = "code", .prefill = 900}}));
   profiles.Add(Report({{.task = "code", .prefill = 300, .expert = 1}}));
   EXPECT_THAT(Show(profiles), ElementsAre("code 450 150"));
@@ -88,9 +88,17 @@ TEST(TaskProfiles, OlderTokensCountLess_AndTasksHeardOfLastAreKept) {
   EXPECT_THAT(Show(profiles), ElementsAre("code 451 150", "maths 20 0"));
 }
 
+TEST(TaskProfiles, TasksOfFewTokensAreNotTold) {
+  TaskProfiles profiles(1, 2, {.min_task_tokens = 10});
+  profiles.Add(Report({{.task = "code", .prefill = 9}, {.task = "law", .prefill = 10}}));
+  EXPECT_THAT(Show(profiles), ElementsAre("law 10 0"));
+  profiles.Add(Report({{.task = "code", .prefill = 1}}));
+  EXPECT_THAT(Show(profiles), ElementsAre("code 10 0", "law 10 0"));
+}
+
 // More new tasks in one report than there is room for.
 TEST(TaskProfiles, OneReportOfManyTasks) {
-  TaskProfiles profiles(1, 2, {.max_tasks = 2});
+  TaskProfiles profiles(1, 2, {.max_tasks = 2, .min_task_tokens = 0});
   profiles.Add(Report({{.task = "a", .prefill = 1}, {.task = "b", .prefill = 2}, {.task = "c", .prefill = 3}}));
   EXPECT_EQ(profiles.ToProto().tasks_size(), 2);
   // No task's tokens went to another.

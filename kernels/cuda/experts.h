@@ -56,9 +56,9 @@ struct ExpertsStep {
 //
 // Products of bf16 are summed in float32; activations are rounded to bf16 between the GEMMs. Products of fp8 are summed
 // over 128 of k by the tensor cores, then with their scales in float32; activations are rounded to fp8, each 128 of a
-// row with a scale of their own, as QuantizeRows does it; outputs are bf16. Sums are in a fixed order for a given
-// `begin` and number of multiprocessors: equal inputs give equal bits, but a row's bits depend on what else is in the
-// step.
+// row with a scale of their own, as QuantizeRows does it but for ties (by the scale's inverse); outputs are bf16. Sums
+// are in a fixed order for a given `begin` and number of multiprocessors: equal inputs give equal bits, but a row's
+// bits depend on what else is in the step.
 //
 // Roofline: a slot's bytes (6 H I, without gates 4 H I, in fp8 3 H I) for each group with rows, read at most once for
 // every 144 rows (48 in steps of few rows a group; in fp8 128 and 64), over read bandwidth; 6 H I (4 H I) flops a row

@@ -21,10 +21,9 @@ enum class ExpertForm {
   // [up I x H][down H x I]: down(relu(up x)) (Switch).
   kRelu,
   // kSwiGlu in fp8 (e4m3) with a scale for each block of 128 x 128 (DeepSeek-V3): [gate I x H][up I x H][down H x I],
-  // one
-  // byte an element, then float32 scales, [gate ceil(I/128) x ceil(H/128)][up, likewise][down ceil(H/128) x
-  // ceil(I/128)].
-  // A weight is its element times its block's scale. Tokens come as QuantizeRows gives them.
+  // one byte an element, then float32 scales, [gate ceil(I/128) x ceil(H/128)][up, likewise]
+  // [down ceil(H/128) x ceil(I/128)]. A weight is its element times its block's scale. Tokens come as QuantizeRows
+  // gives them.
   kSwiGluFp8,
 };
 

@@ -4,8 +4,13 @@
 
 namespace ballast::internal {
 
-// The scale of a block whose largest magnitude is `largest`: that becomes 448, e4m3's largest number.
-__host__ __device__ inline float Fp8Scale(float largest) { return largest > 0 ? largest / 448.0f : 1.0f; }
+// The scale of a block whose largest magnitude is `largest`: that becomes 448, e4m3's largest number. At least 1e-30,
+// so that its inverse is finite too; smaller blocks lose digits.
+__host__ __device__ inline float Fp8Scale(float largest) {
+  if (!(largest > 0)) return 1.0f;
+  const float scale = largest / 448.0f;
+  return scale < 1e-30f ? 1e-30f : scale;
+}
 
 }  // namespace ballast::internal
 

@@ -44,8 +44,10 @@ TEST_F(ClassifyTest, UnlabelledRequestsAreTakenForTasks_WhereAWorkerIsToldTo) {
   const std::vector<Prompt> labelled = SomePrompts();
   std::vector<Prompt> unlabelled = labelled;
   for (Prompt& prompt : unlabelled) prompt.task.clear();
-  const auto cluster =
-      Serving({.workers = 2, .slots_per_layer = kExperts, .first_worker_flags = {"--classify-tasks=0.9"}});
+  const auto cluster = Serving({.workers = 2,
+                                .slots_per_layer = kExperts,
+                                .controller_flags = {"--load-window=24h"},
+                                .first_worker_flags = {"--classify-tasks=0.9"}});
   ASSERT_NE(cluster, nullptr);
   // Nothing is known of any task yet.
   const auto expected = Answers(*cluster, "w0", unlabelled);
@@ -53,7 +55,7 @@ TEST_F(ClassifyTest, UnlabelledRequestsAreTakenForTasks_WhereAWorkerIsToldTo) {
   {
     LoadGenerator load(labelled, Stubs(*cluster, 2), {.concurrency = 8, .max_tokens = 2});
     const auto loaded =
-        cluster->AwaitGroup("g", absl::Minutes(10), [](const v1::Group& g) { return g.window_tokens() > 20000; });
+        cluster->AwaitGroup("g", absl::Minutes(10), [](const v1::Group& g) { return g.window_tokens() > 25000; });
     ASSERT_TRUE(loaded.ok()) << loaded.status();
   }
   const absl::Status told = cluster->AwaitLog("w0", "task profiles", absl::Minutes(2));

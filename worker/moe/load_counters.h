@@ -132,8 +132,9 @@ struct LoadWindow {
 // Thread-safe. The step thread adds once a step, when the step is committed, so a step that is run again counts once.
 class LoadCounters {
  public:
-  // Tasks with an index of their own; further labels share the index of kOtherTasks.
-  static constexpr int32_t kMaxTasks = 64;
+  // Tasks with an index of their own; further ones share the index of kOtherTasks. 64 labels, and the 32 profiles that
+  // requests can be classified by.
+  static constexpr int32_t kMaxTasks = 96;
   static constexpr std::string_view kOtherTasks = "_other";
 
   // Of at most `sampled_tokens` tokens of each task and phase between two Takes the whole routes are kept: enough to

@@ -76,7 +76,7 @@ struct BatchedRows {
 // With a classifier the first tokens of an unlabelled prompt (TaskClassifier::kTokens, or all) are held back from the
 // counts until they tell its task (of one that ends before, they count as unlabelled); then they and all that follow
 // count as the task's, and dispatch prefers its homes. The request stays on this worker, which has its keys and values
-// by then. Which tokens come out does not change.
+// by then. In exact no token changes.
 //
 // Thread-safe where a method says so; the StepSource methods are the step thread's. Outlives the engine that it feeds.
 class Batcher final : public StepSource {

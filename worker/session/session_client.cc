@@ -16,6 +16,8 @@ std::shared_ptr<grpc::Channel> OpenSessionChannel(const TransportSecurity& secur
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
+  // Task profiles of a large model are more than gRPC's 4 MB.
+  arguments.SetMaxReceiveMessageSize(-1);
   static Mutex& mu = *new Mutex;
   static auto& opened = *new std::vector<std::shared_ptr<grpc::Channel>>;
   MutexLock lock(mu);
