@@ -57,9 +57,9 @@ struct QuantizeRowsArgs {
 };
 
 // Rows in fp8 for experts of kSwiGluFp8: each 128 elements of a row (the last ones may be fewer) have a scale, their
-// largest magnitude over 448 (at least 1e-30; 1 where all are 0), and are divided by it and rounded to nearest, ties to even. Enqueued
-// on the stream, may be captured. Roofline: reads 2 bytes and writes 1 an element, at memory bandwidth. Errors: as
-// GroupPairs.
+// largest magnitude over 448 (at least 1e-30; 1 where all are 0), and are divided by it and rounded to nearest, ties to
+// even. Enqueued on the stream, may be captured. Roofline: reads 2 bytes and writes 1 an element, at memory bandwidth.
+// Errors: as GroupPairs.
 absl::Status QuantizeRows(const QuantizeRowsArgs& args, cudaStream_t stream);
 
 struct CombineArgs {

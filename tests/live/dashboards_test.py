@@ -30,7 +30,7 @@ def dashboards():
 class Dashboards(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.cluster = live.LiveCluster()
+        cls.cluster = live.LiveCluster("--classify=0.5")
         cls.enterClassContext(cls.cluster)
         cls.prometheus = live.Prometheus(cls.cluster.metrics_addresses(), GENERATED / "rules.yaml")
         cls.enterClassContext(cls.prometheus)

@@ -39,6 +39,7 @@ struct Options {
   int slots = 132;
   int concurrency = 6;
   int max_tokens = 8;
+  double classify = 0;
   bool tls = false;
   bool quiet = false;
   bool no_plan = false;
@@ -115,6 +116,7 @@ absl::Status Obey(Cluster& cluster) {
 
 absl::Status Run(const Options& options) {
   BALLAST_ASSIGN_OR_RETURN(std::vector<Prompt> prompts, ReadPrompts(options.prompts));
+  for (size_t i = 0; options.classify > 0 && i < prompts.size(); i += 4) prompts[i].task.clear();
   ClusterOptions shape;
   shape.controller_binary = options.bin + "/controller/ballast-controller";
   shape.worker_binary = options.bin + "/worker/ballast-worker";
@@ -133,7 +135,7 @@ absl::Status Run(const Options& options) {
     workers.push_back({.name = absl::StrCat("worker-", i),
                        .group = kGroup,
                        .slots = options.slots,
-                       .extra_flags = {"--step-timeout=120"}});
+                       .extra_flags = {"--step-timeout=120", absl::StrCat("--classify-tasks=", options.classify)}});
   }
   BALLAST_RETURN_IF_ERROR(cluster->StartWorkers(workers));
   BALLAST_RETURN_IF_ERROR(cluster->AwaitServing(kGroup, options.workers, kPatience).status());
@@ -187,6 +189,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--concurrency", options.concurrency, "Requests at a time")->capture_default_str();
   app.add_option("--max-tokens", options.max_tokens, "Tokens a request")->capture_default_str();
+  app.add_option("--classify", options.classify,
+                 "The workers' --classify-tasks; unless 0, some requests are unlabelled")
+      ->capture_default_str();
   app.add_flag("--tls", options.tls, "Mutual TLS, with certificates made here");
   app.add_flag("--quiet", options.quiet, "No requests after the rollout");
   app.add_flag("--no-plan", options.no_plan, "No requests and no rollout");
