@@ -1,9 +1,12 @@
 #include "controller/console/console.h"
 
 #include <netinet/in.h>
+#include <openssl/ssl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +18,7 @@
 #include "grpcpp/create_channel.h"
 #include "gtest/gtest.h"
 #include "proto/base/clock.h"
+#include "proto/base/test_certificates.h"
 
 namespace ballast {
 namespace {
@@ -236,6 +240,94 @@ TEST(HttpServer, AnswersOneRequestAfterAnotherAndClosesOnNonsense) {
   EXPECT_EQ(Talk(port, "POST / HTTP/1.1\r\nContent-Length: 2000000\r\n\r\nx"), "");
   EXPECT_EQ(HttpServer::Start(absl::StrCat("127.0.0.1:", port), {}, nullptr).status().code(),
             absl::StatusCode::kUnavailable);
+}
+
+// A connection over TLS to this machine's `port`.
+class TlsConnection {
+ public:
+  TlsConnection(int port, const TlsFiles& files)
+      : context_(SSL_CTX_new(TLS_client_method()), SSL_CTX_free), ssl_(nullptr, SSL_free) {
+    SSL_CTX_use_certificate_chain_file(context_.get(), files.certificate.c_str());
+    SSL_CTX_use_PrivateKey_file(context_.get(), files.key.c_str(), SSL_FILETYPE_PEM);
+    SSL_CTX_load_verify_locations(context_.get(), files.authorities.c_str(), nullptr);
+    SSL_CTX_set_verify(context_.get(), SSL_VERIFY_PEER, nullptr);
+    ssl_.reset(SSL_new(context_.get()));
+    fd_ = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    SSL_set_fd(ssl_.get(), fd_);
+    open_ = SSL_connect(ssl_.get()) == 1;
+  }
+  ~TlsConnection() { close(fd_); }
+
+  // The beginning of the answer; empty: the server does not talk to us.
+  std::string Ask() {
+    constexpr std::string_view kRequest = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
+    char answer[1024] = {};
+    if (!open_ || SSL_write(ssl_.get(), kRequest.data(), kRequest.size()) <= 0) return "";
+    const int size = SSL_read(ssl_.get(), answer, sizeof(answer));
+    return size > 0 ? std::string(answer, static_cast<size_t>(size)) : "";
+  }
+
+  // Of the server's certificate; TestAuthority gives each its own.
+  int64_t serial() const {
+    X509* const certificate = SSL_get0_peer_certificate(ssl_.get());
+    return certificate == nullptr ? 0 : ASN1_INTEGER_get(X509_get0_serialNumber(certificate));
+  }
+
+ private:
+  const std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> context_;
+  std::unique_ptr<SSL, void (*)(SSL*)> ssl_;
+  int fd_ = -1;
+  bool open_ = false;
+};
+
+TEST(HttpServer, ReplacedTlsFilesHoldForTheConnectionsThatFollow) {
+  const std::string folder = ::testing::TempDir() + "replaced_tls/";
+  std::filesystem::create_directories(folder);
+  const TestAuthority first("first"), second("second");
+  const TlsFiles files = first.Issue(folder + "server");
+  const TlsFiles client_of_first = first.Issue(folder + "client-1"),
+                 client_of_second = second.Issue(folder + "client-2");
+  // As whoever renews certificates does it: a file at once.
+  const auto replace = [&](const TlsFiles& next) {
+    std::filesystem::rename(next.certificate, files.certificate);
+    std::filesystem::rename(next.key, files.key);
+    std::filesystem::rename(next.authorities, files.authorities);
+  };
+  const auto server = HttpServer::Start("127.0.0.1:0", files, [](const HttpRequest& request) {
+    return HttpResponse{.status = 200, .headers = {}, .body = request.path};
+  });
+  ASSERT_TRUE(server.ok()) << server.status();
+  const int port = (*server)->port();
+  TlsConnection before(port, client_of_first);
+  EXPECT_THAT(before.Ask(), HasSubstr("200 OK"));
+
+  replace(first.Issue(folder + "next"));
+  TlsConnection renewed(port, client_of_first);
+  EXPECT_THAT(renewed.Ask(), HasSubstr("200 OK"));
+  EXPECT_NE(renewed.serial(), before.serial());
+  EXPECT_THAT(before.Ask(), HasSubstr("200 OK")) << "a connection goes on";
+
+  // Half of a replacement is not used: the certificate and the key do not belong together.
+  const TlsFiles half = first.Issue(folder + "half");
+  std::filesystem::rename(half.certificate, files.certificate);
+  TlsConnection meanwhile(port, client_of_first);
+  EXPECT_THAT(meanwhile.Ask(), HasSubstr("200 OK"));
+  EXPECT_EQ(meanwhile.serial(), renewed.serial());
+  std::filesystem::rename(half.key, files.key);
+  TlsConnection whole(port, client_of_first);
+  EXPECT_THAT(whole.Ask(), HasSubstr("200 OK"));
+  EXPECT_NE(whole.serial(), renewed.serial());
+
+  // The authorities are replaced, too.
+  EXPECT_EQ(TlsConnection(port, client_of_second).Ask(), "");
+  replace(second.Issue(folder + "other"));
+  EXPECT_THAT(TlsConnection(port, client_of_second).Ask(), HasSubstr("200 OK"));
+  EXPECT_EQ(TlsConnection(port, client_of_first).Ask(), "");
 }
 
 TEST(Console, ServesUntilItGoes) {
