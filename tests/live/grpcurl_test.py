@@ -21,9 +21,9 @@ PAGE = pathlib.Path("docs/grpcurl.md")
 EXAMPLE = re.compile(r"```sh\n(grpcurl [^\n]*)\n```\n```(json|text)\n(.*?)```", re.S)
 # Entries of a list that the page shows.
 SHOWN = 1
-# Fields whose contents depend on the run.
+# Fields whose contents depend on the run; so does a node, where that is a host's name.
 VARYING = {"kernel_fingerprint", "next_page_token", "reason", "text", "task", "reasons", "moves", "history", "replicas",
-           "effect", "tasks"}
+           "effect", "tasks", "drain", "drain_reason"}
 # What the page shows of a group or a plan in the answers of these.
 BRIEFLY = {"/WatchGroup": ("name", "state", "mode", "epoch", "balancedness"),
            "/Pause": ("name", "state", "mode", "paused"), "/Resume": ("name", "state", "mode"),
@@ -58,8 +58,8 @@ def constant(text):
 def comparable(value):
     """What has to be the same. Numbers are left out of objects: JSON leaves those out that are 0."""
     if isinstance(value, dict):
-        return {key: "#" if key in VARYING else comparable(v) for key, v in sorted(value.items())
-                if key != "..." and not is_number(v) and v != []}
+        return {key: "#" if key in VARYING or (key == "node" and isinstance(v, str)) else comparable(v)
+                for key, v in sorted(value.items()) if key != "..." and not is_number(v) and v != []}
     if isinstance(value, list):
         return [comparable(v) for v in value if v != "..." and not is_number(v)][:SHOWN]
     return constant(value) if isinstance(value, str) else value
