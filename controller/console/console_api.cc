@@ -23,7 +23,7 @@ using json = nlohmann::ordered_json;
 
 constexpr absl::Duration kFresh = absl::Seconds(1);
 constexpr absl::Duration kTimeout = absl::Seconds(30);
-// The most that ListWorkers gives at once.
+// The most that ListWorkers and ListEngines give at once.
 constexpr int kPage = 1000;
 
 // On every answer. Scripts, styles and pictures are our own files; nothing is sent or shown elsewhere.
@@ -169,6 +169,7 @@ ConsoleApi::ConsoleApi(ConsoleAccess access, std::shared_ptr<grpc::Channel> serv
       services_(std::move(services)),
       groups_(v1::GroupService::NewStub(services_)),
       plans_(v1::PlanService::NewStub(services_)),
+      telemetry_(v1::TelemetryService::NewStub(services_)),
       clock_(clock) {}
 
 HttpResponse ConsoleApi::Handle(const HttpRequest& request) {
@@ -213,6 +214,7 @@ absl::StatusOr<std::string> ConsoleApi::Get(const HttpRequest& request, const Ca
   if (request.path == "/api/groups") {
     return CallByName(services_, "/ballast.v1.GroupService/ListGroups", "", caller.name, kTimeout);
   }
+  if (request.path == "/api/engines") return Engines();
   if (request.path == "/api/plan") {
     v1::GetPlanRequest wanted;
     BALLAST_ASSIGN_OR_RETURN(*wanted.mutable_id(), Wanted(request, "id"));
@@ -238,6 +240,19 @@ absl::StatusOr<std::string> ConsoleApi::Get(const HttpRequest& request, const Ca
       const json found,
       LayerJson(*view, static_cast<int32_t>(std::min<int64_t>(layer, std::numeric_limits<int32_t>::max()))));
   return Dump(found);
+}
+
+absl::StatusOr<std::string> ConsoleApi::Engines() {
+  v1::ListEnginesRequest request;
+  request.set_page_size(kPage);
+  std::vector<v1::EngineStatus> engines;
+  do {
+    BALLAST_ASSIGN_OR_RETURN(v1::ListEnginesResponse page,
+                             Call(telemetry_, &v1::TelemetryService::Stub::ListEngines, request));
+    for (v1::EngineStatus& engine : *page.mutable_engines()) engines.push_back(std::move(engine));
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  return Dump(EnginesJson(engines, clock_.Now()));
 }
 
 absl::StatusOr<std::string> ConsoleApi::Post(const HttpRequest& request, const Caller& caller) {

@@ -3,6 +3,7 @@
 //   GET  /                                 the pages
 //   GET  /api/session                      who the caller is and what he may do
 //   GET  /api/groups                       ListGroups
+//   GET  /api/engines                      EnginesJson
 //   GET  /api/overview?group=G             OverviewJson
 //   GET  /api/layer?group=G&layer=L        LayerJson
 //   GET  /api/history?group=G[&after_ms=T] History::ToJson
@@ -25,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "ballast/v1/group_service.grpc.pb.h"
 #include "ballast/v1/plan_service.grpc.pb.h"
+#include "ballast/v1/telemetry_service.grpc.pb.h"
 #include "controller/console/http_server.h"
 #include "controller/console/views.h"
 #include "grpcpp/channel.h"
@@ -58,12 +60,14 @@ class ConsoleApi {
   absl::StatusOr<std::string> Get(const HttpRequest& request, const Caller& caller) BALLAST_EXCLUDES(mu_);
   absl::StatusOr<std::string> Post(const HttpRequest& request, const Caller& caller);
   absl::StatusOr<std::shared_ptr<const GroupView>> View(const std::string& group) BALLAST_EXCLUDES(mu_);
+  absl::StatusOr<std::string> Engines();
   absl::StatusOr<std::string> Session(const Caller& caller);
 
   const ConsoleAccess access_;
   const std::shared_ptr<grpc::Channel> services_;
   const std::unique_ptr<v1::GroupService::Stub> groups_;
   const std::unique_ptr<v1::PlanService::Stub> plans_;
+  const std::unique_ptr<v1::TelemetryService::Stub> telemetry_;
   Clock& clock_;
 
   Mutex mu_;

@@ -84,6 +84,10 @@ TEST_F(ConsoleTest, AnswersViewsAndSaysWhatIsWrongWithAQuestion) {
   const json plan = json::parse(api_.Handle(Get("/api/plan", {{"id", "big-1"}})).body);
   EXPECT_EQ(plan["plan"]["state"], "PLAN_STATE_PROPOSED");
   EXPECT_TRUE(plan.contains("after"));
+  const json engines = json::parse(api_.Handle(Get("/api/engines")).body)["engines"];
+  ASSERT_EQ(engines.size(), 2u) << "every page";
+  EXPECT_EQ(engines[0]["name"], "sgl");
+  EXPECT_EQ(engines[1]["name"], "trt");
 
   EXPECT_EQ(api_.Handle(Get("/api/history", {{"group", "big"}})).status, 404) << "nothing has been sampled";
   api_.Sample();
@@ -166,6 +170,7 @@ TEST_F(ConsoleTest, RolesComeFromTheCertificateAndPlansKeepTheName) {
   EXPECT_THAT(refused.body, HasSubstr("'ann' has role viewer, needed is one of: operator"));
   EXPECT_EQ(as(Role::kWorker, Get("/api/groups")).status, 403);
   EXPECT_EQ(as({}, Get("/api/overview", {{"group", "big"}})).status, 403);
+  EXPECT_EQ(as({}, Get("/api/engines")).status, 403);
   EXPECT_EQ(as({}, approve).status, 403);
   EXPECT_THAT(services_.calls(), IsEmpty());
   EXPECT_FALSE(json::parse(as(Role::kViewer, Get("/api/session")).body)["operates"]);

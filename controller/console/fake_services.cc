@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "controller/service/on_behalf.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
@@ -182,6 +184,39 @@ class FakeServices::Plans final : public v1::PlanService::Service {
   const std::shared_ptr<State> state_;
 };
 
+class FakeServices::Telemetry final : public v1::TelemetryService::Service {
+ public:
+  // A page each.
+  grpc::Status ListEngines(grpc::ServerContext*, const v1::ListEnginesRequest* in,
+                           v1::ListEnginesResponse* out) override {
+    v1::EngineStatus& status = *out->add_engines();
+    v1::Engine& engine = *status.mutable_engine();
+    engine.set_num_layers(58);
+    engine.set_num_experts(256);
+    engine.set_slots_per_layer(9);
+    for (int g = 0; g < 32; ++g) engine.add_workers()->set_node(absl::StrCat("node-", g / 8));
+    if (!in->page_token().empty()) {
+      engine.set_name("trt");
+      return grpc::Status::OK;
+    }
+    engine.set_name("sgl");
+    engine.set_model("deepseek-v3");
+    status.set_epoch(2);
+    status.set_policy("cost-aware");
+    status.set_reason("load has drifted");
+    status.mutable_planned()->set_seconds(absl::ToUnixSeconds(start_ - absl::Minutes(5)));
+    status.mutable_last_report()->set_seconds(absl::ToUnixSeconds(start_));
+    status.set_predicted_balancedness(0.968);
+    status.set_balancedness(0.912);
+    status.set_window_tokens(12'345'678);
+    out->set_next_page_token("trt");
+    return grpc::Status::OK;
+  }
+
+ private:
+  const absl::Time start_ = absl::Now();
+};
+
 FakeServices::FakeServices(const Shape& shape) : state_(std::make_shared<State>()) {
   state_->shape = shape;
   state_->placement = MakePlacement(shape, false);
@@ -244,9 +279,11 @@ FakeServices::FakeServices(const Shape& shape) : state_(std::make_shared<State>(
   }
   groups_ = std::make_shared<Groups>(state_);
   plans_ = std::make_shared<Plans>(state_);
+  telemetry_ = std::make_shared<Telemetry>();
   grpc::ServerBuilder builder;
   builder.RegisterService(groups_.get());
   builder.RegisterService(plans_.get());
+  builder.RegisterService(telemetry_.get());
   int port = 0;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
   server_ = builder.BuildAndStart();

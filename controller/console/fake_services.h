@@ -8,6 +8,7 @@
 
 #include "ballast/v1/group_service.grpc.pb.h"
 #include "ballast/v1/plan_service.grpc.pb.h"
+#include "ballast/v1/telemetry_service.grpc.pb.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/server.h"
 #include "proto/base/mutex.h"
@@ -15,7 +16,8 @@
 namespace ballast {
 
 // Group "big" of one shape: every GPU has at least one replica of each layer, of load that has drifted; plan "big-1"
-// waits, which gives hot experts one replica more. Thread-safe.
+// waits, which gives hot experts one replica more. And two engines: "sgl", planned for five minutes ago, and "trt",
+// which has reported nothing. Thread-safe.
 class FakeServices {
  public:
   struct Shape {
@@ -37,11 +39,13 @@ class FakeServices {
  private:
   class Groups;
   class Plans;
+  class Telemetry;
   struct State;
 
   std::shared_ptr<State> state_;
   std::shared_ptr<v1::GroupService::Service> groups_;
   std::shared_ptr<v1::PlanService::Service> plans_;
+  std::shared_ptr<v1::TelemetryService::Service> telemetry_;
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -261,6 +262,32 @@ json PlanJson(const v1::GetPlanResponse& plan, const GroupView& view) {
   const std::vector<std::string> names(view.placement->workers().begin(), view.placement->workers().end());
   if (const auto tokens = WorkerTokens(plan.placement(), view.load, names); tokens.has_value()) {
     out["after"] = PackRatios(OverMean(*tokens));
+  }
+  return out;
+}
+
+json EnginesJson(const std::vector<v1::EngineStatus>& engines, absl::Time at) {
+  const auto millis = [](const google::protobuf::Timestamp& t) { return t.seconds() * 1000 + t.nanos() / 1'000'000; };
+  json out = {{"at_ms", absl::ToUnixMillis(at)}, {"engines", json::array()}};
+  for (const v1::EngineStatus& status : engines) {
+    const v1::Engine& engine = status.engine();
+    std::set<std::string> nodes;
+    for (const v1::EngineWorker& worker : engine.workers()) nodes.insert(worker.node());
+    out["engines"].push_back({{"name", engine.name()},
+                              {"model", engine.model()},
+                              {"layers", engine.num_layers()},
+                              {"experts", engine.num_experts()},
+                              {"gpus", engine.workers_size()},
+                              {"nodes", nodes.size()},
+                              {"slots_per_layer", engine.slots_per_layer()},
+                              {"policy", status.policy()},
+                              {"reason", status.reason()},
+                              {"epoch", status.epoch()},
+                              {"planned_ms", millis(status.planned())},
+                              {"last_report_ms", millis(status.last_report())},
+                              {"predicted_balancedness", Round3(status.predicted_balancedness())},
+                              {"balancedness", Round3(status.balancedness())},
+                              {"window_tokens", status.window_tokens()}});
   }
   return out;
 }

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "ballast/v1/group_service.pb.h"
 #include "ballast/v1/plan_service.pb.h"
+#include "ballast/v1/telemetry_service.pb.h"
 
 namespace ballast {
 
@@ -48,6 +49,10 @@ absl::StatusOr<nlohmann::ordered_json> LayerJson(const GroupView& view, int32_t 
 // is absent where the plan has no placement, or there is no load, or the shape is another.
 inline constexpr int kMovesShown = 200;
 nlohmann::ordered_json PlanJson(const v1::GetPlanResponse& plan, const GroupView& view);
+
+// {at_ms, engines: [{name, model, layers, experts, gpus, nodes, slots_per_layer, policy, reason, epoch, planned_ms,
+// last_report_ms, predicted_balancedness, balancedness, window_tokens}]}, as they come; what there is not yet is 0.
+nlohmann::ordered_json EnginesJson(const std::vector<v1::EngineStatus>& engines, absl::Time at);
 
 // What a group's balancedness was: a sample a second at most, for an hour. Not thread-safe.
 class History {

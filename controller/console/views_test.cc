@@ -146,5 +146,28 @@ TEST(History, KeepsASampleASecondForAnHour) {
   EXPECT_EQ(news["epoch"], json::array({3}));
 }
 
+TEST(EnginesJson, SaysWhatEachEngineIsAndHowLevel) {
+  std::vector<v1::EngineStatus> engines(2);
+  engines[0].mutable_engine()->set_name("sgl");
+  engines[0].mutable_engine()->set_num_layers(3);
+  for (const char* node : {"a", "a", "b"}) engines[0].mutable_engine()->add_workers()->set_node(node);
+  engines[0].mutable_planned()->set_seconds(5);
+  engines[0].mutable_planned()->set_nanos(7'000'000);
+  engines[0].set_balancedness(0.81239);
+  engines[0].set_predicted_balancedness(0.97);
+  const json out = EnginesJson(engines, absl::FromUnixSeconds(60));
+  EXPECT_EQ(out["at_ms"], 60'000);
+  ASSERT_EQ(out["engines"].size(), 2u);
+  const json& sgl = out["engines"][0];
+  EXPECT_EQ(sgl["name"], "sgl");
+  EXPECT_EQ(sgl["layers"], 3);
+  EXPECT_EQ(sgl["gpus"], 3);
+  EXPECT_EQ(sgl["nodes"], 2);
+  EXPECT_EQ(sgl["planned_ms"], 5007);
+  EXPECT_EQ(sgl["balancedness"], 0.812);
+  EXPECT_EQ(sgl["predicted_balancedness"], 0.97);
+  EXPECT_EQ(out["engines"][1]["planned_ms"], 0) << "nothing is planned yet";
+}
+
 }  // namespace
 }  // namespace ballast

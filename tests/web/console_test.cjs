@@ -44,6 +44,7 @@ test('it shows the group, its load and the plan that waits', async () => {
   assert.equal(await page.textContent('#plan-state .chip'), live.fields.plan);
   assert.match(await page.textContent('#plan .why'), /of what the busiest workers have/);
   assert.equal((await page.$$('#hottest tbody tr')).length, 10);
+  assert.equal(await page.isVisible('#engines-card'), false, 'there are none');
 });
 
 test('a screen reader can use it, light and dark, with tables in place of pictures', async () => {
@@ -162,9 +163,35 @@ test('a group of 1,024 GPUs, 61 layers and 256 experts is drawn whole', async ()
     assert.match(await big.textContent('#expert-map .readout'), /gpu-0000, expert 0 · (no replica here|[\d.]+ % of a GPU's fair share) · \d+ replicas?, \d/);
     await big.click('#when button[data-when=after]');
     assert.equal(await big.getAttribute('#when button[data-when=after]', 'aria-pressed'), 'true');
+    const engines = await big.$$eval('#engines tbody tr', rows => rows.map(row => [...row.cells].map(cell => cell.textContent)));
+    assert.deepEqual(engines, [
+      ['sgl', 'deepseek-v3', '58 × 256', '32 on 4 nodes', '0.912', '0.968', '2', engines[0][7], 'cost-aware: load has drifted', engines[0][9], '12.3M'],
+      ['trt', '–', '58 × 256', '32 on 4 nodes', '–', '–', '0', 'not yet', '–', 'not yet', '0'],
+    ]);
+    assert.match(engines[0][7], /^\d+ min ago$/);
     assert.deepEqual(await accessibilityFindings(big), []);
     await big.click('#load-table summary');
     await big.waitForSelector('#load-table tbody tr:nth-child(1024)');
+  } finally {
+    await served.stop();
+  }
+});
+
+test('a controller of engines alone shows these', async () => {
+  const served = await start(process.env.SYNTHETIC_CONSOLE, '2', '8', '4');
+  const alone = await browser.newPage({viewport: {width: 1280, height: 900}});
+  try {
+    await alone.route('**/api/groups', route => route.fulfill({json: {groups: []}}));
+    await alone.goto(`http://${served.fields.console}/`);
+    await alone.waitForSelector('body[data-ready]');
+    assert.equal((await alone.$$('#engines tbody tr')).length, 2);
+    assert.equal(await alone.isVisible('#load-map'), false);
+    assert.equal(await alone.isVisible('#actions'), false);
+    for (const colorScheme of ['light', 'dark']) {
+      await alone.emulateMedia({colorScheme});
+      assert.deepEqual(await accessibilityFindings(alone), [], colorScheme);
+    }
+    if (process.env.PICTURES) await alone.screenshot({path: path.join(process.env.PICTURES, 'console-engines.png'), fullPage: true});
   } finally {
     await served.stop();
   }

@@ -14,7 +14,7 @@ const TONES = {
 
 const state = {
   session: null, group: '', layer: 0, when: 'now',
-  overview: null, layerView: null, plans: [], planId: '', plan: null, planKey: '',
+  overview: null, layerView: null, engines: null, plans: [], planId: '', plan: null, planKey: '',
   history: {at_ms: [], balancedness: [], epoch: [], window_tokens: []},
 };
 
@@ -151,7 +151,25 @@ function drawHottest() {
   put(byId('hottest'), state.overview.hottest, () => (state.overview.hottest.length === 0 ? el('p', {class: 'quiet'}, 'No load yet.')
     : table('Hottest experts', ['layer', 'expert', 'of the mean', 'replicas', 'on'], state.overview.hottest.map(h => [
       el('button', {class: 'link', type: 'button', 'aria-label': `Show layer ${h.layer}`, onclick: () => chooseLayer(h.layer)}, String(h.layer)),
-      h.expert, `${h.ratio.toFixed(1)} ×`, h.replicas, h.workers.slice(0, 2).join(', ') + (h.workers.length > 2 ? ', …' : '')]))));
+      h.expert, `${h.ratio.toFixed(1)} ×`, h.replicas, (h.workers[0] ?? '–') + (h.workers.length > 1 ? ', …' : '')]))));
+}
+
+// "4 min ago": how long before the answer it was; nothing is 0.
+function ago(ms) {
+  const seconds = Math.max(0, Math.round((state.engines.at_ms - ms) / 1000));
+  if (!ms) return 'not yet';
+  if (seconds < 60) return 'just now';
+  return seconds < 3600 ? `${Math.floor(seconds / 60)} min ago` : `${Math.floor(seconds / 3600)} h ago`;
+}
+
+function drawEngines() {
+  const {engines} = state.engines, level = value => (value ? value.toFixed(3) : '–');
+  byId('engines-card').hidden = engines.length === 0;
+  put(byId('engines'), [engines, engines.map(e => [ago(e.planned_ms), ago(e.last_report_ms)])], () => table('Engines',
+    ['engine', 'model', 'layers × experts', 'GPUs', 'balancedness', 'predicted', 'epoch', 'planned', 'why', 'last report', 'tokens in the window'],
+    engines.map(e => [e.name, e.model || '–', `${e.layers} × ${e.experts}`, `${e.gpus} on ${e.nodes} node${e.nodes === 1 ? '' : 's'}`,
+      level(e.balancedness), level(e.predicted_balancedness), e.epoch, ago(e.planned_ms), e.epoch ? `${e.policy}: ${e.reason}` : '–',
+      ago(e.last_report_ms), count(e.window_tokens)])));
 }
 
 // --- plans
@@ -336,13 +354,16 @@ let asking = Promise.resolve();
 function refresh() {
   asking = asking.then(async () => {
     try {
-      await readGroups();
+      [state.engines] = await Promise.all([get('engines'), readGroups()]);
+      drawEngines();
+      document.body.classList.toggle('no-group', !state.group);
       if (state.group) {
         state.overview = await get('overview', {group: state.group});
         state.layerView = state.overview.layers ? await get('layer', {group: state.group, layer: Math.min(state.layer, state.overview.layers - 1)}) : null;
         await Promise.all([readHistory(), readPlans()]);
         draw();
       }
+      document.body.dataset.ready = 'true';
       byId('problem').hidden = true;
     } catch (error) {
       byId('problem').textContent = `The controller does not answer: ${error.message}`;
@@ -361,7 +382,6 @@ function draw() {
   drawHottest();
   drawPlans();
   document.title = `${state.group} · Ballast`;
-  document.body.dataset.ready = 'true';
 }
 
 async function start() {
