@@ -66,6 +66,20 @@ class Client {
         absl::StrCat("--group is needed: there are ", list.groups_size(), " groups", names.empty() ? "" : ":", names));
   }
 
+  // All workers of a group, whatever the number of pages.
+  absl::StatusOr<v1::ListWorkersResponse> Workers(const std::string& group) {
+    v1::ListWorkersRequest request;
+    request.set_group(group);
+    request.set_page_size(1000);
+    v1::ListWorkersResponse all;
+    do {
+      BALLAST_ASSIGN_OR_RETURN(auto page, Call(groups_, &v1::GroupService::Stub::ListWorkers, request));
+      all.mutable_workers()->MergeFrom(page.workers());
+      request.set_page_token(page.next_page_token());
+    } while (!request.page_token().empty());
+    return all;
+  }
+
   std::unique_ptr<v1::GroupService::Stub>& groups() { return groups_; }
   std::unique_ptr<v1::PlanService::Stub>& plans() { return plans_; }
   std::unique_ptr<v1::ModelService::Stub>& models() { return models_; }

@@ -96,15 +96,7 @@ absl::Status GetGroups(CtlContext& context) {
 
 absl::Status GetWorkers(CtlContext& context, const ClusterOptions& options) {
   Client client(context);
-  v1::ListWorkersRequest request;
-  request.set_group(options.group);
-  request.set_page_size(1000);
-  v1::ListWorkersResponse all;
-  do {
-    BALLAST_ASSIGN_OR_RETURN(auto page, client.Call(client.groups(), &v1::GroupService::Stub::ListWorkers, request));
-    all.mutable_workers()->MergeFrom(page.workers());
-    request.set_page_token(page.next_page_token());
-  } while (!request.page_token().empty());
+  BALLAST_ASSIGN_OR_RETURN(const v1::ListWorkersResponse all, client.Workers(options.group));
   return Print(context, all, [&] {
     Table table(
         {"WORKER", "GROUP", "STATE", "DRAIN", "RANK", "SLOTS", "LOAD", "RUNNING", "WAITING", "KV", "SERVES AT"});

@@ -48,16 +48,10 @@ absl::Status Report(const CtlContext& context, const v1::Worker& worker) {
 }
 
 absl::StatusOr<v1::Worker> FindWorker(Client& client, const std::string& group, const std::string& name) {
-  v1::ListWorkersRequest request;
-  request.set_group(group);
-  request.set_page_size(1000);
-  do {
-    BALLAST_ASSIGN_OR_RETURN(auto page, client.Call(client.groups(), &v1::GroupService::Stub::ListWorkers, request));
-    for (v1::Worker& worker : *page.mutable_workers()) {
-      if (worker.name() == name) return std::move(worker);
-    }
-    request.set_page_token(page.next_page_token());
-  } while (!request.page_token().empty());
+  BALLAST_ASSIGN_OR_RETURN(v1::ListWorkersResponse all, client.Workers(group));
+  for (v1::Worker& worker : *all.mutable_workers()) {
+    if (worker.name() == name) return std::move(worker);
+  }
   return absl::NotFoundError(absl::StrCat("worker: group ", group, " has no worker '", name, "'"));
 }
 

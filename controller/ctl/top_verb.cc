@@ -43,15 +43,8 @@ absl::StatusOr<TopView> Look(Client& client, const std::string& group, absl::Tim
   v1::GetLoadRequest load_request;
   load_request.set_group(view.group);
   BALLAST_ASSIGN_OR_RETURN(view.load, client.Call(client.groups(), &v1::GroupService::Stub::GetLoad, load_request));
-  v1::ListWorkersRequest workers_request;
-  workers_request.set_group(view.group);
-  workers_request.set_page_size(1000);
-  do {
-    BALLAST_ASSIGN_OR_RETURN(auto page,
-                             client.Call(client.groups(), &v1::GroupService::Stub::ListWorkers, workers_request));
-    view.workers.insert(view.workers.end(), page.workers().begin(), page.workers().end());
-    workers_request.set_page_token(page.next_page_token());
-  } while (!workers_request.page_token().empty());
+  BALLAST_ASSIGN_OR_RETURN(const v1::ListWorkersResponse all, client.Workers(view.group));
+  view.workers.assign(all.workers().begin(), all.workers().end());
   if (found->plan().empty()) return view;
   v1::GetPlanRequest plan_request;
   plan_request.set_id(found->plan());
