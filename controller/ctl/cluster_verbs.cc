@@ -47,20 +47,6 @@ struct ClusterOptions {
   uint64_t seed = 0;
 };
 
-// "GROUP_STATE_SERVING" -> "serving".
-std::string Short(const std::string& name, const char* prefix) {
-  std::string text = name.substr(name.find(prefix) == 0 ? std::string(prefix).size() : 0);
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-  return text;
-}
-std::string Show(v1::GroupState s) { return Short(v1::GroupState_Name(s), "GROUP_STATE_"); }
-std::string Show(v1::GroupMode m) { return Short(v1::GroupMode_Name(m), "GROUP_MODE_"); }
-std::string Show(v1::WorkerState s) { return Short(v1::WorkerState_Name(s), "WORKER_STATE_"); }
-std::string Show(v1::DrainState s) {
-  return s == v1::DRAIN_STATE_UNSPECIFIED ? "-" : Short(v1::DrainState_Name(s), "DRAIN_STATE_");
-}
-std::string Show(v1::PlanState s) { return Short(v1::PlanState_Name(s), "PLAN_STATE_"); }
-std::string Show(v1::CombineMode m) { return Short(v1::CombineMode_Name(m), "COMBINE_MODE_"); }
 std::string Ratio(double value) { return absl::StrFormat("%.3f", value); }
 std::string Show(const google::protobuf::Timestamp& t) {
   if (t.seconds() == 0) return "-";
@@ -85,10 +71,11 @@ absl::Status GetGroups(CtlContext& context) {
   return Print(context, list, [&] {
     Table table({"GROUP", "MODEL", "STATE", "MODE", "COMBINE", "WORKERS", "VIEW", "EPOCH", "BALANCEDNESS", "PLAN"});
     for (const v1::Group& g : list.groups()) {
-      table.AddRow({g.name(), g.model().name(), Show(g.state()), Show(g.mode()) + (g.paused() ? " (paused)" : ""),
-                    Show(g.combine()), absl::StrCat(g.view().members_size(), "/", g.size()),
-                    absl::StrCat(g.view().view()), absl::StrCat(g.epoch()),
-                    g.balancedness() > 0 ? Ratio(g.balancedness()) : "-", g.plan().empty() ? "-" : g.plan()});
+      table.AddRow({g.name(), g.model().name(), EnumText(g.state()),
+                    EnumText(g.mode()) + (g.paused() ? " (paused)" : ""), EnumText(g.combine()),
+                    absl::StrCat(g.view().members_size(), "/", g.size()), absl::StrCat(g.view().view()),
+                    absl::StrCat(g.epoch()), g.balancedness() > 0 ? Ratio(g.balancedness()) : "-",
+                    g.plan().empty() ? "-" : g.plan()});
     }
     table.Print(context.out);
   });
@@ -101,10 +88,12 @@ absl::Status GetWorkers(CtlContext& context, const ClusterOptions& options) {
     Table table(
         {"WORKER", "GROUP", "STATE", "DRAIN", "RANK", "SLOTS", "LOAD", "RUNNING", "WAITING", "KV", "SERVES AT"});
     for (const v1::Worker& w : all.workers()) {
-      table.AddRow({w.name(), w.group(), Show(w.state()), Show(w.drain()), w.rank() < 0 ? "-" : absl::StrCat(w.rank()),
-                    absl::StrCat(w.slots_used(), "/", w.slots()), absl::StrFormat("%.1f%%", 100 * w.load_ratio()),
-                    absl::StrCat(w.requests_running()), absl::StrCat(w.requests_waiting()),
-                    absl::StrFormat("%.0f%%", 100 * w.kv_cache_used_ratio()), w.serving_address()});
+      table.AddRow({w.name(), w.group(), EnumText(w.state()),
+                    w.drain() == v1::DRAIN_STATE_UNSPECIFIED ? "-" : EnumText(w.drain()),
+                    w.rank() < 0 ? "-" : absl::StrCat(w.rank()), absl::StrCat(w.slots_used(), "/", w.slots()),
+                    absl::StrFormat("%.1f%%", 100 * w.load_ratio()), absl::StrCat(w.requests_running()),
+                    absl::StrCat(w.requests_waiting()), absl::StrFormat("%.0f%%", 100 * w.kv_cache_used_ratio()),
+                    w.serving_address()});
     }
     table.Print(context.out);
   });
@@ -120,9 +109,9 @@ absl::Status GetPlans(CtlContext& context, const ClusterOptions& options) {
     Table table({"PLAN", "GROUP", "STATE", "CREATED", "POLICY", "BEFORE", "AFTER", "AT MOST", "GAIN", "TIME GAINED",
                  "WAVES", "MOVES", "BYTES", "TRANSFERS"});
     for (const v1::Plan& p : list.plans()) {
-      table.AddRow({p.id(), p.group(), Show(p.state()), Show(p.created()), p.policy(), Ratio(p.balancedness_before()),
-                    Ratio(p.balancedness_after()), Ratio(p.balancedness_bound()), PlanGain(p), PlanGainTime(p),
-                    absl::StrCat(p.waves_done(), "/", p.waves_total()),
+      table.AddRow({p.id(), p.group(), EnumText(p.state()), Show(p.created()), p.policy(),
+                    Ratio(p.balancedness_before()), Ratio(p.balancedness_after()), Ratio(p.balancedness_bound()),
+                    PlanGain(p), PlanGainTime(p), absl::StrCat(p.waves_done(), "/", p.waves_total()),
                     absl::StrCat(p.moves_done(), "/", p.moves_total()), HumanBytes(p.bytes_total()),
                     PlanTransferTime(p)});
     }
@@ -245,7 +234,7 @@ absl::Status GetEngines(CtlContext& context) {
 void PrintPlan(const v1::Plan& p, std::ostream& out) {
   // A dry run's is kept nowhere and has no id.
   out << (p.id().empty() ? "A plan" : absl::StrCat("Plan ", p.id())) << " of group " << p.group() << ": "
-      << (p.id().empty() ? "not kept" : Show(p.state())) << "\n"
+      << (p.id().empty() ? "not kept" : EnumText(p.state())) << "\n"
       << "  policy        " << p.policy() << "\n";
   if (!p.reason().empty()) out << "  why           " << p.reason() << "\n";
   out << "  balancedness  " << Ratio(p.balancedness_before()) << " -> " << Ratio(p.balancedness_after()) << " (at most "
@@ -326,8 +315,8 @@ absl::Status GroupVerb(CtlContext& context, const ClusterOptions& options, Reque
   BALLAST_ASSIGN_OR_RETURN(auto response, client.Call(client.groups(), method, request));
   return Print(context, response, [&] {
     const v1::Group& g = response.group();
-    context.out << "Group " << g.name() << ": mode " << Show(g.mode()) << ", policy " << g.policy()
-                << (g.paused() ? ", paused" : "") << ", " << Show(g.state()) << ", epoch " << g.epoch() << "\n";
+    context.out << "Group " << g.name() << ": mode " << EnumText(g.mode()) << ", policy " << g.policy()
+                << (g.paused() ? ", paused" : "") << ", " << EnumText(g.state()) << ", epoch " << g.epoch() << "\n";
   });
 }
 
@@ -383,7 +372,7 @@ absl::Status Watch(CtlContext& context, const ClusterOptions& options) {
       const v1::Group& g = response.group();
       for (const v1::Event& e : response.events()) text << Show(e.at()) << "  " << e.text() << "\n";
       if (response.events_size() == 0) {
-        text << g.name() << ": " << Show(g.state()) << ", view " << g.view().view() << ", epoch " << g.epoch()
+        text << g.name() << ": " << EnumText(g.state()) << ", view " << g.view().view() << ", epoch " << g.epoch()
              << ", balancedness " << (g.balancedness() > 0 ? Ratio(g.balancedness()) : "-") << "\n";
       }
     }
@@ -402,11 +391,8 @@ absl::Status Generate(CtlContext& context, const ClusterOptions& options) {
   std::string address = options.worker;
   if (address.empty()) {
     Client client(context);
-    v1::ListWorkersRequest request;
-    request.set_group(options.group);
-    request.set_page_size(1000);
-    BALLAST_ASSIGN_OR_RETURN(auto list, client.Call(client.groups(), &v1::GroupService::Stub::ListWorkers, request));
-    for (const v1::Worker& w : list.workers()) {
+    BALLAST_ASSIGN_OR_RETURN(const v1::ListWorkersResponse all, client.Workers(options.group));
+    for (const v1::Worker& w : all.workers()) {
       if (w.state() == v1::WORKER_STATE_SERVING && address.empty()) address = w.serving_address();
     }
     if (address.empty()) {

@@ -2,9 +2,7 @@
 #include <optional>
 #include <string>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "ballast/v1/group_service.grpc.pb.h"
 #include "controller/ctl/client.h"
@@ -31,11 +29,9 @@ struct DrainOptions {
 };
 
 std::string Show(const v1::Worker& worker) {
-  const std::string state =
-      absl::AsciiStrToLower(absl::StripPrefix(v1::DrainState_Name(worker.drain()), "DRAIN_STATE_"));
   if (worker.drain() == v1::DRAIN_STATE_UNSPECIFIED) return absl::StrCat("worker ", worker.name(), ": in use");
-  return absl::StrCat("worker ", worker.name(), ": ", state, ", ", worker.slots_used(), " replicas left",
-                      worker.drain_reason().empty() ? "" : "; ", worker.drain_reason());
+  return absl::StrCat("worker ", worker.name(), ": ", EnumText(worker.drain()), ", ", worker.slots_used(),
+                      " replicas left", worker.drain_reason().empty() ? "" : "; ", worker.drain_reason());
 }
 
 absl::Status Report(const CtlContext& context, const v1::Worker& worker) {

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cctype>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "google/protobuf/util/json_util.h"
 #include "proto/base/check.h"
 #include "yaml-cpp/yaml.h"
@@ -84,6 +86,14 @@ std::string HumanBytes(int64_t bytes) {
     unit = u;
   }
   return absl::StrFormat("%.1f %s", value, unit);
+}
+
+std::string EnumText(const google::protobuf::EnumDescriptor& type, int value) {
+  const google::protobuf::EnumValueDescriptor* found = type.FindValueByNumber(value);
+  if (found == nullptr) return absl::StrCat(value);
+  // What all names of a type begin with is before the first one's "UNSPECIFIED".
+  const absl::string_view prefix = absl::StripSuffix(type.value(0)->name(), "UNSPECIFIED");
+  return absl::AsciiStrToLower(absl::StripPrefix(found->name(), prefix));
 }
 
 void PrintDocument(OutputFormat format, const nlohmann::ordered_json& document, std::ostream& out) {

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "controller/ctl/context.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/generated_enum_reflection.h"
 #include "google/protobuf/message.h"
 #include "nlohmann/json.hpp"
 
@@ -27,6 +29,13 @@ class Table {
 
 // "1.5 MB"; decimal units, as bandwidths are.
 std::string HumanBytes(int64_t bytes);
+
+// A value's name without its type's, in small letters: GROUP_STATE_SERVING is "serving"; a number where it has no name.
+std::string EnumText(const google::protobuf::EnumDescriptor& type, int value);
+template <typename Enum>
+std::string EnumText(Enum value) {
+  return EnumText(*google::protobuf::GetEnumDescriptor<Enum>(), value);
+}
 
 // `document` as JSON or YAML; never called for tables.
 void PrintDocument(OutputFormat format, const nlohmann::ordered_json& document, std::ostream& out);

@@ -21,6 +21,13 @@ TEST(Table, AlignsNumbersRightAndTextLeft) {
             "größe    1234\n");
 }
 
+TEST(EnumText, IsTheNameWithoutItsTypes) {
+  EXPECT_EQ(EnumText(v1::COMBINE_MODE_EXACT), "exact");
+  EXPECT_EQ(EnumText(v1::PHASE_UNSPECIFIED), "unspecified");
+  // From a newer controller.
+  EXPECT_EQ(EnumText(static_cast<v1::Phase>(77)), "77");
+}
+
 TEST(HumanBytes, UsesDecimalUnits) {
   EXPECT_EQ(HumanBytes(0), "0 B");
   EXPECT_EQ(HumanBytes(999), "999 B");

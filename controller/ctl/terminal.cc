@@ -87,10 +87,8 @@ Terminal::~Terminal() {
 }
 
 TopSize Terminal::size() {
-  TopSize size = TerminalSize().value_or(TopSize());
-  size.columns = std::max(size.columns - 1, 1);
-  size.lines = std::max(size.lines - 1, 1);
-  return size;
+  const TopSize whole = TerminalSize().value_or(TopSize());
+  return size_ = {.columns = std::max(whole.columns - 1, 1), .lines = std::max(whole.lines - 1, 1)};
 }
 
 void Terminal::Draw(const std::string& frame) {
@@ -99,14 +97,14 @@ void Terminal::Draw(const std::string& frame) {
 }
 
 std::optional<char> Terminal::Key(absl::Time deadline) {
-  const TopSize drawn = size();
+  const TopSize drawn = size_;
   for (;;) {
     const absl::Duration left = deadline - clock_.Now();
     if (left <= absl::ZeroDuration() || size() != drawn) return std::nullopt;
     pollfd input = {.fd = keys_ ? STDIN_FILENO : -1, .events = POLLIN, .revents = 0};
     // At most a second: a signal may come between the look at the size and this.
-    if (poll(&input, 1, static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(left) + 1, 1, 1000))) <= 0)
-      continue;
+    const absl::Duration wait = std::min(left, absl::Seconds(1));
+    if (poll(&input, 1, static_cast<int>(absl::ToInt64Milliseconds(wait)) + 1) <= 0) continue;
     char key = 0;
     if (read(STDIN_FILENO, &key, 1) == 1) return key;
     keys_ = false;

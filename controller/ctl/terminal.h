@@ -31,6 +31,8 @@ class Terminal final : public TopScreen {
 
  private:
   Clock& clock_;
+  // What size() said last.
+  TopSize size_;
   // stdin has not ended.
   bool keys_ = true;
 };

@@ -35,10 +35,6 @@ constexpr Key kSortKeys[] = {{'l', "l load", TopSort::kLoad},
                              {'w', "w waiting", TopSort::kWaiting},
                              {'k', "k KV", TopSort::kKvCache}};
 
-std::string Short(const std::string& name, const std::string& prefix) {
-  return absl::AsciiStrToLower(name.starts_with(prefix) ? name.substr(prefix.size()) : name);
-}
-
 // At most `columns` code points, without what a terminal would obey: names are other people's.
 std::string Cut(const std::string& text, int columns) {
   std::string out;
@@ -62,8 +58,7 @@ std::string Bar(double ratio, int columns) {
 }
 
 std::string PlanLine(const v1::Plan& plan) {
-  const std::string line = absl::StrFormat("plan %s %s: balancedness %.3f to %.3f", plan.id(),
-                                           Short(v1::PlanState_Name(plan.state()), "PLAN_STATE_"),
+  const std::string line = absl::StrFormat("plan %s %s: balancedness %.3f to %.3f", plan.id(), EnumText(plan.state()),
                                            plan.balancedness_before(), plan.balancedness_after());
   if (plan.state() == v1::PLAN_STATE_PROPOSED) {
     return absl::StrCat(line, ", ", plan.moves_total(), " moves; ballastctl approve ", plan.id());
@@ -80,8 +75,8 @@ std::vector<std::string> GroupLines(const TopView& view) {
   for (const v1::Group& g : view.groups) {
     lines.push_back(absl::StrFormat(
         "%c %-24s  %-9s  %-16s  %5d  %7s  %12s  %16d  %s%s", g.name() == view.group ? '>' : ' ',
-        Cut(g.name(), kLongestName), Short(v1::GroupState_Name(g.state()), "GROUP_STATE_"),
-        absl::StrCat(Short(v1::GroupMode_Name(g.mode()), "GROUP_MODE_"), g.paused() ? " (paused)" : ""), g.epoch(),
+        Cut(g.name(), kLongestName), EnumText(g.state()),
+        absl::StrCat(EnumText(g.mode()), g.paused() ? " (paused)" : ""), g.epoch(),
         absl::StrCat(g.view().members_size(), "/", g.size()),
         g.balancedness() > 0 ? absl::StrFormat("%.3f", g.balancedness()) : "-", g.window_tokens(), g.policy(),
         g.missing_total() > 0 ? absl::StrCat("  ", g.missing_total(), " EXPERTS WITHOUT A LIVE REPLICA") : ""));
@@ -126,9 +121,8 @@ std::vector<std::string> GpuLines(const TopView& view, TopSort sort, int columns
                                                     "MEAN=1", "STATE", "RUN", "WAIT", "KV")};
   for (const v1::Worker* w : sorted) {
     const double beside_mean = w->load_ratio() * view.placement.workers_size();
-    const std::string state = w->drain() == v1::DRAIN_STATE_UNSPECIFIED
-                                  ? Short(v1::WorkerState_Name(w->state()), "WORKER_STATE_")
-                                  : absl::StrCat("drain ", Short(v1::DrainState_Name(w->drain()), "DRAIN_STATE_"));
+    const std::string state =
+        w->drain() == v1::DRAIN_STATE_UNSPECIFIED ? EnumText(w->state()) : absl::StrCat("drain ", EnumText(w->drain()));
     lines.push_back(absl::StrFormat("%-*s  %s %6.2f  %-12s %4d %4d %4.0f%%", wide, Cut(w->name(), wide),
                                     Bar(beside_mean, bar), beside_mean, state, w->requests_running(),
                                     w->requests_waiting(), 100 * w->kv_cache_used_ratio()));
@@ -266,8 +260,8 @@ std::string TopText(const TopView& view, TopSort sort, TopSize size) {
   return out;
 }
 
-absl::Status RunTop(const TopLook& look, std::string group, absl::Duration interval, Clock& clock, TopScreen& screen) {
-  BALLAST_ASSIGN_OR_RETURN(TopView view, look(group));
+void RunTop(const TopLook& look, std::string group, TopView view, absl::Duration interval, Clock& clock,
+            TopScreen& screen) {
   TopSort sort = TopSort::kLoad;
   std::string error;
   absl::Time next = clock.Now() + interval;
@@ -280,7 +274,7 @@ absl::Status RunTop(const TopLook& look, std::string group, absl::Duration inter
       screen.Draw(absl::StrCat(Cut(error, size.columns), "\n", TopText(view, sort, size)));
     }
     const std::optional<char> key = screen.Key(next);
-    if (key == 'q') return absl::OkStatus();
+    if (key == 'q') return;
     for (const Key& k : kSortKeys) {
       if (key == k.key) sort = k.sort;
     }

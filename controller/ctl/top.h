@@ -48,15 +48,18 @@ class TopScreen {
   virtual ~TopScreen() = default;
   virtual TopSize size() = 0;
   virtual void Draw(const std::string& frame) = 0;
-  // The next key, waited for until `deadline`; nothing: it has come, or the size is another.
+  // The next key, waited for until `deadline`; nothing: it has come, or the size is not what size() said last, also
+  // where it changed before this call.
   virtual std::optional<char> Key(absl::Time deadline) = 0;
 };
 
 // What there is of the group, or where that is empty of the first one.
 using TopLook = std::function<absl::StatusOr<TopView>(const std::string& group)>;
 
-// Draws until a key ends it. An error of the first look is returned; later ones are shown above what was seen last.
-absl::Status RunTop(const TopLook& look, std::string group, absl::Duration interval, Clock& clock, TopScreen& screen);
+// Draws `view`, a look at `group`, and then what it sees every `interval`, until a key ends it. An error of a look is
+// shown above what was seen last.
+void RunTop(const TopLook& look, std::string group, TopView view, absl::Duration interval, Clock& clock,
+            TopScreen& screen);
 
 }  // namespace ballast
 

@@ -60,16 +60,16 @@ absl::Status Top(CtlContext& context, const TopOptions& options) {
   Clock& clock = Clock::Real();
   Client client(context);
   const TopLook look = [&](const std::string& group) { return Look(client, group, clock.Now()); };
+  // Errors that are there from the beginning are told as those of every verb are.
+  BALLAST_ASSIGN_OR_RETURN(TopView view, look(options.group));
   const bool on_stdout = &context.out == &std::cout;
   if (options.once || !on_stdout || isatty(STDOUT_FILENO) == 0 || isatty(STDIN_FILENO) == 0) {
-    BALLAST_ASSIGN_OR_RETURN(const TopView view, look(options.group));
     context.out << TopText(view, TopSort::kLoad, (on_stdout ? TerminalSize() : std::nullopt).value_or(TopSize()));
     return absl::OkStatus();
   }
-  // Errors that are there from the beginning are told as those of every verb are.
-  BALLAST_RETURN_IF_ERROR(look(options.group).status());
   Terminal terminal(clock);
-  return RunTop(look, options.group, absl::Seconds(options.interval_seconds), clock, terminal);
+  RunTop(look, options.group, std::move(view), absl::Seconds(options.interval_seconds), clock, terminal);
+  return absl::OkStatus();
 }
 
 }  // namespace
