@@ -43,16 +43,19 @@ class Restorer {
   // There is room for it.
   void Restore(ExpertId expert, std::vector<Change>& changes) {
     Edit edit;
-    double cost = 0;
     int32_t gives = expert.layer;
-    if (!Search(expert.layer).FindHome(expert.expert, slopes_, room_, edit, cost)) {
+    if (!Search(expert.layer).FindHome(expert.expert, slopes_, room_, edit)) {
       // No slot is free and the layer has no spare replica; another layer may.
       gives = TakeFromOthers(expert, edit);
     }
-    Change& change = changes.emplace_back();
-    change.layer = expert.layer;
-    change.arrivals = {edit.arrive[0]};
+    const auto add = [&](int32_t layer) -> Change& {
+      Change& change = changes.emplace_back();
+      change.layer = layer;
+      return change;
+    };
     if (gives == expert.layer) {
+      Change& change = add(expert.layer);
+      change.arrivals.push_back(edit.arrive[0]);
       change.departures.assign(edit.leave.begin(), edit.leave.begin() + edit.leaves);
       Search(gives).Apply(edit);
       spares_[gives].reset();
@@ -60,17 +63,11 @@ class Restorer {
       return;
     }
     // The other layer's replica goes first, as a change of its own.
-    changes.back() = {gives, {}, {edit.leave[0]}};
-    changes.push_back({expert.layer, {edit.arrive[0]}, {}});
-    Edit leaves;
-    leaves.leave[0] = edit.leave[0];
-    leaves.leaves = 1;
-    Search(gives).Apply(leaves);
+    add(gives).departures.push_back(edit.leave[0]);
+    add(expert.layer).arrivals.push_back(edit.arrive[0]);
+    Search(gives).Apply(MakeEdit({}, {edit.leave[0]}));
     spares_[gives].reset();
-    Edit arrives;
-    arrives.arrive[0] = edit.arrive[0];
-    arrives.arrivals = 1;
-    Search(expert.layer).Apply(arrives);
+    Search(expert.layer).Apply(MakeEdit({edit.arrive[0]}, {}));
   }
 
   // As it stands after the changes, slots aside.

@@ -267,10 +267,9 @@ std::vector<Change> FindIncrement(const Placement& current, const Topology& topo
     scenarios = std::span(&*blend, 1);
   }
   Incrementer incrementer(current, topology, scenarios, split, limits);
-  if (solved == nullptr || split != Split::kSolved) return incrementer.Run();
-  solved->before = incrementer.Balancedness();
   std::vector<Change> changes = incrementer.Run();
-  solved->after = incrementer.Balancedness();
+  if (solved == nullptr || split != Split::kSolved) return changes;
+  solved->levels = incrementer.Balancedness();
   solved->flow = incrementer.TakeFlows();
   return changes;
 }

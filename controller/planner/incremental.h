@@ -46,13 +46,12 @@ struct IncrementLimits {
   std::span<const Change> made;
 };
 
-// What a search by solved shares knows of every layer, so that others need not solve it again: of the load, or of the
-// blend of the scenarios.
+// What a search by solved shares knows of every layer with all changes made, so that others need not solve it again: of
+// the load, or of the blend of the scenarios.
 struct SolvedLayers {
-  // [layers] the balancedness of the placement that was searched from, and with all changes made.
-  std::vector<double> before;
-  std::vector<double> after;
-  // [layers][replicas] with all changes made: each replica's part of the tokens, by (expert, worker).
+  // [layers] the balancedness.
+  std::vector<double> levels;
+  // [layers][replicas] each replica's part of the tokens, by (expert, worker).
   std::vector<std::vector<int64_t>> flow;
 };
 

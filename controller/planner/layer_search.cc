@@ -74,7 +74,6 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
     level_.push_back(std::accumulate(layer.begin(), layer.end(), 0.0) / speed);
   }
   for (int32_t e = 0; e < experts_; ++e) {
-    std::sort(table_.rank.begin() + table_.begin[e], table_.rank.begin() + table_.begin[e + 1]);
     for (const int32_t w : Holders(e)) packs_[w].push_back(e);
   }
   if (split_ == Split::kSolved) {
@@ -94,19 +93,13 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
   }
 }
 
-bool LayerSearch::Holds(int32_t w, int32_t e) const {
-  const std::span<const int32_t> at = Holders(e);
-  if (at.size() == 1) return at[0] == w;
-  return std::binary_search(at.begin(), at.end(), w);
-}
-
-bool LayerSearch::Decided(int32_t e, int32_t w) const {
-  return touched_experts_[e] && std::find(decided_.begin(), decided_.end(), Change::Place{e, w}) != decided_.end();
+bool LayerSearch::IsDecided(const Change::Place& place) const {
+  return std::find(decided_.begin(), decided_.end(), place) != decided_.end();
 }
 
 void LayerSearch::MarkDecided(std::span<const Change::Place> places) {
   decided_.insert(decided_.end(), places.begin(), places.end());
-  for (const Change::Place& place : places) touched_experts_[place.expert] = true;
+  for (const Change::Place& place : places) touched_experts_[place.expert] = 1;
 }
 
 void LayerSearch::Decide(const Change& change) {
@@ -121,14 +114,17 @@ DispatchTable LayerSearch::Table() const {
 }
 
 void LayerSearch::Restructure(std::span<const Change::Place> arrive, std::span<const Change::Place> leave) {
+  const auto shift = [&](int32_t e, int32_t by) {
+    for (int32_t& begin : std::span(table_.begin).subspan(e + 1)) begin += by;
+  };
   for (const auto& [e, w] : leave) {
     table_.rank.erase(Place(e, w));
-    for (int32_t i = e + 1; i <= experts_; ++i) --table_.begin[i];
+    shift(e, -1);
     packs_[w].erase(std::find(packs_[w].begin(), packs_[w].end(), e));
   }
   for (const auto& [e, w] : arrive) {
     table_.rank.insert(Place(e, w), w);
-    for (int32_t i = e + 1; i <= experts_; ++i) ++table_.begin[i];
+    shift(e, 1);
     packs_[w].insert(std::lower_bound(packs_[w].begin(), packs_[w].end(), e), e);
   }
 }
@@ -173,9 +169,9 @@ void LayerSearch::SplitEqually(std::span<const int32_t> workers) {
   for (size_t s = 0; s < scenarios_; ++s) {
     double* load = &load_[s * workers_];
     for (const int32_t w : workers) {
-      load[w] = 0;
-      for (const int32_t e : packs_[w]) load[w] += tokens_[s][e] / Count(e);
-      load[w] *= slowness_[w];
+      double sum = 0;
+      for (const int32_t e : packs_[w]) sum += tokens_[s][e] / Count(e);
+      load[w] = sum * slowness_[w];
     }
     busiest_[s] = *std::max_element(load, load + workers_);
   }
@@ -360,6 +356,7 @@ const std::vector<int32_t>& LayerSearch::Lightest(size_t s, size_t most) {
 void LayerSearch::GatherLightest(size_t s, int32_t c, const Room& room, std::span<const int32_t> used) {
   const double* load = &load_[s * workers_];
   packed_.clear();
+  spare_.clear();
   lightest_.clear();
   for (const int32_t w : Lightest(s, workers_ <= kFewWorkers ? workers_ : kLightest)) {
     if (w == c || room.closed[w] || load[w] >= load[c]) continue;
@@ -367,18 +364,17 @@ void LayerSearch::GatherLightest(size_t s, int32_t c, const Room& room, std::spa
     light.worker = w;
     light.slot = HasSlot(w, room, used);
     light.least = std::numeric_limits<double>::infinity();
-    const auto held = [&](int32_t f) { packed_.push_back({f, tokens_[s][f] / Count(f)}); };
-    light.spares = packed_.size();
-    for (const int32_t f : packs_[w]) {
-      if (Spare(f, w)) held(f);
-    }
-    light.swappable = packed_.size();
+    light.first = packed_.size();
+    light.first_spare = spare_.size();
     for (const int32_t f : packs_[w]) {
       if (Decided(f, w)) continue;
-      held(f);
-      light.least = std::min(light.least, packed_.back().part);
+      const Held held{f, tokens_[s][f] / Count(f)};
+      packed_.push_back(held);
+      if (Count(f) > 1) spare_.push_back(held);
+      light.least = std::min(light.least, held.part);
     }
-    light.end = packed_.size();
+    light.count = packed_.size() - light.first;
+    light.spares = spare_.size() - light.first_spare;
   }
 }
 
@@ -546,21 +542,13 @@ bool LayerSearch::FindEdit(std::span<const double> slopes, const Room& room, std
   return value > none;
 }
 
-double LayerSearch::Cost(const Edit& edit, std::span<const double> slopes) {
-  Gather(edit);
-  double change = 0;
+void LayerSearch::RaiseLoads() {
+  power_.resize(load_.size());
   for (size_t s = 0; s < scenarios_; ++s) {
     if (level_[s] == 0) continue;
-    const double* load = &load_[s * workers_];
-    const double* delta = &delta_[s * workers_];
-    double powers = 0;
-    for (const int32_t w : touched_) {
-      powers += Power16((load[w] + delta[w]) / level_[s]) - Power16(load[w] / level_[s]);
-    }
-    change += slopes[s] * level_[s] * powers;
+    const double scale = 1 / level_[s];
+    for (int32_t w = 0; w < workers_; ++w) power_[s * workers_ + w] = Power16(load_[s * workers_ + w] * scale);
   }
-  ClearGathered();
-  return change;
 }
 
 double LayerSearch::HomeCost(int32_t expert, int32_t w, int32_t f, std::span<const double> slopes) const {
@@ -571,9 +559,9 @@ double LayerSearch::HomeCost(int32_t expert, int32_t w, int32_t f, std::span<con
     const double* power = &power_[s * workers_];
     const double scale = 1 / level_[s];
     const auto grows = [&](int32_t worker, double by) {
-      return Power16((load[worker] + by / speed_[worker]) * scale) - power[worker];
+      return Power16((load[worker] + by * slowness_[worker]) * scale) - power[worker];
     };
-    double comes = tokens_[s][expert];
+    double comes = expert < 0 ? 0 : tokens_[s][expert];
     double powers = 0;
     if (f >= 0) {
       const double part = tokens_[s][f] / Count(f);
@@ -586,45 +574,29 @@ double LayerSearch::HomeCost(int32_t expert, int32_t w, int32_t f, std::span<con
   return change;
 }
 
-bool LayerSearch::FindHome(int32_t expert, std::span<const double> slopes, const Room& room, Edit& best, double& cost) {
-  power_.resize(load_.size());
-  for (size_t s = 0; s < scenarios_; ++s) {
-    for (int32_t w = 0; w < workers_ && level_[s] > 0; ++w) {
-      power_[s * workers_ + w] = Power16(load_[s * workers_ + w] / level_[s]);
-    }
-  }
-  bool found = false;
-  const auto consider = [&](int32_t w, int32_t f) {
-    const double change = HomeCost(expert, w, f, slopes);
-    if (found && change >= cost) return;
-    found = true;
-    cost = change;
-    best = f < 0 ? MakeEdit({{expert, w}}, {}) : MakeEdit({{expert, w}}, {{f, w}});
-  };
+bool LayerSearch::FindHome(int32_t expert, std::span<const double> slopes, const Room& room, Edit& best) {
+  RaiseLoads();
+  Home home;
   for (int32_t w = 0; w < workers_; ++w) {
-    if (room.closed[w] || Holds(w, expert)) continue;
-    if (HasSlot(w, room, {})) consider(w, -1);
-    for (const int32_t f : packs_[w]) {
-      if (Spare(f, w)) consider(w, f);
-    }
+    if (!room.closed[w] && HasSlot(w, room, {})) ConsiderHome(expert, w, -1, slopes, home);
   }
-  return found;
+  ForEachSpare([&](int32_t f, int32_t w) {
+    if (!room.closed[w]) ConsiderHome(expert, w, f, slopes, home);
+  });
+  if (home.worker < 0) return false;
+  best = home.leaves < 0 ? MakeEdit({{expert, home.worker}}, {})
+                         : MakeEdit({{expert, home.worker}}, {{home.leaves, home.worker}});
+  return true;
 }
 
 bool LayerSearch::FindSpare(std::span<const double> slopes, Edit& best, double& cost) {
-  bool found = false;
-  for (int32_t e = 0; e < experts_; ++e) {
-    for (const int32_t w : Holders(e)) {
-      if (!Spare(e, w)) continue;
-      const Edit edit = MakeEdit({}, {{e, w}});
-      const double change = Cost(edit, slopes);
-      if (found && change >= cost) continue;
-      found = true;
-      cost = change;
-      best = edit;
-    }
-  }
-  return found;
+  RaiseLoads();
+  Home home;
+  ForEachSpare([&](int32_t f, int32_t w) { ConsiderHome(-1, w, f, slopes, home); });
+  if (home.worker < 0) return false;
+  best = MakeEdit({}, {{home.leaves, home.worker}});
+  cost = home.cost;
+  return true;
 }
 
 }  // namespace ballast

@@ -42,7 +42,7 @@ Edit MakeEdit(std::initializer_list<Change::Place> arrive, std::initializer_list
 
 class LayerSearch {
  public:
-  // `tokens` [scenarios][experts], and `topology`, must outlive it.
+  // `table`: workers ascending. `tokens` [scenarios][experts], and `topology`, must outlive it.
   LayerSearch(const DispatchTable& table, std::vector<std::span<const double>> tokens, const Topology& topology,
               Split split, int32_t slots);
 
@@ -65,10 +65,10 @@ class LayerSearch {
   // The same for changes made before.
   void Decide(const Change& change);
 
-  // Where a replica of `expert`, which has none, hurts least: a worker with room, or the slot of a spare replica. Sets
-  // the edit and its cost (the change of the sum of the loads' 16th powers, the level being 1, slopes as above).
-  bool FindHome(int32_t expert, std::span<const double> slopes, const Room& room, Edit& best, double& cost);
-  // The spare replica that is missed least, in the same terms. False: there is none.
+  // Where a replica of `expert`, which has none, costs least: a worker with room, or the slot of a spare replica. What
+  // it costs is the change of the sum of the loads' 16th powers, the level being 1, slopes as above. False: nowhere.
+  bool FindHome(int32_t expert, std::span<const double> slopes, const Room& room, Edit& best);
+  // The spare replica that is missed least, and what that costs in the same terms. False: there is none.
   bool FindSpare(std::span<const double> slopes, Edit& best, double& cost);
 
   // As it stands, workers ascending, weights 1.
@@ -103,9 +103,13 @@ class LayerSearch {
   std::vector<int32_t>::const_iterator Place(int32_t e, int32_t w) const {
     return std::lower_bound(table_.rank.begin() + table_.begin[e], table_.rank.begin() + table_.begin[e + 1], w);
   }
-  bool Holds(int32_t w, int32_t e) const;
+  bool Holds(int32_t w, int32_t e) const {
+    const std::span<const int32_t> at = Holders(e);
+    return at.size() == 1 ? at[0] == w : std::binary_search(at.begin(), at.end(), w);
+  }
   // Whether a change has decided that `w` holds it, or not.
-  bool Decided(int32_t e, int32_t w) const;
+  bool Decided(int32_t e, int32_t w) const { return touched_experts_[e] != 0 && IsDecided({e, w}); }
+  bool IsDecided(const Change::Place& place) const;
   bool CanTake(int32_t w, int32_t e) const { return !Holds(w, e) && !Decided(e, w); }
   void MarkDecided(std::span<const Change::Place> places);
   bool Spare(int32_t e, int32_t w) const { return Count(e) > 1 && !Decided(e, w); }
@@ -134,10 +138,31 @@ class LayerSearch {
     marked_[w] = true;
     touched_.push_back(w);
   }
-  // Of `expert`, which has no replica, at `w`, where `f` leaves (-1: none): see FindHome.
+  // Calls visit(expert, worker) for each spare replica.
+  template <typename Visit>
+  void ForEachSpare(Visit visit) const {
+    const std::span<const int32_t> begin = table_.begin;
+    for (int32_t e = 0; e < experts_; ++e) {
+      if (begin[e + 1] - begin[e] < 2) continue;
+      for (const int32_t w : Holders(e)) {
+        if (!Decided(e, w)) visit(e, w);
+      }
+    }
+  }
+  // A worker that takes an expert in, what leaves it (-1: nothing), and the cost of both; -1: there is none.
+  struct Home {
+    int32_t worker = -1;
+    int32_t leaves = -1;
+    double cost = 0;
+  };
+  // 16th powers of the loads, as HomeCost counts them: power_.
+  void RaiseLoads();
+  // Of `expert`, which has no replica (-1: of none), at `w`, where `f` leaves (-1: none): see FindHome.
   double HomeCost(int32_t expert, int32_t w, int32_t f, std::span<const double> slopes) const;
-  // The change of the 16th powers, see FindHome.
-  double Cost(const Edit& edit, std::span<const double> slopes);
+  void ConsiderHome(int32_t expert, int32_t w, int32_t f, std::span<const double> slopes, Home& best) const {
+    const double cost = HomeCost(expert, w, f, slopes);
+    if (best.worker < 0 || cost < best.cost) best = {w, f, cost};
+  }
   void ClearGathered();
   void AddTo(int32_t w, int32_t e, double part);
   void Consider(const Edit& edit, std::span<const double> slopes, double& value, Edit& best);
@@ -169,7 +194,7 @@ class LayerSearch {
   DispatchTable table_;           // holders of each expert, ascending; without weights
   std::vector<Pack> packs_;       // [workers]
   std::vector<Change::Place> decided_;
-  std::vector<bool> touched_experts_;           // [experts] whether decided_ may name them
+  std::vector<uint8_t> touched_experts_;        // [experts] not 0: decided_ may name them
   std::vector<double> load_;                    // [scenarios][workers]
   std::vector<double> level_;                   // [scenarios] mean load
   std::vector<double> busiest_;                 // [scenarios]
@@ -197,21 +222,23 @@ class LayerSearch {
     int32_t expert;
     double part;  // of its tokens
   };
-  std::vector<Held> packed_;  // packs of some workers
-  // A worker from the light end: the replicas that may leave it for good, and those that may be swapped.
+  std::vector<Held> packed_;  // of some workers, what may be swapped
+  std::vector<Held> spare_;   // and what of it may leave for good
+  // A worker from the light end, and its part of both.
   struct Light {
     int32_t worker;
-    bool slot;         // whether it has a free one
-    double least;      // the least part of those that may be swapped
-    size_t spares;     // the first in packed_; up to `swappable`
-    size_t swappable;  // up to `end`
-    size_t end;
+    bool slot;     // whether it has a free one
+    double least;  // the least part of those that may be swapped
+    size_t first;  // in packed_
+    size_t count;
+    size_t first_spare;  // in spare_
+    size_t spares;
   };
-  std::span<const Held> Spares(const Light& light) const {
-    return std::span(packed_).subspan(light.spares, light.swappable - light.spares);
-  }
   std::span<const Held> Swappable(const Light& light) const {
-    return std::span(packed_).subspan(light.swappable, light.end - light.swappable);
+    return std::span(packed_).subspan(light.first, light.count);
+  }
+  std::span<const Held> Spares(const Light& light) const {
+    return std::span(spare_).subspan(light.first_spare, light.spares);
   }
   std::vector<Light> lightest_;
   std::vector<double> power_;  // [scenarios][workers] of FindHome: 16th powers of the loads, the level being 1

@@ -35,7 +35,7 @@ class StandingPolicy final : public PlannerPolicy {
 std::vector<DispatchTable> AfterChanges(std::vector<DispatchTable> tables, std::span<const Change> changes) {
   std::vector<std::vector<const Change*>> of(tables.size());
   for (const Change& change : changes) of[change.layer].push_back(&change);
-  std::vector<std::pair<int32_t, int32_t>> held;  // (expert, worker)
+  std::vector<Change::Place> held;
   for (size_t l = 0; l < tables.size(); ++l) {
     if (of[l].empty()) continue;
     DispatchTable& table = tables[l];
@@ -44,10 +44,10 @@ std::vector<DispatchTable> AfterChanges(std::vector<DispatchTable> tables, std::
       for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) held.push_back({e, table.rank[r]});
     }
     for (const Change* change : of[l]) {
-      for (const auto& [e, w] : change->departures)
-        held.erase(std::lower_bound(held.begin(), held.end(), std::pair(e, w)));
-      for (const auto& [e, w] : change->arrivals) {
-        held.insert(std::lower_bound(held.begin(), held.end(), std::pair(e, w)), std::pair(e, w));
+      for (const Change::Place& place : change->departures)
+        held.erase(std::lower_bound(held.begin(), held.end(), place));
+      for (const Change::Place& place : change->arrivals) {
+        held.insert(std::lower_bound(held.begin(), held.end(), place), place);
       }
     }
     table.rank.clear();
@@ -100,31 +100,21 @@ std::vector<double> Busiest(std::span<const LoadScore> scores) {
   return busiest;
 }
 
-// [layers] the balancedness with shares solved for the one scenario, where it is known; else empty.
-struct KnownLevels {
-  std::span<const double> current;
-  std::span<const double> layers;
-};
-
 // The effect of plan.placement, whose tables are `layers`, and of the placement in force where there is one (`current`
-// not empty). What does not change is scored once.
+// not empty). What does not change is scored once. `solved` [layers]: the balancedness of `layers` with shares solved
+// for the one scenario, where it is known; else empty.
 void Predict(const PlanRequest& request, std::span<const DispatchTable> current, std::span<const DispatchTable> layers,
-             const KnownLevels& solved, Plan& plan) {
+             std::span<const double> solved, Plan& plan) {
   LayerScorer scorer(request.topology);
   for (const Scenario& s : request.scenarios) {
     std::vector<LayerScore> now;
     std::vector<LayerScore> then;
     for (size_t l = 0; l < layers.size(); ++l) {
       const auto tokens = s.load.layer(static_cast<int32_t>(l));
-      const double known = solved.layers.empty() ? 0 : solved.layers[l];
-      then.push_back(scorer.Score(layers[l], tokens, known));
+      then.push_back(scorer.Score(layers[l], tokens, solved.empty() ? 0 : solved[l]));
       if (current.empty()) continue;
-      const bool same = SameReplicas(current[l], layers[l]);
-      if (same && current[l].weight == layers[l].weight) {
-        now.push_back(then.back());
-        continue;
-      }
-      now.push_back(scorer.Score(current[l], tokens, same ? known : solved.current.empty() ? 0 : solved.current[l]));
+      const bool same = SameReplicas(current[l], layers[l]) && current[l].weight == layers[l].weight;
+      now.push_back(same ? then.back() : scorer.ScoreUnsolved(current[l], tokens));
     }
     plan.predicted.push_back(SumUp(std::move(then), s));
     if (!current.empty()) plan.current.push_back(SumUp(std::move(now), s));
@@ -383,11 +373,11 @@ GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
   input.tokens_per_worker_layer = tokens / shape.layers / static_cast<double>(request.topology.workers.size());
   if (request.current) {
     const std::vector<int32_t> worker_of = WorkersOf(*request.current, request.topology);
-    std::vector<bool> held(shape.tokens.size());
+    std::vector<uint8_t> held(shape.tokens.size());
     for (const Replica& r : request.current->replicas) {
-      if (worker_of[r.worker] >= 0) held[static_cast<size_t>(r.expert.layer) * shape.experts + r.expert.expert] = true;
+      if (worker_of[r.worker] >= 0) held[static_cast<size_t>(r.expert.layer) * shape.experts + r.expert.expert] = 1;
     }
-    input.restores_experts = std::find(held.begin(), held.end(), false) != held.end();
+    input.restores_experts = std::find(held.begin(), held.end(), 0) != held.end();
   }
   return input;
 }
@@ -398,7 +388,7 @@ absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& reque
   LayerSolver solver(static_cast<int32_t>(request.topology.workers.size()), Speeds(request.topology));
   const std::vector<DispatchTable> tables = Onto(current, request.topology);
   std::vector<DispatchTable> target = AfterChanges(tables, changes);
-  std::vector<double> solved;
+  std::vector<double> solved = known.levels;
   for (int32_t l = 0; l < blend.layers; ++l) {
     if (split == Split::kSolved && !known.flow.empty()) {
       FlowToWeights(known.flow[l], target[l]);
@@ -408,15 +398,14 @@ absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& reque
       target[l].weight.assign(target[l].rank.size(), 1);
     }
   }
-  // Of the blend, which is the one scenario's load or of use to nobody.
-  KnownLevels levels;
-  if (request.scenarios.size() == 1) levels = {known.before, known.after.empty() ? solved : known.after};
   Plan plan;
   plan.policy = name;
   BALLAST_ASSIGN_OR_RETURN(plan.waves,
                            PackWaves(current, changes, target, request.topology, request.scenarios, request.waves));
   FollowWaves(request, current, plan);
-  Predict(request, tables, target, levels, plan);
+  // Of the blend, which is the one scenario's load or of use to nobody.
+  if (request.scenarios.size() > 1) solved.clear();
+  Predict(request, tables, target, solved, plan);
   return plan;
 }
 

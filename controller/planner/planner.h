@@ -55,7 +55,8 @@ struct Plan {
   Placement placement;
   // With this placement's weights; one for each scenario, in order.
   std::vector<LoadScore> predicted;
-  // Of the placement in force, empty without one; the same scenarios.
+  // Of the placement in force, empty without one; the same scenarios. What is said of solved shares is not solved (see
+  // LayerScorer::ScoreUnsolved).
   std::vector<LoadScore> current;
   // From the placement in force; empty when there is none, or nothing differs.
   std::vector<Wave> waves;
@@ -105,8 +106,8 @@ absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& re
 absl::StatusOr<Plan> PlanTo(std::string_view name, PlanRequest request, const Placement& target);
 
 // The plan that makes `changes`, in their order, to `current`, which is request.current over its topology. Experts may
-// be without a replica before and after. Weights are solved for the blend of the scenarios, or 1. `known`: of `current`
-// and of what the changes lead to; or empty.
+// be without a replica before and after. Weights are solved for the blend of the scenarios, or 1. `known`: of what the
+// changes lead to; or empty.
 absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& request, const Placement& current,
                                  std::span<const Change> changes, Split split, const SolvedLayers& known = {});
 

@@ -60,6 +60,10 @@ std::vector<double> WorkerLoadsEqualSplit(const DispatchTable& layer, std::span<
   return loads;
 }
 
+bool SplitsEqually(const DispatchTable& layer) {
+  return std::all_of(layer.weight.begin(), layer.weight.end(), [](uint32_t w) { return w == 1; });
+}
+
 double Balancedness(std::span<const double> loads) {
   const double most = *std::max_element(loads.begin(), loads.end());
   return most == 0 ? 1 : Mean(loads) / most;
@@ -159,7 +163,7 @@ LayerScorer::LayerScorer(const Topology& topology)
       solver_(static_cast<int32_t>(speed_.size()), speeds_),
       slots_(speed_.size()) {}
 
-LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double> tokens, double solved) {
+LayerScore LayerScorer::ScoreUnsolved(const DispatchTable& layer, std::span<const double> tokens) {
   LayerScore score;
   Loads(layer, tokens, speed_, /*equal=*/false, loads_);
   score.busiest = *std::max_element(loads_.begin(), loads_.end());
@@ -174,22 +178,28 @@ LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double
   const auto workers = static_cast<double>(loads_.size());
   score.jain = score.mean * score.mean * workers / squares;
   score.maxvio = score.busiest / score.mean - 1;
-  Loads(layer, tokens, speed_, /*equal=*/true, loads_);
+  if (!SplitsEqually(layer)) Loads(layer, tokens, speed_, /*equal=*/true, loads_);
   score.busiest_equal_split = *std::max_element(loads_.begin(), loads_.end());
   score.balancedness_equal_split = level_over(score.busiest_equal_split);
 
   std::fill(slots_.begin(), slots_.end(), 0);
   for (const int32_t w : layer.rank) ++slots_[w];
   score.upper_bound = UpperBound(tokens, slots_, speeds_);
-  // Solving is what takes most of the time, and for nothing where the shares at hand are as good as proven.
-  constexpr double kNear = 1e-4;
   score.balancedness_solved = std::max(score.balancedness, score.balancedness_equal_split);
-  if (score.balancedness_solved < score.upper_bound * (1 - kNear)) {
-    score.balancedness_solved = solved > 0 ? solved : solver_.Solve(layer, tokens);
-  }
   score.busiest_solved = level / score.balancedness_solved;
   score.busiest_bound = level / score.upper_bound;
   score.cross_node_part = nodes_.Part(layer, tokens);
+  return score;
+}
+
+LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double> tokens, double solved) {
+  LayerScore score = ScoreUnsolved(layer, tokens);
+  // Solving is what takes most of the time, and for nothing where the shares at hand are as good as proven.
+  constexpr double kNear = 1e-4;
+  if (score.busiest == 0 || score.balancedness_solved >= score.upper_bound * (1 - kNear)) return score;
+  if (solved == 0) solved = solver_.Solve(layer, tokens);
+  score.busiest_solved *= score.balancedness_solved / solved;
+  score.balancedness_solved = solved;
   return score;
 }
 
@@ -205,22 +215,26 @@ LayerScore ScoreLayer(const DispatchTable& layer, std::span<const double> tokens
 std::vector<DispatchTable> Onto(const Placement& placement, const Topology& topology) {
   const std::vector<int32_t> worker_of = WorkersOf(placement, topology);
   std::vector<DispatchTable> layers(placement.num_layers);
-  for (auto r = placement.replicas.begin(); r != placement.replicas.end();) {
-    const int32_t l = r->expert.layer;
-    const auto first = r;
-    while (r != placement.replicas.end() && r->expert.layer == l) ++r;
-    DispatchTable& table = layers[l];
-    table.begin.reserve(placement.num_experts + 1);
-    table.rank.reserve(r - first);
-    table.weight.reserve(r - first);
-    for (auto i = first; i != r; ++i) {
-      while (std::ssize(table.begin) <= i->expert.expert) table.begin.push_back(table.num_replicas());
-      if (worker_of[i->worker] < 0) continue;
-      table.rank.push_back(worker_of[i->worker]);
-      table.weight.push_back(i->weight);
+  const std::span<const Replica> all = placement.replicas;
+  for (size_t first = 0, last = 0; first < all.size(); first = last) {
+    while (last < all.size() && all[last].expert.layer == all[first].expert.layer) ++last;
+    DispatchTable& table = layers[all[first].expert.layer];
+    table.begin.resize(placement.num_experts + 1);
+    table.rank.resize(last - first);
+    table.weight.resize(last - first);
+    int32_t experts = 0;  // that have begun
+    int32_t replicas = 0;
+    for (const Replica& r : all.subspan(first, last - first)) {
+      while (experts <= r.expert.expert) table.begin[experts++] = replicas;
+      if (worker_of[r.worker] < 0) continue;
+      table.rank[replicas] = worker_of[r.worker];
+      table.weight[replicas++] = r.weight;
     }
+    std::fill(table.begin.begin() + experts, table.begin.end(), replicas);
+    table.rank.resize(replicas);
+    table.weight.resize(replicas);
   }
-  for (DispatchTable& table : layers) table.begin.resize(placement.num_experts + 1, table.num_replicas());
+  for (DispatchTable& table : layers) table.begin.resize(placement.num_experts + 1);
   return layers;
 }
 

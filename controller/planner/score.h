@@ -92,6 +92,9 @@ std::vector<double> WorkerLoads(const DispatchTable& layer, std::span<const doub
 std::vector<double> WorkerLoadsEqualSplit(const DispatchTable& layer, std::span<const double> tokens,
                                           const Topology& topology);
 
+// Whether all weights are 1.
+bool SplitsEqually(const DispatchTable& layer);
+
 // Mean over max, 1 when all are zero.
 double Balancedness(std::span<const double> loads);
 
@@ -103,6 +106,8 @@ class LayerScorer {
   explicit LayerScorer(const Topology& topology);
   // `solved`: the balancedness with shares solved for `tokens` where it is known; 0 where it is not.
   LayerScore Score(const DispatchTable& layer, std::span<const double> tokens, double solved = 0);
+  // The same without solving anything: what is said of solved shares is the better of the other splits.
+  LayerScore ScoreUnsolved(const DispatchTable& layer, std::span<const double> tokens);
   // LayerScore::busiest alone.
   double Busiest(const DispatchTable& layer, std::span<const double> tokens);
 

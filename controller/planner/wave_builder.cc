@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <tuple>
 #include <utility>
 
@@ -37,7 +38,7 @@ class Builder {
       replicas_[all[first].expert.layer] = all.subspan(first, last - first);
     }
     for (const Replica& r : all) {
-      if (r.slot < static_cast<int32_t>(taken_[r.worker].size())) taken_[r.worker][r.slot] = true;
+      if (r.slot < static_cast<int32_t>(taken_[r.worker].size())) taken_[r.worker][r.slot] = 1;
     }
     for (int32_t l = 0; l < current.num_layers; ++l) {
       equally_.push_back(SplitsEqually(target_[l]));
@@ -86,13 +87,16 @@ class Builder {
       for (const auto& [e, w] : change.departures)
         group.departures.push_back(changes_.AddDeparture({{change.layer, e}, w}));
     }
+    std::vector<int32_t> left(groups.size());  // indices
+    std::iota(left.begin(), left.end(), 0);
     std::vector<Wave> waves;
-    while (!groups.empty()) {
+    while (!left.empty()) {
       BeginWave();
       std::vector<bool> layer_waits(layers_.size());
       std::vector<bool> worker_waits(workers_);
-      std::vector<ChangeGroup> rest;
-      for (ChangeGroup& group : groups) {
+      std::vector<int32_t> rest;
+      for (const int32_t g : left) {
+        const ChangeGroup& group = groups[g];
         if (!layer_waits[group.layer] && changes_.Fits(group, worker_waits)) {
           for (const int32_t a : group.arrivals) changes_.Take(a);
           for (const int32_t d : group.departures) changes_.Leave(d);
@@ -101,12 +105,12 @@ class Builder {
         // What comes after it in its layer and on its workers stays after it.
         layer_waits[group.layer] = true;
         for (const int32_t a : group.arrivals) worker_waits[changes_.arrivals()[a].worker] = true;
-        rest.push_back(std::move(group));
+        rest.push_back(g);
       }
       if (changes_.log().empty()) return NoRoom();
       Settle(0, /*force=*/true);
       waves.push_back(EndWave(total_ <= std::max(before_, Limit())));
-      groups = std::move(rest);
+      left = std::move(rest);
     }
     AddWeights(waves);
     return waves;
@@ -261,25 +265,28 @@ class Builder {
     std::sort(come_.begin(), come_.end());
     std::sort(gone_.begin(), gone_.end());
     DispatchTable table;
-    table.begin.assign(experts_ + 1, 0);
-    table.rank.reserve(replicas_[l].size() + come_.size());
-    const auto add = [&](const Place& place) {
-      ++table.begin[place.first + 1];
-      table.rank.push_back(place.second);
+    table.begin.resize(experts_ + 1);
+    table.rank.resize(replicas_[l].size() + come_.size());
+    int32_t experts = 0;  // that have begun
+    int32_t replicas = 0;
+    const auto add = [&](int32_t expert, int32_t worker) {
+      while (experts <= expert) table.begin[experts++] = replicas;
+      table.rank[replicas++] = worker;
     };
     auto come = come_.begin();
     auto gone = gone_.begin();
     for (const Replica& r : replicas_[l]) {
       const Place here(r.expert.expert, r.worker);
-      for (; come != come_.end() && *come < here; ++come) add(*come);
+      for (; come != come_.end() && *come < here; ++come) add(come->first, come->second);
       if (gone != gone_.end() && *gone == here) {
         ++gone;
       } else {
-        add(here);
+        add(here.first, here.second);
       }
     }
-    for (; come != come_.end(); ++come) add(*come);
-    for (int32_t e = 0; e < experts_; ++e) table.begin[e + 1] += table.begin[e];
+    for (; come != come_.end(); ++come) add(come->first, come->second);
+    std::fill(table.begin.begin() + experts, table.begin.end(), replicas);
+    table.rank.resize(replicas);
     table.weight.assign(table.rank.size(), 1);
     if (!changes_.Pending(l)) {
       table.weight = TargetWeights(l, table);
@@ -287,10 +294,6 @@ class Builder {
       solver_.SolveWeights(load_.layer(l), table);
     }
     return table;
-  }
-
-  static bool SplitsEqually(const DispatchTable& table) {
-    return std::all_of(table.weight.begin(), table.weight.end(), [](uint32_t w) { return w == 1; });
   }
 
   // `table` has the target's replicas, by worker.
@@ -343,10 +346,10 @@ class Builder {
       replicas_[l] = all.subspan(first, layers_[l].rank.size());
       first += layers_[l].rank.size();
     }
-    for (const Move& move : wave.moves) taken_[move.worker][move.slot] = true;
+    for (const Move& move : wave.moves) taken_[move.worker][move.slot] = 1;
     for (const Replica& r : wave.drops) {
       if (r.slot >= static_cast<int32_t>(taken_[r.worker].size())) continue;
-      taken_[r.worker][r.slot] = false;
+      taken_[r.worker][r.slot] = 0;
       free_from_[r.worker] = std::min(free_from_[r.worker], r.slot);
     }
     changes_.EndWave();
@@ -384,37 +387,35 @@ class Builder {
                             });
   }
 
-  // Wave::layers: the replicas of `layers` after the wave.
+  // Wave::layers: the replicas of `layers`, ascending, after the wave: all that it moves into, or none of them.
   void FillLayers(const std::vector<int32_t>& layers, Wave& wave) const {
     std::vector<const Move*> arrived;
     for (const Move& move : wave.moves) arrived.push_back(&move);
-    const auto before = [](const Move* a, const Move* b) {
+    std::sort(arrived.begin(), arrived.end(), [](const Move* a, const Move* b) {
       return std::tie(a->expert, a->worker) < std::tie(b->expert, b->worker);
-    };
-    std::sort(arrived.begin(), arrived.end(), before);
-    size_t size = wave.layers.size();
+    });
+    auto move = arrived.begin();
+    size_t filled = wave.layers.size();
+    size_t size = filled;
     for (const int32_t l : layers) size += layers_[l].rank.size();
-    wave.layers.reserve(size);
+    wave.layers.resize(size);
     for (const int32_t l : layers) {
       const DispatchTable& table = layers_[l];
       auto stays = replicas_[l].begin();
       const auto end = replicas_[l].end();
       for (int32_t e = 0; e < table.num_experts(); ++e) {
-        const ExpertId expert{l, e};
         for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
           const int32_t w = table.rank[r];
           while (stays != end && (stays->expert.expert < e || (stays->expert.expert == e && stays->worker < w)))
             ++stays;
           int32_t slot = -1;
           if (stays != end && stays->expert.expert == e && stays->worker == w) {
-            slot = stays->slot;
-          } else {
-            const Move key{expert, -1, w, 0};
-            const auto move = std::lower_bound(arrived.begin(), arrived.end(), &key, before);
-            if (move != arrived.end() && (*move)->expert == expert && (*move)->worker == w) slot = (*move)->slot;
+            slot = stays++->slot;
+          } else if (move != arrived.end() && (*move)->expert == ExpertId{l, e} && (*move)->worker == w) {
+            slot = (*move++)->slot;
           }
           BALLAST_CHECK(slot >= 0) << "layer " << l << " expert " << e << " worker " << w;
-          wave.layers.push_back({expert, w, slot, table.weight[r]});
+          wave.layers[filled++] = {{l, e}, w, slot, table.weight[r]};
         }
       }
     }
@@ -460,7 +461,7 @@ class Builder {
 
   const int32_t experts_;
   std::vector<std::span<const Replica>> replicas_;  // by layer, before the wave that is being built
-  std::vector<std::vector<bool>> taken_;            // [workers][slots], the same
+  std::vector<std::vector<uint8_t>> taken_;         // [workers][slots] not 0: taken, the same
   std::vector<int32_t> free_from_;                  // [workers] all slots before it are taken
   const std::span<const DispatchTable> target_;
   const Topology& topology_;

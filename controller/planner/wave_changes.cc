@@ -79,11 +79,15 @@ int32_t WaveChanges::AddDeparture(const Departure& departure) {
 }
 
 bool WaveChanges::Fits(const ChangeGroup& group, const std::vector<bool>& worker_waits) {
+  // Mostly it does not.
+  for (const int32_t a : group.arrivals) {
+    const int32_t w = arrivals_[a].worker;
+    if (worker_waits[w] || incoming_[w] >= room_[w]) return false;
+  }
   const size_t mark = log_.size();
   bool fits = true;
   for (const int32_t a : group.arrivals) {
-    const int32_t w = arrivals_[a].worker;
-    fits &= !worker_waits[w] && incoming_[w] < room_[w];
+    fits &= incoming_[arrivals_[a].worker] < room_[arrivals_[a].worker];
     Take(a);
   }
   for (const int32_t d : group.departures) Leave(d);

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "controller/planner/topology.h"
 #include "controller/planner/waves.h"
 #include "proto/placement/placement.h"
@@ -31,8 +32,8 @@ struct Departure {
 // A Change by indices of its arrivals and departures.
 struct ChangeGroup {
   int32_t layer;
-  std::vector<int32_t> arrivals;
-  std::vector<int32_t> departures;
+  absl::InlinedVector<int32_t, 2> arrivals;
+  absl::InlinedVector<int32_t, 2> departures;
 };
 
 // Not bound to a thread.

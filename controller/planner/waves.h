@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/statusor.h"
 #include "controller/planner/load.h"
 #include "controller/planner/topology.h"
@@ -47,8 +48,8 @@ struct Change {
     friend auto operator<=>(const Place&, const Place&) = default;
   };
   int32_t layer = 0;
-  std::vector<Place> arrivals;
-  std::vector<Place> departures;
+  absl::InlinedVector<Place, 2> arrivals;
+  absl::InlinedVector<Place, 2> departures;
 };
 
 struct WaveLimits {

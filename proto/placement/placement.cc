@@ -84,9 +84,10 @@ absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> 
   if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end()) {
     return absl::InvalidArgumentError(absl::StrCat("workers: '", *twice, "' is named twice"));
   }
-  std::vector<int32_t> copies(static_cast<size_t>(placement.num_layers) * placement.num_experts);
+  std::vector<uint8_t> held(static_cast<size_t>(placement.num_layers) * placement.num_experts);
   std::vector<std::vector<int32_t>> slots(workers);
-  const Replica* last = nullptr;
+  int64_t last_index = -1;  // of the expert, in `held`
+  Replica last;
   uint64_t weight_sum = 0;
   for (const Replica& r : placement.replicas) {
     const auto where = [&] {
@@ -106,26 +107,27 @@ absl::Status Validate(const Placement& placement, std::span<const SlotCapacity> 
       return absl::InvalidArgumentError(absl::StrCat(where(), "the arena has ", capacity[r.worker].slots, " slots"));
     }
     if (r.weight < 1) return absl::InvalidArgumentError(absl::StrCat(where(), "weight 0, must be at least 1"));
-    if (last != nullptr && std::tie(last->expert, last->worker, last->slot) >= std::tie(r.expert, r.worker, r.slot)) {
+    const int64_t index = static_cast<int64_t>(r.expert.layer) * placement.num_experts + r.expert.expert;
+    if (index < last_index || (index == last_index && std::tie(last.worker, last.slot) >= std::tie(r.worker, r.slot))) {
       return absl::InvalidArgumentError(absl::StrCat(where(), "replicas are not sorted by expert, worker, slot"));
     }
-    if (last != nullptr && last->expert == r.expert && last->worker == r.worker) {
+    if (index == last_index && last.worker == r.worker) {
       return absl::InvalidArgumentError(absl::StrCat(where(), "worker ", r.worker, " holds it twice"));
     }
-    weight_sum = last != nullptr && last->expert == r.expert ? weight_sum + r.weight : r.weight;
+    weight_sum = index == last_index ? weight_sum + r.weight : r.weight;
     if (weight_sum > std::numeric_limits<uint32_t>::max()) {
       return absl::InvalidArgumentError(absl::StrCat(where(), "the weights of the expert's replicas sum to ",
                                                      weight_sum, ", above the limit of 4294967295"));
     }
-    last = &r;
+    last = r;
+    last_index = index;
     slots[r.worker].push_back(r.slot);
-    ++copies[static_cast<size_t>(r.expert.layer) * placement.num_experts + r.expert.expert];
+    held[index] = 1;
   }
-  for (size_t i = 0; i < copies.size(); ++i) {
-    if (copies[i] == 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("layer ", i / placement.num_experts, " expert ", i % placement.num_experts, " has no replica"));
-    }
+  if (const auto none = std::find(held.begin(), held.end(), 0); none != held.end()) {
+    const int64_t i = none - held.begin();
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", i / placement.num_experts, " expert ", i % placement.num_experts, " has no replica"));
   }
   std::vector<bool> taken;
   for (int32_t w = 0; w < workers; ++w) {

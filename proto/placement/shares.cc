@@ -30,23 +30,27 @@ void ShareSolver::Reset(const DispatchTable& table) {
   rank_begin_.assign(num_ranks + 1, 0);
   replica_expert_.resize(rank_.size());
   seen_.resize(table.num_experts());
-  for (const int32_t rank : rank_)
-    BALLAST_CHECK(rank >= 0 && rank < num_ranks) << "rank " << rank << " of " << num_ranks;
-  size_t most = 0;
+  const std::span<const int32_t> begin = begin_;
+  const std::span<const int32_t> rank = rank_;
+  uint32_t last_rank = 0;  // one below 0 is beyond all
+  for (const int32_t r : rank) last_rank = std::max(last_rank, static_cast<uint32_t>(r));
+  BALLAST_CHECK(rank.empty() || last_rank < static_cast<uint32_t>(num_ranks))
+      << "rank " << static_cast<int32_t>(last_rank) << " of " << num_ranks;
+  int32_t most = 0;
   for (int32_t e = 0; e < table.num_experts(); ++e) {
-    if (begin_[e + 1] - begin_[e] < 2) continue;
-    most = std::max<size_t>(most, begin_[e + 1] - begin_[e]);
+    if (begin[e + 1] - begin[e] < 2) continue;
+    most = std::max(most, begin[e + 1] - begin[e]);
     shared_.push_back(e);
-    for (int32_t r = begin_[e]; r < begin_[e + 1]; ++r) {
+    for (int32_t r = begin[e]; r < begin[e + 1]; ++r) {
       replica_expert_[r] = e;
-      ++rank_begin_[rank_[r] + 1];
+      ++rank_begin_[rank[r] + 1];
     }
   }
   for (int32_t d = 0; d < num_ranks; ++d) rank_begin_[d + 1] += rank_begin_[d];
   rank_replica_.resize(rank_begin_[num_ranks]);
   next_.assign(rank_begin_.begin(), rank_begin_.end() - 1);
   for (const int32_t e : shared_) {
-    for (int32_t r = begin_[e]; r < begin_[e + 1]; ++r) rank_replica_[next_[rank_[r]]++] = r;
+    for (int32_t r = begin[e]; r < begin[e + 1]; ++r) rank_replica_[next_[rank[r]]++] = r;
   }
   order_.reserve(most);
 }
@@ -148,13 +152,18 @@ int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> fl
   std::fill(load_.begin(), load_.end(), 0);
   std::fill(seen_.begin(), seen_.end(), 0);
   search_ = 0;
+  const std::span<const int32_t> begin = begin_;
+  const std::span<const int32_t> rank = rank_;
+  const std::span<int64_t> load = load_;
   int64_t total = 0;
   for (size_t e = 0; e < loads.size(); ++e) {
-    if (begin_[e] == begin_[e + 1]) continue;
+    const int32_t first = begin[e];
+    const int32_t replicas = begin[e + 1] - first;
+    if (replicas == 0) continue;
     total += loads[e];
-    if (begin_[e] + 1 == begin_[e + 1]) {
-      flow[begin_[e]] = loads[e];
-      load_[rank_[begin_[e]]] += loads[e];
+    if (replicas == 1) {
+      flow[first] = loads[e];
+      load[rank[first]] += loads[e];
     }
   }
   int64_t z = 0;
