@@ -4,14 +4,13 @@
 #include <cmath>
 #include <limits>
 #include <map>
-#include <numeric>
 #include <tuple>
 #include <utility>
 
 #include "controller/planner/anneal.h"
-#include "controller/planner/grouping/affinity.h"
+#include "controller/planner/grouping/coactivation.h"
 #include "controller/planner/grouping/cover.h"
-#include "controller/planner/grouping/spectral.h"
+#include "controller/planner/grouping/tasks_alone.h"
 #include "proto/base/check.h"
 #include "proto/placement/shares.h"
 
@@ -20,6 +19,12 @@ namespace {
 
 // Hops that a pair beyond a limit of load counts as. A pair can leave a busy worker for one hop, so at two it does.
 constexpr double kExcess = 2;
+
+// The temperature at the end, of what a change makes out at the start.
+constexpr double kCold = .005;
+
+// A limit of single tasks that is proven impossible becomes this much of what is not.
+constexpr double kNearLeast = 1.1;
 
 // The part of a layer's hops that the moves of all its replicas count as, at most.
 constexpr double kMostForMoves = .03;
@@ -55,8 +60,10 @@ class GroupSearch {
     counts.pairs.assign(Cells(), 0);
   }
   double Hops(const Counts& counts) const;
+  // But for what single tasks have beyond their limit.
   double Energy(const Counts& counts, int64_t moves) const;
-  double Loads(const Counts& counts, std::span<const double> weight, double limit, double* maxvio) const;
+  double TaskCost(double excess) const { return kExcess * pairs_per_token_ * excess; }
+  double Loads(const Counts& counts, double limit, double* maxvio) const;
   void AddSingle(int32_t expert, const Assignment::Expert& at, int64_t sign, Counts& counts) const;
   Counts Count(const Assignment& assignment) const;
   bool Holds(int32_t e, int32_t w) const {
@@ -69,6 +76,18 @@ class GroupSearch {
   bool ProposeReplica();
   bool ProposeAim();
   bool Apply(uint64_t kind);
+  // What single tasks have beyond, after what has been applied.
+  double TryAlone();
+  // As after an assignment.
+  static double SetAlone(const Assignment& assignment, TasksAlone& alone);
+  double CostOf(const Assignment& assignment, const Counts& counts) const;
+  void HoldTasks(int64_t proposals);
+  // How much a change makes out here, on average; 0: nothing does. `change` tries one, below 0: it could not.
+  template <typename Change>
+  static double HowMuch(const Change& change);
+  double Hot() const { return problem_.current ? .02 : .2; }
+  // With shares chosen for the task.
+  double AloneMaxVio(int32_t task, const DispatchTable& table) const;
   // The energy after what has been applied; delta_ and trial_ belong to it.
   double Try();
   void Accept();
@@ -86,12 +105,14 @@ class GroupSearch {
   std::vector<double> pair_;         // [tasks] a pair's part of the task's
   double pairs_per_token_ = 0;
   double move_price_ = 0;
-  std::vector<bool> stands_;  // [experts][workers]; empty: nothing does
+  std::vector<bool> stands_;         // [experts][workers]; empty: nothing does
+  std::optional<TasksAlone> alone_;  // where tasks have a limit
 
   Assignment assignment_;
   std::vector<std::pair<int32_t, int32_t>> slot_;  // (expert, worker)
   int64_t spare_ = 0;
   int64_t moves_ = 0;
+  double excess_ = 0;  // what alone_ has
   Counts counts_;
   Cover::Program program_;
   double energy_ = 0;
@@ -144,9 +165,17 @@ GroupSearch::GroupSearch(const GroupProblem& problem, const Packs& start, Assign
     const double hops = Hops(Count(Assign(*problem.current, cover_.experts())));
     move_price_ = std::min(problem.move_price, kMostForMoves * hops / static_cast<double>(slot_.size()));
   }
+  if (std::isfinite(problem.limits.task_maxvio)) {
+    std::vector<double> part;
+    for (const double over : over_target_) part.push_back(1 / over);
+    // Below what is proven impossible there is nothing to look for, nor right above it.
+    const double least = LeastTaskMaxVio(*problem.layer, problem.slots, problem.speed);
+    alone_.emplace(*problem.layer, part, std::max(problem.limits.task_maxvio, kNearLeast * least));
+    excess_ = SetAlone(assignment_, *alone_);
+  }
   counts_ = Count(assignment_);
   cover_.Compile(assignment_, program_);
-  energy_ = Energy(counts_, moves_);
+  energy_ = Energy(counts_, moves_) + TaskCost(excess_);
   best_ = assignment_;
   best_energy_ = energy_;
   cache_.resize(cover_.experts());
@@ -169,13 +198,13 @@ GroupSearch::Counts GroupSearch::Count(const Assignment& assignment) const {
   return counts;
 }
 
-// Loads of the tasks weighted: the sum of what is beyond (1 + limit) of each worker's part, and the most.
-double GroupSearch::Loads(const Counts& counts, std::span<const double> weight, double limit, double* maxvio) const {
+// Loads of the mix: the sum of what is beyond (1 + limit) of each worker's part, and the most.
+double GroupSearch::Loads(const Counts& counts, double limit, double* maxvio) const {
   double excess = 0, most = 0;
   for (int32_t w = 0; w < workers_; ++w) {
     double load = 0;
     for (int32_t f = 0; f < cover_.tasks(); ++f) {
-      load += weight[f] * pair_[f] * static_cast<double>(counts.pairs[f * workers_ + w]);
+      load += weight_[f] * pair_[f] * static_cast<double>(counts.pairs[f * workers_ + w]);
     }
     most = std::max(most, load * over_target_[w]);
     excess += std::max(0.0, load - (1 + limit) / over_target_[w]);
@@ -192,17 +221,7 @@ double GroupSearch::Hops(const Counts& counts) const {
 
 double GroupSearch::Energy(const Counts& counts, int64_t moves) const {
   double excess = 0;
-  if (std::isfinite(problem_.limits.maxvio)) excess += Loads(counts, weight_, problem_.limits.maxvio, nullptr);
-  if (std::isfinite(problem_.limits.task_maxvio)) {
-    for (int32_t f = 0; f < cover_.tasks(); ++f) {
-      double task = 0;
-      for (int32_t w = 0; w < workers_; ++w) {
-        task += std::max(0.0, pair_[f] * static_cast<double>(counts.pairs[f * workers_ + w]) -
-                                  (1 + problem_.limits.task_maxvio) / over_target_[w]);
-      }
-      excess += weight_[f] * task;
-    }
-  }
+  if (std::isfinite(problem_.limits.maxvio)) excess += Loads(counts, problem_.limits.maxvio, nullptr);
   return Hops(counts) + kExcess * pairs_per_token_ * excess + move_price_ * static_cast<double>(moves);
 }
 
@@ -345,6 +364,104 @@ void GroupSearch::Reject() {
   }
 }
 
+double GroupSearch::SetAlone(const Assignment& assignment, TasksAlone& alone) {
+  for (size_t e = 0; e < assignment.experts.size(); ++e) {
+    alone.Set(static_cast<int32_t>(e), assignment.experts[e].workers);
+  }
+  const double excess = alone.Excess();
+  alone.Keep();
+  return excess;
+}
+
+double GroupSearch::CostOf(const Assignment& assignment, const Counts& counts) const {
+  double cost = Energy(counts, 0);
+  if (alone_) {
+    TasksAlone alone = *alone_;
+    cost += TaskCost(SetAlone(assignment, alone));
+  }
+  return cost;
+}
+
+template <typename Change>
+double GroupSearch::HowMuch(const Change& change) {
+  double sum = 0;
+  int64_t samples = 0;
+  for (int32_t i = 0; i < 2000 && samples < 200; ++i) {
+    const double made = change();
+    if (made < 0) continue;
+    sum += made;
+    ++samples;
+  }
+  return samples == 0 ? 0 : sum / static_cast<double>(samples);
+}
+
+double GroupSearch::TryAlone() {
+  for (int32_t i = 0; i < undone_; ++i) {
+    alone_->Set(undo_[i].expert, assignment_.experts[undo_[i].expert].workers);
+  }
+  return alone_->Excess();
+}
+
+// Brings single tasks within their limit, or as near as search gets, whatever that costs in hops: changes that matter
+// to them alone, the fewer the better where something stands.
+void GroupSearch::HoldTasks(int64_t proposals) {
+  if (excess_ == 0) return;
+  const auto cost = [&](double excess, int64_t moves) {
+    return TaskCost(excess) + move_price_ * static_cast<double>(moves);
+  };
+  const uint64_t kinds = spare_ == 0 ? 8 : 12;  // no aims: shares are chosen for each task
+  Assignment best = assignment_;
+  std::vector<std::pair<int32_t, int32_t>> best_slot = slot_;
+  int64_t best_moves = moves_;
+  double least = excess_;
+  const double hot = HowMuch([&] {
+    if (!Apply(random_.Next() % kinds)) return -1.0;
+    const double change = std::abs(TaskCost(TryAlone() - excess_));
+    alone_->Undo();
+    Reject();
+    return change;
+  });
+  if (hot == 0) return;
+  const internal::Stage stages[] = {{0, Hot() * hot, kCold * hot, 1}};
+  internal::Anneal(
+      proposals, stages, [](int) {},
+      [&](int64_t, float temperature) {
+        if (least == 0) return;
+        const uint64_t bits = random_.Next();
+        if (!Apply((bits >> 40) % kinds)) return;
+        if (moves_ + delta_moves_ > problem_.max_moves && delta_moves_ > 0) {
+          Reject();
+          return;
+        }
+        const double excess = TryAlone();
+        if (cost(excess, moves_ + delta_moves_) - cost(excess_, moves_) > temperature * tolerance_(bits)) {
+          alone_->Undo();
+          Reject();
+          return;
+        }
+        alone_->Keep();
+        excess_ = excess;
+        moves_ += delta_moves_;
+        // Above rounding.
+        if (excess_ < least - 1e-12) {
+          least = excess_;
+          best = assignment_;
+          best_slot = slot_;
+          best_moves = moves_;
+        }
+      });
+  assignment_ = std::move(best);
+  slot_ = std::move(best_slot);
+  moves_ = best_moves;
+  excess_ = SetAlone(assignment_, *alone_);
+  counts_ = Count(assignment_);
+  cover_.Compile(assignment_, program_);
+  ++version_;
+  energy_ = Energy(counts_, moves_) + TaskCost(excess_);
+  best_ = assignment_;
+  best_energy_ = energy_;
+}
+
 void GroupSearch::Run(double part) {
   if (slot_.size() < 2 || workers_ < 2 || pairs_per_token_ == 0) return;
   constexpr int64_t kPerSlot = 4000;
@@ -358,19 +475,16 @@ void GroupSearch::Run(double part) {
                           ? problem_.proposals
                           : std::min(kPerSlot * static_cast<int64_t>(slot_.size()), kMostBlocks / each);
   const auto proposals = std::max<int64_t>(1, std::llround(part * static_cast<double>(all)));
-  // How much a change makes out here.
-  double sum = 0;
-  int64_t samples = 0;
-  for (int32_t i = 0; i < 2000 && samples < 200; ++i) {
-    if (!Apply(random_.Next() >> 60)) continue;
-    sum += std::abs(Try() - energy_);
-    ++samples;
+  if (alone_) HoldTasks(proposals);
+  const double held = excess_ + 1e-12;
+  const double hot = HowMuch([&] {
+    if (!Apply(random_.Next() >> 60)) return -1.0;
+    const double change = std::abs(Try() + TaskCost(excess_) - energy_);
     Reject();
-  }
-  if (samples == 0 || sum == 0) return;
-  const double change = sum / static_cast<double>(samples);
-  const double hot = problem_.current ? .02 : .2;
-  const internal::Stage stages[] = {{0, hot * change, .005 * change, 1}};
+    return change;
+  });
+  if (hot == 0) return;
+  const internal::Stage stages[] = {{0, Hot() * hot, kCold * hot, 1}};
   internal::Anneal(
       proposals, stages, [](int) {},
       [&](int64_t, float temperature) {
@@ -381,12 +495,25 @@ void GroupSearch::Run(double part) {
           return;
         }
         const double energy = Try();
-        if (energy - energy_ > temperature * tolerance_(bits)) {
+        const double most = energy_ + temperature * tolerance_(bits);
+        const bool places = alone_ && slots_changed_[0] >= 0;
+        if (energy + (places ? 0 : TaskCost(excess_)) > most) {
           Reject();
           return;
         }
+        if (places) {
+          const double excess = TryAlone();
+          // Nothing is gained by what breaks a limit.
+          if (excess > held || energy + TaskCost(excess) > most) {
+            alone_->Undo();
+            Reject();
+            return;
+          }
+          alone_->Keep();
+          excess_ = excess;
+        }
         Accept();
-        energy_ = energy;
+        energy_ = energy + TaskCost(excess_);
         // Above rounding.
         if (energy_ < best_energy_ - 1e-12) {
           best_ = assignment_;
@@ -404,16 +531,12 @@ GroupedLayer GroupSearch::Result() const {
     int64_t visits = 0;
     for (int32_t w = 0; w < workers_; ++w) visits += counts.visits[f * workers_ + w];
     out.hops += weight_[f] * static_cast<double>(visits) / static_cast<double>(cover_.tokens()[f]);
-    std::vector<double> alone(weight_.size());
-    alone[f] = 1;
-    double maxvio = 0;
-    Loads(counts, alone, 0, &maxvio);
-    out.task_maxvio = std::max(out.task_maxvio, maxvio);
   }
-  Loads(counts, weight_, 0, &out.maxvio);
-  out.cost = Energy(counts, 0);
+  Loads(counts, 0, &out.maxvio);
+  out.cost = CostOf(best_, counts);
   if (problem_.current) {
-    out.cost_before = Energy(Count(Assign(*problem_.current, cover_.experts())), 0);
+    const Assignment before = Assign(*problem_.current, cover_.experts());
+    out.cost_before = CostOf(before, Count(before));
     out.move_price = move_price_;
     for (int32_t e = 0; e < cover_.experts(); ++e) {
       for (const int32_t w : best_.experts[e].workers) out.moves += New(e, w);
@@ -446,7 +569,21 @@ GroupedLayer GroupSearch::Result() const {
   }
   out.table.weight.resize(flow.size());
   FlowToWeights(flow, out.table);
+  for (int32_t f = 0; f < cover_.tasks(); ++f) out.task_maxvio = std::max(out.task_maxvio, AloneMaxVio(f, out.table));
   return out;
+}
+
+double GroupSearch::AloneMaxVio(int32_t task, const DispatchTable& table) const {
+  if (cover_.pairs()[task] == 0) return 0;
+  std::vector<int64_t> loads, flow(table.num_replicas());
+  for (int32_t e = 0; e < cover_.experts(); ++e) loads.push_back(cover_.Count(e, task));
+  ShareSolver solver(table, workers_, problem_.speed);
+  solver.Solve(loads, flow);
+  double most = 0;
+  for (int32_t w = 0; w < workers_; ++w) {
+    most = std::max(most, static_cast<double>(solver.rank_loads()[w]) * over_target_[w]);
+  }
+  return most * pair_[task] - 1;
 }
 
 Packs ToPacks(const Assignment& assignment, size_t workers) {
@@ -457,64 +594,7 @@ Packs ToPacks(const Assignment& assignment, size_t workers) {
   return packs;
 }
 
-// As many experts on each worker as its slots allow, level.
-std::vector<int32_t> HomeSizes(int32_t experts, std::span<const int32_t> slots) {
-  std::vector<int32_t> sizes(slots.size());
-  for (int32_t left = experts; left > 0;) {
-    const int32_t before = left;
-    for (size_t w = 0; w < slots.size() && left > 0; ++w) {
-      if (sizes[w] == slots[w]) continue;
-      ++sizes[w];
-      --left;
-    }
-    BALLAST_CHECK(left < before) << left << " experts more than slots";
-  }
-  return sizes;
-}
-
-// Free slots take a replica each, `most` at most: of the expert with most pairs a replica that the worker lacks.
-void FillSlots(std::span<const double> load, std::span<const int32_t> slots, int64_t most, Packs& packs) {
-  std::vector<int32_t> replicas(load.size());
-  for (const std::vector<int32_t>& pack : packs) {
-    for (const int32_t e : pack) ++replicas[e];
-  }
-  for (bool filled = true; filled;) {
-    filled = false;
-    for (size_t w = 0; w < packs.size(); ++w) {
-      if (most == 0 || static_cast<int32_t>(packs[w].size()) >= slots[w]) continue;
-      int32_t best = -1;
-      for (int32_t e = 0; e < static_cast<int32_t>(load.size()); ++e) {
-        if (std::find(packs[w].begin(), packs[w].end(), e) != packs[w].end()) continue;
-        if (best < 0 || load[e] * replicas[best] > load[best] * replicas[e]) best = e;
-      }
-      if (best < 0) continue;
-      packs[w].push_back(best);
-      ++replicas[best];
-      --most;
-      filled = true;
-    }
-  }
-}
-
 }  // namespace
-
-Packs PlaceCoactivation(const LayerRoutes& layer, std::span<const int32_t> slots, bool swaps) {
-  const Affinity pooled = Pool(Statistics(layer));
-  // Workers without any expert take no part in clustering.
-  const std::vector<int32_t> sizes = HomeSizes(layer.experts, slots);
-  std::vector<int32_t> workers, used;
-  for (size_t w = 0; w < sizes.size(); ++w) {
-    if (sizes[w] == 0) continue;
-    workers.push_back(static_cast<int32_t>(w));
-    used.push_back(sizes[w]);
-  }
-  Packs homes = RepairSizes(pooled, SpectralClusters(pooled, static_cast<int32_t>(used.size())), used);
-  if (swaps) SwapPacks(pooled, homes);
-  Packs packs(slots.size());
-  for (size_t i = 0; i < workers.size(); ++i) packs[workers[i]] = std::move(homes[i]);
-  FillSlots(MixLoad(layer), slots, std::numeric_limits<int64_t>::max(), packs);
-  return packs;
-}
 
 std::vector<int32_t> AlikeWorkers(std::span<const int32_t> slots, std::span<const uint32_t> speed,
                                   std::span<const double> price) {

@@ -16,11 +16,14 @@
 namespace ballast {
 
 struct GroupLimits {
-  // What MaxVio of the layer may be, for the mix and for every task alone, in the routes that are planned for, with the
-  // shares that come with the placement; other tokens of the same tasks come out higher, by the noise of their number.
-  // Where no placement is found that holds a limit the excess is as small as search makes it: a pair beyond counts as
-  // two hops.
+  // What MaxVio of the layer may be for the mix, in the routes that are planned for, with the shares that come with the
+  // placement; other tokens of the same tasks come out higher, by the noise of their number. Where no placement is
+  // found that holds it the excess is as small as search makes it: a pair beyond counts as two hops.
   double maxvio = .06;
+  // The same for every task alone, shares chosen anew for it: in each of the parts of its tokens that TasksAlone takes,
+  // so that it holds for others, too. It comes before hops, which are minimised within it. Where it is below 1.1 times
+  // what no placement in as many slots is below (LeastTaskMaxVio), that is the limit; where search finds no placement
+  // within it, as little as it finds beyond.
   double task_maxvio = std::numeric_limits<double>::infinity();
 };
 
@@ -54,8 +57,8 @@ struct GroupProblem {
 struct GroupedLayer {
   // Workers of each expert ascending; weights are the shares that the search planned with.
   DispatchTable table;
-  // Of the routes that it was planned for, with free choice among replicas (cover.h): hops a token, MaxVio of the mix
-  // and of the worst task.
+  // Of the routes that it was planned for, with free choice among replicas (cover.h): hops a token and MaxVio of the
+  // mix. And of the worst task alone, with shares solved for it.
   double hops = 0;
   double maxvio = 0;
   double task_maxvio = 0;
@@ -76,14 +79,12 @@ std::vector<int32_t> AlikeWorkers(std::span<const int32_t> slots, std::span<cons
                                   std::span<const double> price);
 
 // Annealing, from there on: two replicas change workers; a spare replica of one expert becomes one of another; tokens
-// that are free to choose among an expert's replicas choose another one. What is minimised is hops a token, weighted by
-// price, plus what is beyond the limits, plus moves. Each change is judged exactly, on the tokens that choose the
-// experts concerned (cover.h). The same input gives the same output, on every machine.
+// that are free to choose among an expert's replicas choose another one. First single tasks alone are brought within
+// their limit (tasks_alone.h). Then what is minimised is hops a token, weighted by price, plus what is beyond the
+// limits, plus moves, and no change is kept that takes single tasks further beyond theirs. Each change is judged
+// exactly, on the tokens that choose the experts concerned (cover.h). The same input gives the same output, on every
+// machine.
 GroupedLayer GroupExpertsByRoutes(const GroupProblem& problem);
-
-// Packs for as many workers, by pooled co-activation alone: spectral clusters with exact sizes, improved by swaps;
-// slots that are left take further replicas of the experts with most pairs a replica.
-Packs PlaceCoactivation(const LayerRoutes& layer, std::span<const int32_t> slots, bool swaps);
 
 }  // namespace ballast
 

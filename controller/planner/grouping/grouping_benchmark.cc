@@ -4,9 +4,10 @@
 // default it is data/deepseek_v2_lite_routes in the folder that BALLAST_SHARED names. Of every second sample of a task
 // the tokens are planned for, of the others they are scored. LAYERS=N takes every N-th layer alone. Time is of planning
 // all layers, of one thread; counters: `less`, the part of random placement's hops that goes away; `maxvio` and `jain`
-// of layers, averaged, `worst` the worst layer's MaxVio and `task` the worst task's; `alone`, the same where all
-// traffic is the task's and shares are chosen anew for it, and `alone_bound`, what no placement in as many slots can be
-// below for that task, `worst_bound`, for the worst task of a layer, layers averaged; `maxvio_all` and `jain_all` of
+// of layers, averaged, `worst` the worst layer's MaxVio and `task` the worst task's. Where all traffic is one task's,
+// of the worst one: `alone` with shares chosen for its planned tokens, `own` for the traffic itself, `alone_bound` what
+// no placement in as many slots can be below for that task; `worst_own` and `worst_bound` take each layer's worst task;
+// `held` is the part of layers and tasks within .3 or a tenth above that bound. `maxvio_all` and `jain_all` are of
 // loads summed over layers; `per_layer`, seconds of the processor.
 #include <algorithm>
 #include <cmath>
@@ -21,10 +22,12 @@
 #include "benchmark/benchmark.h"
 #include "controller/planner/alias.h"
 #include "controller/planner/anneal.h"
+#include "controller/planner/grouping/coactivation.h"
 #include "controller/planner/grouping/group_search.h"
 #include "controller/planner/grouping/hops.h"
 #include "controller/planner/grouping/recorded_routes.h"
 #include "controller/planner/grouping/tacg.h"
+#include "controller/planner/grouping/tasks_alone.h"
 #include "controller/planner/score.h"
 #include "controller/planner/search.h"
 #include "proto/base/check.h"
@@ -39,53 +42,60 @@ DispatchTable Table(const Packs& packs, int32_t experts) {
   return table;
 }
 
-// Single-task traffic: the worst task's MaxVio over held-out tokens, averaged over layers, with shares chosen for its
-// planned tokens; and the proven bound for its held-out ones.
-std::pair<double, double> Alone(std::span<const DispatchTable> layers, const RouteSplit& split, int32_t gpus) {
-  std::pair<double, double> worst;
+// Single-task traffic, MaxVio over held-out tokens.
+struct AloneScore {
+  // Averaged over layers, of the worst task: with shares chosen for its planned tokens, and for the held-out ones
+  // themselves, as those of a step are; and what no placement in as many slots can be below for that task.
+  double alone = 0;
+  double own = 0;
+  double bound = 0;
+  // Of a layer's worst task, averaged over layers: with its own shares, and what no placement in as many slots is below
+  // in all tasks.
+  double worst = 0;
+  double worst_bound = 0;
+  // The part of layers and tasks that are, with their own shares, within .3 or a tenth above the layer's bound.
+  double held = 0;
+};
+AloneScore Alone(std::span<const DispatchTable> layers, const RouteSplit& split, int32_t gpus) {
+  AloneScore out;
+  const Topology topology = UniformTopology(gpus, 1, 1 << 10);
+  const auto tasks = static_cast<double>(split.planned.tasks.size());
+  const double layer_part = 1 / static_cast<double>(layers.size());
+  std::vector<double> worst(layers.size()), least;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    std::vector<int32_t> slots(gpus);
+    for (const int32_t w : layers[l].rank) ++slots[w];
+    least.push_back(LeastTaskMaxVio(LayerOf(split.held_out, static_cast<int32_t>(l)), slots, {}));
+    out.worst_bound += layer_part * least.back();
+  }
   for (size_t f = 0; f < split.planned.tasks.size(); ++f) {
-    double sum = 0, bound = 0;
+    double alone = 0, own = 0, bound = 0;
     for (size_t l = 0; l < layers.size(); ++l) {
       std::vector<double> planned(split.planned.experts), held_out(split.planned.experts);
       for (const int32_t e : split.planned.tasks[f].experts[l]) ++planned[e];
       for (const int32_t e : split.held_out.tasks[f].experts[l]) ++held_out[e];
-      DispatchTable table = layers[l];
-      SolveWeights(planned, {}, gpus, table);
-      sum += 1 / Balancedness(WorkerLoads(table, held_out, UniformTopology(gpus, 1, 1 << 10))) - 1;
-      bound += 1 / UpperBound(held_out, table.num_replicas(), gpus) - 1;
+      const auto maxvio = [&](std::span<const double> solved_for) {
+        DispatchTable table = layers[l];
+        SolveWeights(solved_for, {}, gpus, table);
+        return 1 / Balancedness(WorkerLoads(table, held_out, topology)) - 1;
+      };
+      alone += layer_part * maxvio(planned);
+      const double with_own = maxvio(held_out);
+      own += layer_part * with_own;
+      worst[l] = std::max(worst[l], with_own);
+      out.held += layer_part / tasks * (with_own <= std::max(.3, 1.1 * (1 + least[l]) - 1) ? 1 : 0);
+      bound += layer_part * (1 / UpperBound(held_out, layers[l].num_replicas(), gpus) - 1);
     }
-    worst = std::max(worst, {sum / static_cast<double>(layers.size()), bound / static_cast<double>(layers.size())});
+    out.alone = std::max(out.alone, alone);
+    out.own = std::max(out.own, own);
+    out.bound = std::max(out.bound, bound);
   }
-  return worst;
-}
-// What no placement of as many replicas is below for a layer's worst task, averaged over layers: an expert needs as
-// many as the task needs that chooses it most.
-double WorstTaskBound(const Routes& held_out, double replicas, int32_t gpus) {
-  double sum = 0;
-  for (int32_t l = 0; l < held_out.layers; ++l) {
-    const LayerRoutes layer = LayerOf(held_out, l);
-    std::vector<double> most(layer.experts);
-    for (const LayerRoutes::Task& task : layer.tasks) {
-      std::vector<double> part(layer.experts);
-      for (const int32_t e : task.experts) {
-        if (e >= 0) part[e] += 1 / static_cast<double>(task.pairs);
-      }
-      for (int32_t e = 0; e < layer.experts; ++e) most[e] = std::max(most[e], part[e]);
-    }
-    double low = 0, high = gpus;
-    for (int i = 0; i < 50; ++i) {
-      const double middle = (low + high) / 2;
-      double needed = 0;
-      for (const double m : most) needed += std::max(1.0, std::ceil(m * gpus / (1 + middle)));
-      (needed <= replicas ? high : low) = middle;
-    }
-    sum += low;
-  }
-  return sum / held_out.layers;
+  for (const double w : worst) out.worst += layer_part * w;
+  return out;
 }
 
 // The guard has no shares to choose.
-std::pair<double, double> Alone(std::span<const Packs>, const RouteSplit&, int32_t) { return {}; }
+AloneScore Alone(std::span<const Packs>, const RouteSplit&, int32_t) { return {}; }
 
 // Registers what is compared on so many GPUs.
 class Comparison {
@@ -133,10 +143,13 @@ class Comparison {
       for (size_t f = 1; f < scores.size(); ++f) task = std::max(task, scores[f].balance.maxvio_layer);
       const double random =
           count * RandomPlacementHops(std::vector<int32_t>(gpus, split.planned.experts / gpus), split.planned.top_k);
-      const auto [alone, bound] = Alone(layers, split, gpus);
-      state.counters["alone"] = alone;
-      state.counters["alone_bound"] = bound;
-      state.counters["worst_bound"] = WorstTaskBound(split.held_out, static_cast<double>(replicas) / count, gpus);
+      const AloneScore alone = Alone(layers, split, gpus);
+      state.counters["alone"] = alone.alone;
+      state.counters["own"] = alone.own;
+      state.counters["alone_bound"] = alone.bound;
+      state.counters["worst_own"] = alone.worst;
+      state.counters["worst_bound"] = alone.worst_bound;
+      state.counters["held"] = alone.held;
       state.counters["replicas"] = static_cast<double>(replicas) / count;
       state.counters["hops"] = mix.hops;
       state.counters["less"] = 1 - mix.hops / random;
