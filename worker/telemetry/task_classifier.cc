@@ -41,15 +41,13 @@ absl::StatusOr<ProfileTable> ProfileTable::Create(const v1::TaskProfiles& profil
                  static_cast<double>(count);
     }
   }
-  for (size_t t = 0; t < count; ++t) {
-    for (size_t i = 0; i < size; ++i) {
-      const double chosen = profiles.tasks(static_cast<int>(t)).tokens(static_cast<int>(i));
-      table.log_chance_[t * size + i] =
-          static_cast<float>(std::log((chosen + experts * mean[i]) / (sums[t * layers + i / experts] + experts)));
-    }
-  }
   for (size_t i = 0; i < size && count > 0; ++i) {
-    table.log_chance_[count * size + i] = static_cast<float>(std::log(mean[i]));
+    float* const cell = &table.log_chance_[i * (count + 1)];
+    for (size_t t = 0; t < count; ++t) {
+      const double chosen = profiles.tasks(static_cast<int>(t)).tokens(static_cast<int>(i));
+      cell[t] = static_cast<float>(std::log((chosen + experts * mean[i]) / (sums[t * layers + i / experts] + experts)));
+    }
+    cell[count] = static_cast<float>(std::log(mean[i]));
   }
   return table;
 }
@@ -58,19 +56,28 @@ Classification ProfileTable::Classify(std::span<const int32_t> routes, int32_t t
   const size_t of_token = static_cast<size_t>(layers_) * top_k;
   BALLAST_CHECK(!routes.empty() && routes.size() % of_token == 0) << routes.size() << " choices";
   if (empty()) return {};
-  const size_t size = static_cast<size_t>(layers_) * experts_;
-  std::vector<float> chosen(size);
-  for (size_t i = 0; i < routes.size(); ++i) {
-    ++chosen[i % of_token / top_k * experts_ + static_cast<size_t>(routes[i])];
+  // How often each cell was chosen, and which were.
+  std::vector<int32_t> chosen(static_cast<size_t>(layers_) * experts_);
+  std::vector<int32_t> cells;
+  cells.reserve(std::min(routes.size(), chosen.size()));
+  size_t next = 0;
+  while (next < routes.size()) {
+    for (int32_t layer = 0; layer < layers_; ++layer) {
+      for (int32_t k = 0; k < top_k; ++k) {
+        const int32_t cell = layer * experts_ + routes[next++];
+        if (chosen[cell]++ == 0) cells.push_back(cell);
+      }
+    }
+  }
+  const size_t count = tasks_.size() + 1;
+  std::vector<double> likelihood(count);
+  for (const int32_t cell : cells) {
+    const float* const chances = &log_chance_[cell * count];
+    for (size_t t = 0; t < count; ++t) likelihood[t] += static_cast<double>(chosen[cell]) * chances[t];
   }
   const auto tokens = static_cast<double>(routes.size() / of_token);
   const double design_effect = 1 + (tokens - 1) * kTokenCorrelation;
-  std::vector<double> likelihood;
-  for (size_t t = 0; t <= tasks_.size(); ++t) {
-    double sum = 0;
-    for (size_t i = 0; i < size; ++i) sum += static_cast<double>(chosen[i]) * log_chance_[t * size + i];
-    likelihood.push_back(sum / static_cast<double>(of_token) / design_effect);
-  }
+  for (double& l : likelihood) l /= static_cast<double>(of_token) * design_effect;
   const double most = *std::max_element(likelihood.begin(), likelihood.end());
   double all = 0;
   for (const double l : likelihood) all += std::exp(l - most);

@@ -49,7 +49,7 @@ class ProfileTable {
   int32_t layers_ = 0;
   int32_t experts_ = 0;
   std::vector<std::string> tasks_;
-  // [tasks, then their mean][layers][experts]
+  // [layers][experts][tasks, then their mean]: a prompt reads the cells that it chose and no others.
   std::vector<float> log_chance_;
 };
 
