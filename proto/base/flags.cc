@@ -71,6 +71,10 @@ std::optional<int> ParseFlags(CLI::App& app, int argc, char** argv) {
       std::cerr << app.get_name() << ": there is no verb '" << rest[0] << "'; --help lists them\n";
       return e.get_exit_code();
     }
+    // A slip in an option's name comes before the option that is missing for it.
+    if (const std::vector<std::string> unknown = app.remaining(true); !unknown.empty()) {
+      return app.exit(CLI::ExtrasError(app.get_name(), unknown), std::cout, std::cerr);
+    }
     return app.exit(e, std::cout, std::cerr);
   } catch (const CLI::ParseError& e) {
     return app.exit(e, std::cout, std::cerr);

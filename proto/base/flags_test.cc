@@ -64,6 +64,19 @@ TEST(ParseFlags, NamesAnUnknownVerb) {
   EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("there is no verb 'plam'"));
 }
 
+TEST(ParseFlags, NamesAnUnknownOptionBeforeWhatIsMissing) {
+  CLI::App app("test", "ctl");
+  CLI::App* verb = app.add_subcommand("plan");
+  std::string out;
+  verb->add_option("--out", out)->required();
+  app.require_subcommand(1);
+  std::vector<std::string> args = {"ctl", "plan", "--uot"};
+  std::vector<char*> argv = {args[0].data(), args[1].data(), args[2].data()};
+  testing::internal::CaptureStderr();
+  EXPECT_NE(ParseFlags(app, 3, argv.data()).value_or(0), 0);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("--uot"));
+}
+
 TEST(ParseFlags, ListsAndEmptyFiles) {
   EXPECT_THAT(Parse({}, "peer: [a, b]\n").peers, ElementsAre("a", "b"));
   EXPECT_EQ(Parse({}, "").exit, std::nullopt);

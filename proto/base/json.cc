@@ -7,6 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 
 namespace ballast {
 namespace {
@@ -90,7 +91,9 @@ absl::Status NotJson(std::string_view text, const nlohmann::json::exception& e, 
   if (const size_t end = what.find("] "); what.substr(0, 1) == "[" && end != std::string_view::npos) {
     what.remove_prefix(end + 2);
   }
-  return absl::InvalidArgumentError(absl::StrCat("not JSON: ", where, where.empty() ? "" : ": ", Escape(what, 512)));
+  // Nothing here is in quotes of our own, so those of the library stay as they are.
+  const std::string shown = absl::StrReplaceAll(Escape(what, 512), {{"\\'", "'"}, {"\\\"", "\""}});
+  return absl::InvalidArgumentError(absl::StrCat("not JSON: ", where, where.empty() ? "" : ": ", shown));
 }
 
 }  // namespace
