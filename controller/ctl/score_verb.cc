@@ -45,7 +45,7 @@ std::vector<NamedLoads> ByPart(const NamedLoads& loads) {
     for (const LoadPart& part : file.parts) {
       auto found = std::find_if(out.begin(), out.end(), [&](const NamedLoads& l) { return l.name == part.name; });
       if (found == out.end()) found = out.insert(out.end(), NamedLoads{part.name, {}});
-      found->files.push_back({file.format, {part}, {}});
+      found->files.push_back({file.format, {part}, {}, file.name});
     }
   }
   return out;

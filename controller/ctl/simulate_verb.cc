@@ -205,6 +205,10 @@ absl::Status Run(const Options& o, CtlContext& context) {
   BALLAST_ASSIGN_OR_RETURN(const CostModel model, ReadCostModel(o.cost_model));
   const PlanSetFile::Member& first = set.members[0];
   const PlanFile& shape = first.plan;
+  if (o.sample.top_k > shape.placement.num_experts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--top-k ", o.sample.top_k, ": a layer has ", shape.placement.num_experts, " experts"));
+  }
   GateLimits gate;
   gate.horizon_seconds = o.horizon_seconds;
   std::vector<Phase> phases;

@@ -138,6 +138,12 @@ EngineFormat EngineFormatOf(std::string_view name) {
   return static_cast<EngineFormat>(found - names.begin());
 }
 
+absl::Status CheckOptions(EngineFormat format, const EngineFileOptions& options) {
+  if (options.first_layer == 0 || format == EngineFormat::kTensorRtLlm) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--first-layer ", options.first_layer, ": is for trtllm files, not ",
+                                                 EngineFormatNames()[static_cast<size_t>(format)]));
+}
+
 absl::StatusOr<SlotMap> ToSlotMap(const PlanFile& plan) {
   constexpr char kHint[] = "; --equalize drops what the file cannot say";
   const Placement& placement = plan.placement;

@@ -52,6 +52,8 @@ struct EngineFileOptions {
   // three dense ones.
   int32_t first_layer = 0;
 };
+// InvalidArgument for an option that `format` has no use for.
+absl::Status CheckOptions(EngineFormat format, const EngineFileOptions& options);
 // `map` is ToSlotMap's. Where a format lists every row, dense ones get slot mod experts.
 std::string FormatEngineFile(EngineFormat format, const SlotMap& map, const EngineFileOptions& options = {});
 

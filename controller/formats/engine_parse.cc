@@ -236,8 +236,10 @@ class EngineReader {
   SlotMap map_;
 };
 
-absl::Status WantFormat(const EngineReader& reader, EngineFormat found, std::optional<EngineFormat> want) {
-  if (!want.has_value() || *want == found) return absl::OkStatus();
+// What the file is, and that it is as asked for.
+absl::Status WantFormat(const EngineReader& reader, EngineFormat found, std::optional<EngineFormat> want,
+                        const EngineFileOptions& options) {
+  if (!want.has_value() || *want == found) return CheckOptions(found, options);
   return reader.Error(absl::StrCat("is a ", EngineFormatNames()[static_cast<size_t>(found)], " file, not ",
                                    EngineFormatNames()[static_cast<size_t>(*want)]));
 }
@@ -255,19 +257,22 @@ absl::StatusOr<SlotMap> ParseEngineFile(std::string_view bytes, std::string_view
   EngineReader reader(name, gpus);
   const size_t first = bytes.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos) return reader.Error("is empty");
+  if (bytes.substr(0, 2) == "PK") {
+    return reader.Error(absl::StrCat("a file of torch.save; write its physical_to_logical_map as JSON. ", kUnknown));
+  }
   if (bytes[first] == '{') {
     const absl::StatusOr<Json> json = ParseJson(bytes);
     if (!json.ok()) return reader.Error(std::string(json.status().message()));
     if (json->contains("physical_to_logical_map")) {
-      BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kSglang, format));
+      BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kSglang, format, options));
       return reader.Sglang(*json);
     }
     if (json->contains("moe_layer_count")) {
-      BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kVllmAscend, format));
+      BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kVllmAscend, format, options));
       return reader.VllmAscend(*json);
     }
     if (json->contains("phy2log")) {
-      BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kEplb, format));
+      BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kEplb, format, options));
       return reader.Eplb(*json);
     }
     return reader.Error(kUnknown);
@@ -280,7 +285,7 @@ absl::StatusOr<SlotMap> ParseEngineFile(std::string_view bytes, std::string_view
     if (!yaml.IsMap() || (!yaml["num_slots"].IsDefined() && !yaml["initial_global_assignments"].IsDefined())) {
       return reader.Error(kUnknown);
     }
-    BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kTensorRtLlm, format));
+    BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kTensorRtLlm, format, options));
     return reader.TensorRtLlm(yaml, options.first_layer);
   } catch (const YAML::Exception& e) {
     return reader.Error(absl::StrCat("not YAML: ", Quote(e.what(), 256)));

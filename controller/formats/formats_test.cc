@@ -130,6 +130,10 @@ TEST(ParseLoad, PassesOverAByteOrderMark) {
                   .ok());
 }
 
+TEST(ParseLoad, QuotesOfTheJsonParserStayAsTheyAre) {
+  EXPECT_THAT(ParseLoad(R"({"logical_count": [[1)", "cut").status().message(), HasSubstr("expected ']'"));
+}
+
 TEST(ReadLoad, NamesWhatIsNoFile) {
   EXPECT_THAT(ReadLoad(testing::TempDir()).status().ToString(), HasSubstr(": is a directory"));
   EXPECT_THAT(ReadLoad("/dev/null").status().ToString(), HasSubstr("/dev/null: is empty"));

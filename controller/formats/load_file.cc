@@ -60,6 +60,12 @@ absl::Status Select(const std::string& select, const std::string& name, LoadFile
   return absl::OkStatus();
 }
 
+// As errors call a part.
+std::string NameOf(const LoadFile& file, const LoadPart& part) {
+  if (file.name.empty() || part.name == file.name) return part.name;
+  return absl::StrCat(file.name, ": part ", Quote(part.name));
+}
+
 // The parts of all files, summed into `rows` x `experts`.
 absl::StatusOr<LoadMatrix> Sum(const NamedLoads& loads, int32_t rows, int32_t experts) {
   LoadMatrix sum(rows, experts);
@@ -68,7 +74,7 @@ absl::StatusOr<LoadMatrix> Sum(const NamedLoads& loads, int32_t rows, int32_t ex
       const bool fits = file.format == "routes" ? part.load.layers <= rows && part.load.experts <= experts
                                                 : part.load.layers == rows && part.load.experts == experts;
       if (!fits) {
-        return absl::InvalidArgumentError(absl::StrCat("load '", part.name, "' has ", part.load.layers, " layers of ",
+        return absl::InvalidArgumentError(absl::StrCat(NameOf(file, part), " has ", part.load.layers, " layers of ",
                                                        part.load.experts, " experts; ", rows, " of ", experts,
                                                        " are expected"));
       }
@@ -169,6 +175,7 @@ absl::StatusOr<LoadFile> ParseLoad(std::string_view bytes, std::string_view file
     file = internal::ParseCsvLoad(bytes, name);
   }
   if (!file.ok()) return file;
+  file->name = ToUtf8(name);
   BALLAST_RETURN_IF_ERROR(Select(std::string(select), name, *file));
   return file;
 }
@@ -224,7 +231,7 @@ absl::StatusOr<std::vector<LoadPart>> SumParts(const NamedLoads& loads) {
       const std::string& name = names ? part.name : loads.name;
       auto found = std::find_if(named.begin(), named.end(), [&](const auto& entry) { return entry.first == name; });
       if (found == named.end()) found = named.insert(named.end(), {name, NamedLoads{name, {}}});
-      found->second.files.push_back({file.format, {part}, {}});
+      found->second.files.push_back({file.format, {part}, {}, file.name});
     }
   }
   std::vector<LoadPart> parts;
@@ -238,6 +245,20 @@ absl::StatusOr<std::vector<LoadPart>> SumParts(const NamedLoads& loads) {
 absl::StatusOr<Scenario> OntoLayers(const NamedLoads& loads, int32_t rows, std::span<const int32_t> row_of_layer,
                                     int32_t experts) {
   BALLAST_ASSIGN_OR_RETURN(const LoadMatrix sum, Sum(loads, rows, experts));
+  for (const LoadFile& file : loads.files) {
+    for (const LoadPart& part : file.parts) {
+      for (int32_t row = 0; row < part.load.layers; ++row) {
+        if (std::find(row_of_layer.begin(), row_of_layer.end(), row) != row_of_layer.end()) continue;
+        const auto tokens = part.load.layer(row);
+        const auto some = std::find_if(tokens.begin(), tokens.end(), [](double t) { return t > 0; });
+        if (some == tokens.end()) continue;
+        return absl::InvalidArgumentError(absl::StrCat(NameOf(file, part), ": row ", row, " expert ",
+                                                       some - tokens.begin(), ": ", *some,
+                                                       " tokens; the plan takes that row for dense and places none of "
+                                                       "its experts"));
+      }
+    }
+  }
   return Scenario{loads.name, 1, PickRows(sum, row_of_layer)};
 }
 

@@ -46,6 +46,8 @@ struct LoadFile {
   // At least one, of one shape, names distinct.
   std::vector<LoadPart> parts;
   RouteTrace routes;
+  // What it was read from, for errors.
+  std::string name;
 };
 
 // Limits on what is read.
@@ -87,7 +89,7 @@ absl::StatusOr<LoadSet> MakeLoadSet(std::span<const NamedLoads> loads);
 absl::StatusOr<std::vector<LoadPart>> SumParts(const NamedLoads& loads);
 
 // The same onto layers that are known: row_of_layer[l] of the files becomes layer l. InvalidArgument where the shapes
-// do not fit.
+// do not fit, or another row has tokens: it names file, row and expert.
 absl::StatusOr<Scenario> OntoLayers(const NamedLoads& loads, int32_t rows, std::span<const int32_t> row_of_layer,
                                     int32_t experts);
 
