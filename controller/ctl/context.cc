@@ -10,14 +10,17 @@ namespace ballast {
 void AddGlobalOptions(CLI::App& app, CtlContext& context) {
   const std::map<std::string, OutputFormat> formats = {
       {"table", OutputFormat::kTable}, {"json", OutputFormat::kJson}, {"yaml", OutputFormat::kYaml}};
-  app.add_option("--output,-o", context.output, "How results are printed")
-      // Said as other checks say theirs.
-      ->transform(CLI::CheckedTransformer(formats).description("{table,json,yaml}"))
+  app.add_option_function<std::string>(
+         "--output,-o", [&context, formats](const std::string& name) { context.output = formats.at(name); },
+         "How results are printed")
+      ->check(CLI::IsMember({"table", "json", "yaml"}))
       ->type_name("TEXT")
       ->default_str("table");
   const std::map<std::string, ProgressMode> modes = {{"auto", ProgressMode::kAuto}, {"never", ProgressMode::kNever}};
-  app.add_option("--progress", context.progress, "Show on stderr how far long work has come; auto: on a terminal")
-      ->transform(CLI::CheckedTransformer(modes).description("{auto,never}"))
+  app.add_option_function<std::string>(
+         "--progress", [&context, modes](const std::string& name) { context.progress = modes.at(name); },
+         "Show on stderr how far long work has come; auto: on a terminal")
+      ->check(CLI::IsMember({"auto", "never"}))
       ->type_name("TEXT")
       ->default_str("auto");
   app.add_option("--controller", context.controller, "Address of the controller")

@@ -23,19 +23,23 @@ struct ExportOptions {
 };
 
 absl::Status RunExport(const ExportOptions& o, CtlContext& context) {
-  BALLAST_ASSIGN_OR_RETURN(PlanFile plan, ReadPlan(o.plan));
-  if (o.equalize) {
-    BALLAST_ASSIGN_OR_RETURN(Equalized equal, Equalize(plan));
+  const EngineFormat format = EngineFormatOf(o.format);
+  BALLAST_RETURN_IF_ERROR(CheckOptions(format, o.file));
+  BALLAST_ASSIGN_OR_RETURN(const PlanFile plan, ReadPlan(o.plan));
+  absl::StatusOr<SlotMap> map = ToSlotMap(plan);
+  if (o.equalize && map.ok()) context.err << "nothing to equalize: the file says all of the plan\n";
+  if (o.equalize && !map.ok()) {
+    BALLAST_ASSIGN_OR_RETURN(const Equalized equal, Equalize(plan));
     context.err << absl::StrFormat("equalized: %d slots of each layer on every GPU, %s\n", equal.slots,
                                    equal.planned_anew ? "planned anew for equal split" : "in the same places");
     for (const EqualizeLoss& loss : equal.losses) {
       context.err << absl::StrFormat("equalized: scenario %s: balancedness %s, was %s (loss %.4f)\n", loss.scenario,
                                      Ratio(loss.after), Ratio(loss.before), loss.before - loss.after);
     }
-    plan = std::move(equal.plan);
+    map = ToSlotMap(equal.plan);
   }
-  BALLAST_ASSIGN_OR_RETURN(const SlotMap map, ToSlotMap(plan));
-  const std::string bytes = FormatEngineFile(EngineFormatOf(o.format), map, o.file);
+  if (!map.ok()) return map.status();
+  const std::string bytes = FormatEngineFile(format, *map, o.file);
   if (o.out.empty()) {
     context.out << bytes;
     return absl::OkStatus();
@@ -47,7 +51,7 @@ struct ImportOptions {
   std::string file;
   std::string format;
   int32_t gpus = 0;
-  int32_t nodes = 1;
+  std::optional<int32_t> nodes;
   std::string topology;
   std::vector<std::string> load;
   int64_t expert_bytes = 0;
@@ -60,7 +64,9 @@ absl::Status RunImport(const ImportOptions& o, CtlContext& context) {
   int32_t gpus = o.gpus;
   if (!o.topology.empty()) {
     BALLAST_ASSIGN_OR_RETURN(topology, ReadTopology(o.topology));
-    if (gpus != 0) return absl::InvalidArgumentError("give either --gpus or --topology");
+    if (gpus != 0 || o.nodes) {
+      return absl::InvalidArgumentError("--topology says what the GPUs are: give either it or --gpus and --nodes");
+    }
     gpus = static_cast<int32_t>(topology->workers.size());
   }
   BALLAST_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(o.file));
@@ -73,11 +79,12 @@ absl::Status RunImport(const ImportOptions& o, CtlContext& context) {
     BALLAST_ASSIGN_OR_RETURN(load, MakeLoadSet(loads));
   }
   if (!topology.has_value()) {
-    if (o.nodes > map.gpus) {
-      return absl::InvalidArgumentError(absl::StrCat("--nodes ", o.nodes, ": there are ", map.gpus, " GPUs"));
+    const int32_t nodes = o.nodes.value_or(1);
+    if (nodes > map.gpus) {
+      return absl::InvalidArgumentError(absl::StrCat("--nodes ", nodes, ": there are ", map.gpus, " GPUs"));
     }
     const size_t slots = map.expert_of_slot[0].size() / map.gpus * map.expert_of_slot.size();
-    topology = UniformTopology(map.gpus, o.nodes, static_cast<int32_t>(slots));
+    topology = UniformTopology(map.gpus, nodes, static_cast<int32_t>(slots));
   }
   const size_t slots = map.expert_of_slot[0].size();
   absl::StatusOr<ImportedPlan> imported = FromSlotMap(std::move(map), *topology, load ? &*load : nullptr);

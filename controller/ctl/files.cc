@@ -40,23 +40,35 @@ absl::StatusOr<std::vector<NamedLoads>> ReadScenarios(std::span<const std::strin
 }
 
 absl::Status WriteFile(const std::string& path, std::string_view bytes) {
-  const std::string partial = path + ".partial";
-  {
-    std::ofstream out(partial, std::ios::binary | std::ios::trunc);
+  namespace fs = std::filesystem;
+  const auto failed = [&](const std::error_code& error) {
+    return absl::UnavailableError(absl::StrCat(path, ": cannot be written: ", error.message()));
+  };
+  const auto write = [&](const fs::path& to) {
+    std::ofstream out(to, std::ios::binary | std::ios::trunc);
     out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     out.close();
-    if (!out) {
-      const int error = errno;
-      std::remove(partial.c_str());
-      return absl::UnavailableError(
-          absl::StrCat(path, ": cannot be written: ", std::generic_category().message(error)));
-    }
-  }
+    return out ? std::error_code() : std::error_code(errno, std::generic_category());
+  };
   std::error_code error;
-  std::filesystem::rename(partial, path, error);
+  const fs::file_status status = fs::status(path, error);
+  // Pipes and devices, standard output among them, are written to, not replaced.
+  if (fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status)) {
+    error = write(path);
+    return error ? failed(error) : absl::OkStatus();
+  }
+  fs::path target = path;
+  if (fs::is_symlink(fs::symlink_status(path, error))) {
+    target = fs::canonical(path, error);
+    if (error) return failed(error);
+  }
+  fs::path partial = target;
+  partial += ".partial";
+  error = write(partial);
+  if (!error) fs::rename(partial, target, error);
   if (!error) return absl::OkStatus();
   std::remove(partial.c_str());
-  return absl::UnavailableError(absl::StrCat(path, ": cannot be written: ", error.message()));
+  return failed(error);
 }
 
 }  // namespace ballast

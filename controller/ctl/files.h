@@ -17,7 +17,8 @@ absl::StatusOr<std::vector<NamedLoads>> ReadLoads(std::string_view name, std::sp
 // `--scenario NAME=F`, each a load of its own; those with one name are one load.
 absl::StatusOr<std::vector<NamedLoads>> ReadScenarios(std::span<const std::string> scenarios);
 
-// Writes to a file beside `path` and renames it, so that readers see all of it or nothing.
+// Writes to a file beside `path` and renames it, so that readers see all of it or nothing. A symbolic link stays, its
+// file is replaced; pipes and devices are written to.
 absl::Status WriteFile(const std::string& path, std::string_view bytes);
 
 }  // namespace ballast

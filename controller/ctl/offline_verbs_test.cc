@@ -1,5 +1,11 @@
 #include "controller/ctl/offline_verbs.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -236,6 +242,7 @@ TEST_F(OfflineVerbsTest, FailurePlans) {
   const auto plan = Json("plan --load @load.json --current @a.json --dead w1 --out @b.json");
   EXPECT_TRUE(plan["pays"]);
   EXPECT_EQ(ReadPlan(Path("b.json"))->placement.workers, (std::vector<std::string>{"w0", "w2", "w3"}));
+  EXPECT_EQ(Run("plan --policy craft --load @load.json --current @a.json --dead w1 --out @c.json"), 0) << err_.str();
   EXPECT_EQ(Run("plan --load @load.json --current @a.json --dead w1 --dead w2 --dead w3 --out @x.json"), 1);
   EXPECT_THAT(err_.str(), HasSubstr("lost experts find no slot on the other workers: layer 0 expert"));
   EXPECT_FALSE(Exists("x.json"));
@@ -245,6 +252,13 @@ TEST_F(OfflineVerbsTest, MemoryForReplicas) {
   const auto plan =
       Json("plan --load @load.json --gpus 2 --hbm-bytes-for-replicas 1999 --expert-bytes 1000 --out @plan.json");
   EXPECT_EQ(plan["extra_replicas"], 2);
+  // Memory for more than every GPU having every expert, or than the slots of a topology.
+  const std::string plenty = " --hbm-bytes-for-replicas 1999000 --expert-bytes 1000 --out @plan.json";
+  EXPECT_EQ(Json("plan --load @load.json --gpus 2" + plenty)["extra_replicas"], 8);
+  EXPECT_THAT(err_.str(), HasSubstr("4 replicas a GPU, of 1999 that the memory holds"));
+  Write("t.json", R"({"format": "ballast.topology/v1", "workers": [
+      {"name": "a", "node": 0, "slots": 7}, {"name": "b", "node": 0, "slots": 50}]})");
+  EXPECT_EQ(Json("plan --load @load.json --topology @t.json" + plenty)["extra_replicas"], 4);
   // Memory for nothing: as level as can be. Hardly any: none.
   const auto rich = Json(
       "plan --load @load.json --gpus 2 --replicas-per-gpu auto --expert-bytes 1 --kv-bytes 1000000 --out @plan.json");
@@ -266,6 +280,38 @@ TEST_F(OfflineVerbsTest, TopologyFiles) {
   EXPECT_EQ(ReadPlan(Path("plan.json"))->placement.workers, (std::vector<std::string>{"a", "b"}));
 }
 
+TEST_F(OfflineVerbsTest, WritesThroughLinksAndIntoPipes) {
+  const std::string plan = "plan --policy eplb --load @load.json --gpus 2 --slots-per-gpu 3 --out ";
+  std::filesystem::create_symlink("real.json", Path("link.json"));
+  EXPECT_EQ(Run(plan + "@link.json"), 1) << "a link to nowhere";
+  EXPECT_THAT(err_.str(), HasSubstr("link.json: cannot be written"));
+  Write("real.json", "before");
+  ASSERT_EQ(Run(plan + "@link.json"), 0) << err_.str();
+  EXPECT_TRUE(std::filesystem::is_symlink(Path("link.json")));
+  EXPECT_TRUE(ReadPlan(Path("real.json")).ok());
+
+  ASSERT_EQ(mkfifo(Path("pipe").c_str(), 0600), 0);
+  const int reader = open(Path("pipe").c_str(), O_RDWR | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  ASSERT_EQ(Run("export --plan @real.json --format sglang --out @pipe"), 0) << err_.str();
+  std::string text(4096, '\0');
+  text.resize(std::max<ssize_t>(0, read(reader, text.data(), text.size())));
+  close(reader);
+  EXPECT_THAT(text, HasSubstr("physical_to_logical_map"));
+  EXPECT_TRUE(std::filesystem::is_fifo(Path("pipe")));
+}
+
+TEST_F(OfflineVerbsTest, WhatAFileCanSayIsNotEqualized) {
+  // For equal split another placement would be more level than EPLB's.
+  Write("skew.json", R"({"logical_count": [[60, 25, 10, 5, 31, 17]]})");
+  ASSERT_EQ(Run("plan --policy eplb --load @skew.json --gpus 2 --slots-per-gpu 4 --out @plan.json"), 0) << err_.str();
+  ASSERT_EQ(Run("export --plan @plan.json --format sglang"), 0) << err_.str();
+  const std::string said = out_.str();
+  ASSERT_EQ(Run("export --plan @plan.json --format sglang --equalize"), 0) << err_.str();
+  EXPECT_EQ(out_.str(), said);
+  EXPECT_THAT(err_.str(), HasSubstr("nothing to equalize"));
+}
+
 TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
   Write("bad.json", R"({"logical_count": [[1, -2]]})");
   Write("nan.json", R"({"logical_count": [[1, NaN]]})");
@@ -277,6 +323,12 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
   ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @good.json"), 0) << err_.str();
   Write("engine.json", R"({"physical_to_logical_map": [[0, 1, 2, 3]]})");
   Write("ragged.json", R"({"physical_to_logical_map": [[0, 1], [0]]})");
+  Write("all.json", R"({"logical_count": [[0, 7, 0, 0], [40, 10, 10, 20], [5, 5, 60, 10]]})");
+  Write("wide.json", R"({"logical_count": [[1, 2, 3, 4, 5]]})");
+  Write("parts.json", R"({"format": "ballast.load/v1", "parts": [{"name": "a", "tokens": [[1, 2]]}]})");
+  Write("topology.json", R"({"format": "ballast.topology/v1", "workers": [{"name": "a", "node": 0, "slots": 20}]})");
+  Write("cost.json", R"({"format": "ballast.cost_model/v1"})");
+  Write("torch.pt", "PK");
   const struct {
     const char* line;
     int status;
@@ -325,6 +377,29 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
       {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @none/x.json", 1, "cannot be written: No such file"},
       {"plan --load @load.json --dead w0 --out @x.json", 1, "--dead needs --current"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2", 2, "--out is required"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 2 --out @x.json --output xml", 2,
+       "xml not in {table,json,yaml}"},
+      {"plan --load @load.json --topology @topology.json --gpus 2 --out @x.json", 1, "either it or --gpus and --nodes"},
+      {"plan --load @load.json --topology @topology.json --nodes 1 --out @x.json", 1, "either it or --gpus and"},
+      {"plan --load @load.json --current @good.json --nodes 2 --out @x.json", 1, "--nodes needs --gpus"},
+      {"plan --load @load.json --gpus 2 --replicas-per-gpu 5 --out @x.json", 1,
+       "--replicas-per-gpu 5; must be at most 4: then every GPU has every expert"},
+      {"plan --load @load.json --topology @topology.json --replicas-per-gpu 1 --out @x.json", 1,
+       "--replicas-per-gpu 1; must be at most 0: the slots hold no more"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --groups 2 --out @x.json", 1, "is for --policy eplb"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --max-vio 1 --out @x.json", 1, "are for --policy task-aware"},
+      {"plan --load @load.json --load @parts.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1,
+       "parts.json: part \"a\" has 1 layers of 2 experts; 3 of 4 are expected"},
+      {"score --plan @good.json --load @wide.json", 1, "wide.json has 1 layers of 5 experts; 3 of 4 are expected"},
+      {"score --plan @good.json --load @all.json", 1, "all.json: row 0 expert 1: 7 tokens; the plan takes that row"},
+      {"diff --from @good.json --to @good.json --load @all.json", 1, "all.json: row 0 expert 1: 7 tokens"},
+      {"simulate --plan @good.json --load @all.json --cost-model @cost.json --top-k 2", 1,
+       "all.json: row 0 expert 1: 7"},
+      {"simulate --plan @good.json --load @load.json --cost-model @cost.json", 1, "--top-k 8: a layer has 4 experts"},
+      {"export --plan @good.json --format sglang --first-layer 3 --out @x.json", 1, "is for trtllm files, not sglang"},
+      {"import --file @engine.json --gpus 2 --first-layer 3 --out @x.json", 1, "is for trtllm files, not sglang"},
+      {"import --file @engine.json --topology @topology.json --nodes 1 --out @x.json", 1, "either it or --gpus and"},
+      {"import --file @torch.pt --gpus 2 --out @x.json", 1, "torch.pt: a file of torch.save; write its"},
       {"score --plan @load.json --load @load.json", 1, "plan.format"},
       {"export --plan @load.json --format fancy", 2, "--format"},
       {"export --plan @load.json --format sglang --out @x.json", 1, "load.json: plan.format"},

@@ -36,7 +36,7 @@ struct Options {
   std::vector<std::string> scenario;
   std::string topology;
   int32_t gpus = 0;
-  int32_t nodes = 1;
+  std::optional<int32_t> nodes;
   int32_t slots_per_gpu = 0;
   // As it is written: a number, or "auto".
   std::string replicas;
@@ -46,6 +46,8 @@ struct Options {
   int64_t kv_bytes_needed = 0;
   std::string policy = "cost-aware";
   TaskAwareOptions task_aware;
+  // --max-vio or --task-max-vio is given.
+  bool task_limits = false;
   int32_t groups = 1;
   std::string current;
   int64_t expert_bytes = 0;
@@ -73,8 +75,9 @@ absl::Status CheckAllSlots(int64_t gpus, int64_t slots) {
 // --gpus equal machines.
 absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers, int32_t experts) {
   if (o.gpus < 1) return absl::InvalidArgumentError("--gpus or --topology must say what to plan for");
-  if (o.nodes > o.gpus) {
-    return absl::InvalidArgumentError(absl::StrCat("--nodes ", o.nodes, ": there are ", o.gpus, " GPUs"));
+  const int32_t nodes = o.nodes.value_or(1);
+  if (nodes > o.gpus) {
+    return absl::InvalidArgumentError(absl::StrCat("--nodes ", nodes, ": there are ", o.gpus, " GPUs"));
   }
   constexpr int64_t kMostSlots = 1 << 24;
   if (o.replicas_per_gpu) {
@@ -84,14 +87,46 @@ absl::StatusOr<Topology> MakeTopology(const Options& o, int32_t layers, int32_t 
                                                      " slots a GPU; the limit is ", kMostSlots));
     }
     BALLAST_RETURN_IF_ERROR(CheckAllSlots(o.gpus, slots));
-    return UniformTopology(o.gpus, o.nodes, static_cast<int32_t>(slots));
+    return UniformTopology(o.gpus, nodes, static_cast<int32_t>(slots));
   }
   if (static_cast<int64_t>(o.slots_per_gpu) * layers > kMostSlots) {
     return absl::InvalidArgumentError(absl::StrCat("--slots-per-gpu ", o.slots_per_gpu, " in ", layers,
                                                    " layers; the limit is ", kMostSlots, " slots a GPU"));
   }
   BALLAST_RETURN_IF_ERROR(CheckAllSlots(o.gpus, static_cast<int64_t>(o.slots_per_gpu) * layers));
-  return UniformTopology(o.gpus, o.nodes, o.slots_per_gpu * layers);
+  return UniformTopology(o.gpus, nodes, o.slots_per_gpu * layers);
+}
+
+// The most replicas beyond one an expert that each of `workers` GPUs can have, `room` being what all of them hold in
+// all and `experts` those of all layers.
+int64_t MostReplicas(int64_t experts, int64_t room, int64_t workers) { return (room - experts) / workers; }
+
+// As many replicas as there is room for: a budget of bytes is a limit, a number of replicas is wanted exactly.
+// `topology`: null where --gpus machines with slots for all of them are planned for.
+absl::Status FitReplicas(int64_t experts, const Topology* topology, Options& o, CtlContext& context) {
+  if (!o.replicas_per_gpu) return absl::OkStatus();
+  int64_t workers = o.gpus;
+  int64_t room = experts * workers;
+  if (topology != nullptr) {
+    workers = static_cast<int64_t>(topology->workers.size());
+    room = 0;
+    for (const TopologyWorker& w : topology->workers) {
+      room += std::min<int64_t>(experts, w.capacity.slots - w.capacity.staging_slots);
+    }
+  }
+  // Too little for the experts themselves: the planner says so.
+  if (workers == 0 || room < experts) return absl::OkStatus();
+  const int64_t most = MostReplicas(experts, room, workers);
+  if (*o.replicas_per_gpu <= most) return absl::OkStatus();
+  const char* why = topology == nullptr ? "then every GPU has every expert" : "the slots hold no more";
+  if (!o.hbm_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--replicas-per-gpu ", *o.replicas_per_gpu, "; must be at most ", most, ": ", why));
+  }
+  context.err << absl::StrFormat("%d replicas a GPU, of %d that the memory holds: %s\n", most, *o.replicas_per_gpu,
+                                 why);
+  o.replicas_per_gpu = static_cast<int32_t>(most);
+  return absl::OkStatus();
 }
 
 bool ByRoutes(const Options& o) { return o.policy == "tacg" || o.policy == "task-aware"; }
@@ -106,7 +141,8 @@ absl::StatusOr<std::unique_ptr<PlannerPolicy>> MakePolicy(const Options& o, cons
   }
   if (o.policy == "cost-aware") return std::make_unique<CostAwarePolicy>();
   if (o.policy == "craft") {
-    if (o.replicas_per_gpu) return std::make_unique<CraftPolicy>();
+    // Around dead workers nothing is replicated anew.
+    if (o.replicas_per_gpu || !o.dead.empty()) return std::make_unique<CraftPolicy>();
     return absl::InvalidArgumentError("--policy craft needs --replicas-per-gpu");
   }
   if (o.policy == "eplb") {
@@ -189,6 +225,17 @@ absl::Status CheckOptions(const Options& o) {
     if (o.plans == 0 && o.move_budget.max_bytes > 0) return absl::InvalidArgumentError("--max-bytes needs --current");
     if (!o.dead.empty()) return absl::InvalidArgumentError("--dead needs --current");
   }
+  if (!o.topology.empty() && (o.gpus > 0 || o.nodes)) {
+    return absl::InvalidArgumentError("--topology says what the GPUs are: give either it or --gpus and --nodes");
+  }
+  if (o.nodes && o.gpus == 0) return absl::InvalidArgumentError("--nodes needs --gpus");
+  if (o.groups > 1 && o.policy != "eplb") {
+    return absl::InvalidArgumentError(absl::StrCat("--groups is for --policy eplb, not ", o.policy));
+  }
+  if (o.task_limits && o.policy != "task-aware") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max-vio and --task-max-vio are for --policy task-aware, not ", o.policy));
+  }
   if (o.policy == "tacg" && o.dead.empty() && o.move_budget.limited()) {
     return absl::InvalidArgumentError(
         "--policy tacg plans from nothing, as published, not within --max-moves or --max-bytes");
@@ -234,7 +281,7 @@ absl::Status ChooseByMemory(Options& o, const PlanRequest& request, const std::o
   rule.kv_bytes_needed = o.kv_bytes_needed;
   rule.expert_bytes = request.expert_bytes;
   if (rule.expert_bytes == 0) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --expert-bytes");
-  rule.most_replicas = static_cast<int32_t>(std::min<int64_t>(all - (all + workers - 1) / workers, 1 << 20));
+  rule.most_replicas = static_cast<int32_t>(std::min<int64_t>(MostReplicas(all, all * workers, workers), 1 << 20));
   std::optional<Progress> progress;
   progress.emplace(ProgressLineOf(context), Clock::Real(), "choosing replicas", 0);
   const auto balancedness = [&](int32_t replicas) -> absl::StatusOr<double> {
@@ -338,17 +385,21 @@ absl::Status Run(Options o, CtlContext& context) {
     }
     BALLAST_ASSIGN_OR_RETURN(o.replicas_per_gpu, ReplicasForBytes(*o.hbm_bytes, request.expert_bytes));
   }
+  const int64_t experts = static_cast<int64_t>(set.row_of_layer.size()) * request.scenarios[0].load.experts;
   if (!o.topology.empty()) {
     if (Auto(o)) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --gpus in place of --topology");
     BALLAST_ASSIGN_OR_RETURN(request.topology, ReadTopology(o.topology));
+    BALLAST_RETURN_IF_ERROR(FitReplicas(experts, &request.topology, o, context));
   } else if (o.gpus == 0 && in_force) {
     if (Auto(o)) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --gpus");
     request.topology = *std::move(in_force);
+    BALLAST_RETURN_IF_ERROR(FitReplicas(experts, &request.topology, o, context));
   } else {
     if (Auto(o)) {
       if (o.gpus < 1) return absl::InvalidArgumentError("--replicas-per-gpu auto needs --gpus");
       BALLAST_RETURN_IF_ERROR(ChooseByMemory(o, request, routes, context));
     }
+    BALLAST_RETURN_IF_ERROR(FitReplicas(experts, nullptr, o, context));
     BALLAST_ASSIGN_OR_RETURN(request.topology, MakeTopology(o, static_cast<int32_t>(set.row_of_layer.size()),
                                                             request.scenarios[0].load.experts));
   }
@@ -500,7 +551,10 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--out", o->out, "The plan file to write; with --plans a plan set file")
       ->type_name("FILE")
       ->required();
-  verb->callback([o, &context] { context.run = [o, &context] { return Run(*o, context); }; });
+  verb->callback([o, verb, &context] {
+    o->task_limits = verb->count("--max-vio") + verb->count("--task-max-vio") > 0;
+    context.run = [o, &context] { return Run(*o, context); };
+  });
 }
 
 }  // namespace ballast

@@ -52,6 +52,7 @@ class GrpcReporter final : public EngineReporter {
 absl::Status RunSidecar(const VerbOptions& o, CtlContext& context) {
   SidecarOptions options = o.sidecar;
   options.format = EngineFormatOf(o.format);
+  BALLAST_RETURN_IF_ERROR(CheckOptions(options.format, options.file));
   options.phase = o.phase == "prefill" ? v1::PHASE_PREFILL : v1::PHASE_DECODE;
   if (options.state_file.empty()) options.state_file = options.folder + "/.ballast-sidecar.json";
   if (options.nodes > options.gpus) {
@@ -61,6 +62,7 @@ absl::Status RunSidecar(const VerbOptions& o, CtlContext& context) {
   Clock& clock = Clock::Real();
   BALLAST_ASSIGN_OR_RETURN(Sidecar sidecar,
                            Sidecar::Open(options, reporter, static_cast<uint64_t>(absl::ToUnixNanos(clock.Now()))));
+  if (!o.once) context.err << "watching " << options.folder << " for dumps of " << options.engine << std::endl;
   std::string last_error;
   // Nobody notifies: it is only for waiting by the clock.
   Mutex mu;
