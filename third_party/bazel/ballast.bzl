@@ -6,7 +6,7 @@ def ballast_cc_test(name, deps = [], size = "small", **kwargs):
     Args:
       name: the test's name, NAME_test.
       deps: as for cc_test; gtest_main and sanitizer_defaults are added.
-      size: Bazel's size; "small" is at most a minute.
+      size: Bazel's size: how long it takes; .bazelrc has the limits.
       **kwargs: passed to cc_test.
     """
     native.cc_test(
