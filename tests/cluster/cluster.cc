@@ -16,8 +16,6 @@
 namespace ballast {
 namespace {
 
-constexpr absl::Duration kStartTimeout = absl::Seconds(60);
-
 void AddTlsFlags(const TlsFiles& tls, std::vector<std::string>& argv) {
   if (!tls.given()) return;
   argv.push_back("--tls-cert=" + tls.certificate);
@@ -26,6 +24,11 @@ void AddTlsFlags(const TlsFiles& tls, std::vector<std::string>& argv) {
 }
 
 }  // namespace
+
+void MakePatient(ClusterOptions& options) {
+  options.controller_flags.push_back("--lease=5m");
+  for (const char* flag : {"--step-timeout=600", "--view-patience=600"}) options.worker_flags.push_back(flag);
+}
 
 std::shared_ptr<grpc::Channel> Cluster::OpenChannel(const std::string& address) const {
   grpc::ChannelArguments args;
@@ -71,7 +74,7 @@ absl::Status Cluster::StartController(const std::string& listen, const std::stri
   AddTlsFlags(options_.tls, argv);
   argv.insert(argv.end(), options_.controller_flags.begin(), options_.controller_flags.end());
   BALLAST_ASSIGN_OR_RETURN(controller_, Process::Start(argv, options_.directory + "/controller.log", environment));
-  BALLAST_ASSIGN_OR_RETURN(auto ready, controller_->AwaitReady(kStartTimeout));
+  BALLAST_ASSIGN_OR_RETURN(auto ready, controller_->AwaitReady(kPatience));
   controller_address_ = ready["grpc"];
   controller_metrics_ = ready["metrics"];
   controller_console_ = ready["console"];
@@ -101,6 +104,7 @@ absl::Status Cluster::StartWorkers(const std::vector<WorkerOptions>& options) {
                                      absl::StrCat("--compute-threads=", o.compute_threads)};
     AddTlsFlags(options_.tls, argv);
     if (o.slots > 0) argv.push_back(absl::StrCat("--slots=", o.slots));
+    argv.insert(argv.end(), options_.worker_flags.begin(), options_.worker_flags.end());
     argv.insert(argv.end(), o.extra_flags.begin(), o.extra_flags.end());
     std::map<std::string, std::string> environment = o.environment;
     environment.insert(options_.environment.begin(), options_.environment.end());
@@ -109,7 +113,7 @@ absl::Status Cluster::StartWorkers(const std::vector<WorkerOptions>& options) {
   }
   for (const WorkerOptions& o : options) {
     Worker& worker = workers_[o.name];
-    BALLAST_ASSIGN_OR_RETURN(auto ready, worker.process->AwaitReady(kStartTimeout));
+    BALLAST_ASSIGN_OR_RETURN(auto ready, worker.process->AwaitReady(kPatience));
     worker.address = ready["grpc"];
     worker.metrics = ready["metrics"];
   }
@@ -118,17 +122,17 @@ absl::Status Cluster::StartWorkers(const std::vector<WorkerOptions>& options) {
 
 void Cluster::KillWorker(const std::string& name) {
   workers_.at(name).process->Signal(SIGKILL);
-  workers_.at(name).process->Wait(absl::Seconds(10)).IgnoreError();
+  workers_.at(name).process->Wait(kPatience).IgnoreError();
 }
 
 void Cluster::KillController() {
   controller_->Signal(SIGKILL);
-  controller_->Wait(absl::Seconds(10)).IgnoreError();
+  controller_->Wait(kPatience).IgnoreError();
 }
 
 absl::Status Cluster::StopController() {
   controller_->Signal(SIGTERM);
-  return controller_->Wait(kStartTimeout).status();
+  return controller_->Wait(kPatience).status();
 }
 
 int Cluster::CtlAs(const TlsFiles& tls, const std::vector<std::string>& arguments, std::string* text) {
@@ -142,7 +146,7 @@ int Cluster::CtlAs(const TlsFiles& tls, const std::vector<std::string>& argument
     *text = process.status().ToString();
     return -1;
   }
-  const auto status = (*process)->Wait(absl::Minutes(5));
+  const auto status = (*process)->Wait(kPatience);
   *text = TailOfFile(log);
   return status.ok() && WIFEXITED(*status) ? WEXITSTATUS(*status) : -1;
 }
@@ -163,7 +167,11 @@ absl::Status Cluster::AwaitHealth(const std::string& worker, const std::string& 
 absl::Status Cluster::AwaitLog(const std::string& worker, const std::string& text, absl::Duration timeout) {
   const absl::Time deadline = Clock::Real().Now() + timeout;
   const std::string& path = workers_.at(worker).process->log_path();
-  while (TailOfFile(path).find(text) == std::string::npos) {
+  const auto logged = [&] {
+    std::ifstream log(path);
+    return std::string(std::istreambuf_iterator<char>(log), {}).find(text) != std::string::npos;
+  };
+  while (!logged()) {
     if (Clock::Real().Now() >= deadline) {
       return absl::DeadlineExceededError(
           absl::StrCat("'", text, "' is not in the log of ", worker, ":\n", TailOfFile(path)));

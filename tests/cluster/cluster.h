@@ -42,10 +42,19 @@ struct ClusterOptions {
   // Values of the controller's --group, and other flags of it.
   std::vector<std::string> groups;
   std::vector<std::string> controller_flags;
+  // Flags of every worker, beside its own.
+  std::vector<std::string> worker_flags;
   std::map<std::string, std::string> environment;
   // Of every process and stub; empty: no TLS.
   TlsFiles tls;
 };
+
+// Longer than anything takes on a busy machine: only a hang comes near.
+inline constexpr absl::Duration kPatience = absl::Minutes(5);
+
+// Adds flags with which nobody is taken for dead, and no request gives up, because the machine is busy. Who is dead is
+// noticed by closed connections.
+void MakePatient(ClusterOptions& options);
 
 // Not thread-safe; stubs are.
 class Cluster {
@@ -94,7 +103,7 @@ class Cluster {
   // Until the worker's health service says of `service` that it serves, or does not, or cannot be asked.
   absl::Status AwaitHealth(const std::string& worker, const std::string& service, bool serving, absl::Duration timeout);
 
-  // Until the worker's log has `text`.
+  // Until the worker's log, which goes on where one of the same name ended, has `text`.
   absl::Status AwaitLog(const std::string& worker, const std::string& text, absl::Duration timeout);
 
   // Watches the group until `done` says so. DeadlineExceeded shows the last state seen. A controller that is down in

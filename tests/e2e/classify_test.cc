@@ -19,7 +19,7 @@ class ClassifyTest : public ClusterTest {
     std::vector<std::vector<int32_t>> tokens;
     const auto stub = cluster.inference(worker);
     for (const Prompt& prompt : prompts) {
-      const Answer answer = Generate(*stub, prompt.text, prompt.task, 8, absl::Seconds(120));
+      const Answer answer = Generate(*stub, prompt.text, prompt.task, 8, kPatience);
       EXPECT_TRUE(answer.status.ok()) << answer.status;
       tokens.push_back(answer.token_ids);
     }
@@ -55,10 +55,10 @@ TEST_F(ClassifyTest, UnlabelledRequestsAreTakenForTasks_WhereAWorkerIsToldTo) {
   {
     LoadGenerator load(labelled, Stubs(*cluster, 2), {.concurrency = 8, .max_tokens = 2});
     const auto loaded =
-        cluster->AwaitGroup("g", absl::Minutes(10), [](const v1::Group& g) { return g.window_tokens() > 25000; });
+        cluster->AwaitGroup("g", kPatience, [](const v1::Group& g) { return g.window_tokens() > 25000; });
     ASSERT_TRUE(loaded.ok()) << loaded.status();
   }
-  const absl::Status told = cluster->AwaitLog("w0", "task profiles", absl::Minutes(2));
+  const absl::Status told = cluster->AwaitLog("w0", "task profiles", kPatience);
   ASSERT_TRUE(told.ok()) << told;
 
   EXPECT_EQ(Answers(*cluster, "w0", unlabelled), expected);

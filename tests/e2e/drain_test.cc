@@ -23,8 +23,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-// Longer than anything takes: only a hang comes near.
-constexpr absl::Duration kPatience = absl::Minutes(3);
 // The service of the readiness probe.
 constexpr char kReadiness[] = "ballast.v1.Inference";
 
@@ -34,19 +32,12 @@ class DrainTest : public ClusterTest {
   static constexpr int kSlots = 12;
   static constexpr int kTokens = 24;
 
-  static WorkerOptions Options(const std::string& name) {
-    return {.name = name,
-            .group = "g",
-            .slots = kSlots * kLayers + kStagingSlots,
-            .extra_flags = {absl::StrCat("--staging-slots=", kStagingSlots), LongDrain()}};
-  }
   // So long that only a hang meets it.
   static std::string LongDrain() { return "--drain-timeout=600"; }
 
   static std::map<std::string, v1::Worker> Workers(Cluster& cluster) {
     grpc::ClientContext context;
-    context.set_wait_for_ready(true);
-    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kPatience));
+    SetDeadline(context);
     v1::ListWorkersRequest request;
     request.set_group("g");
     v1::ListWorkersResponse response;
@@ -90,7 +81,7 @@ TEST_F(DrainTest, RestartOfEveryWorkerInTurnLosesNoRequestAndChangesNoToken) {
   ASSERT_NE(cluster, nullptr);
   const std::vector<Prompt> prompts = SomePrompts(100);
   const auto expected = Answers(*cluster, prompts);
-  LoadGenerator load(prompts, Stubs(*cluster, 4), {.concurrency = 4, .max_tokens = kTokens, .timeout = kPatience});
+  LoadGenerator load(prompts, Stubs(*cluster, 4), {.concurrency = 4, .max_tokens = kTokens});
   uint64_t epoch = 0;
   const absl::Time start = Clock::Real().Now();
   for (int i = 0; i < 4; ++i) {
@@ -108,7 +99,7 @@ TEST_F(DrainTest, RestartOfEveryWorkerInTurnLosesNoRequestAndChangesNoToken) {
     EXPECT_GT(left->epoch(), epoch);
     epoch = left->epoch();
 
-    ASSERT_TRUE(cluster->StartWorker(Options(name)).ok());
+    ASSERT_TRUE(cluster->StartWorker(OneOf(name, kSlots)).ok());
     ASSERT_TRUE(cluster->AwaitServing("g", 4, kPatience).ok());
     ASSERT_TRUE(cluster->AwaitHealth(name, kReadiness, true, kPatience).ok());
     load.SetStub(name, cluster->inference(name));
@@ -157,7 +148,9 @@ TEST_F(DrainTest, AControllerThatDiesMeanwhileGoesOn) {
   const auto expected = Answers(*cluster, prompts);
   auto stubs = Stubs(*cluster, 4);
   stubs.erase("w3");
-  LoadGenerator load(prompts, std::move(stubs), {.concurrency = 4, .max_tokens = kTokens, .timeout = kPatience});
+  LoadGenerator load(prompts, std::move(stubs), {.concurrency = 4, .max_tokens = kTokens});
+  const auto before = cluster->AwaitServing("g", 4, kPatience);
+  ASSERT_TRUE(before.ok()) << before.status();
   cluster->worker("w3").Signal(SIGTERM);
   const auto begun = cluster->AwaitGroup("g", kPatience, [](const v1::Group& g) { return !g.plan().empty(); });
   ASSERT_TRUE(begun.ok()) << begun.status();
@@ -166,7 +159,7 @@ TEST_F(DrainTest, AControllerThatDiesMeanwhileGoesOn) {
   EXPECT_EQ(ExitOf(*cluster, "w3"), 0);
   const auto left = cluster->AwaitServing("g", 3, kPatience);
   ASSERT_TRUE(left.ok()) << left.status();
-  EXPECT_GT(left->epoch(), begun->epoch());
+  EXPECT_GT(left->epoch(), before->epoch());
   load.Stop();
   for (const Answer& answer : load.answers()) {
     EXPECT_TRUE(answer.status.ok()) << answer.worker << ": " << answer.status;

@@ -43,8 +43,7 @@ TEST_F(ExactTest, RolloutsUnderLoadChangeNoBit) {
   LoadGenerator load(prompts, Stubs(*cluster, 4), {.concurrency = 8, .max_tokens = 16});
   absl::StatusOr<v1::Plan> first = absl::UnknownError("");
   // The load that a plan needs arrives with the workers' next reports.
-  ASSERT_TRUE(
-      cluster->AwaitGroup("g", absl::Seconds(60), [](const v1::Group& g) { return g.window_tokens() > 500; }).ok());
+  ASSERT_TRUE(cluster->AwaitGroup("g", kPatience, [](const v1::Group& g) { return g.window_tokens() > 500; }).ok());
   first = PlanAndRollOut(*cluster);
   ASSERT_TRUE(first.ok()) << first.status();
   ASSERT_EQ(first->state(), v1::PLAN_STATE_DONE) << first->ShortDebugString();
@@ -59,7 +58,7 @@ TEST_F(ExactTest, RolloutsUnderLoadChangeNoBit) {
     v1::RollbackResponse response;
     const grpc::Status status = cluster->plans().Rollback(&context, request, &response);
     ASSERT_TRUE(status.ok()) << status.error_message();
-    const auto plan = AwaitPlan(*cluster, response.plan().id(), absl::Seconds(60));
+    const auto plan = AwaitPlan(*cluster, response.plan().id());
     ASSERT_TRUE(plan.ok()) << plan.status();
     ASSERT_EQ(plan->state(), v1::PLAN_STATE_DONE) << plan->ShortDebugString();
     EXPECT_GT(plan->target_epoch(), epoch);

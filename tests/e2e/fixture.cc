@@ -19,6 +19,11 @@ bool Ended(v1::PlanState state) { return state >= v1::PLAN_STATE_DONE; }
 
 }  // namespace
 
+void SetDeadline(grpc::ClientContext& context) {
+  context.set_wait_for_ready(true);
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kPatience));
+}
+
 std::string WorkerName(int i) { return absl::StrCat("w", i); }
 
 std::unique_ptr<Cluster> ClusterTest::Serving(const Shape& shape) {
@@ -35,29 +40,29 @@ std::unique_ptr<Cluster> ClusterTest::Serving(const Shape& shape) {
   options.groups = {absl::StrCat("name=g,size=", shape.workers, ",mode=", shape.mode, ",policy=", shape.policy,
                                  ",combine=", shape.combine)};
   options.controller_flags = shape.controller_flags;
+  options.worker_flags = shape.worker_flags;
+  options.worker_flags.push_back(absl::StrCat("--staging-slots=", kStagingSlots));
+  MakePatient(options);
   options.tls = shape.tls;
   auto cluster = Cluster::Start(std::move(options));
   EXPECT_TRUE(cluster.ok()) << cluster.status();
   if (!cluster.ok()) return nullptr;
   std::vector<WorkerOptions> workers;
   for (int i = 0; i < shape.workers; ++i) {
-    const int slots = std::min(shape.slots_per_layer, kExperts) * kLayers + kStagingSlots;
-    workers.push_back({.name = WorkerName(i),
-                       .group = "g",
-                       .slots = slots,
-                       .extra_flags = {absl::StrCat("--staging-slots=", kStagingSlots)}});
-    workers.back().extra_flags.insert(workers.back().extra_flags.end(), shape.worker_flags.begin(),
-                                      shape.worker_flags.end());
+    workers.push_back(OneOf(WorkerName(i), shape.slots_per_layer));
   }
-  workers[0].extra_flags.insert(workers[0].extra_flags.end(), shape.first_worker_flags.begin(),
-                                shape.first_worker_flags.end());
+  workers[0].extra_flags = shape.first_worker_flags;
   absl::Status status = (*cluster)->StartWorkers(workers);
   EXPECT_TRUE(status.ok()) << status;
   if (!status.ok()) return nullptr;
-  status = (*cluster)->AwaitServing("g", shape.workers, absl::Seconds(60)).status();
+  status = (*cluster)->AwaitServing("g", shape.workers, kPatience).status();
   EXPECT_TRUE(status.ok()) << status;
   if (!status.ok()) return nullptr;
   return *std::move(cluster);
+}
+
+WorkerOptions ClusterTest::OneOf(const std::string& name, int slots_per_layer) {
+  return {.name = name, .group = "g", .slots = std::min(slots_per_layer, kExperts) * kLayers + kStagingSlots};
 }
 
 std::vector<Prompt> ClusterTest::SomePrompts(size_t max_bytes) {
@@ -83,7 +88,7 @@ std::vector<std::vector<uint64_t>> ClusterTest::Digests(Cluster& cluster, const 
   for (size_t i = 0; i < prompts.size(); ++i) {
     clients.emplace_back([&, i] {
       grpc::ClientContext context;
-      context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+      SetDeadline(context);
       v1::ScoreRequest request;
       request.set_text(prompts[i].text);
       request.set_task(prompts[i].task);
@@ -98,39 +103,41 @@ std::vector<std::vector<uint64_t>> ClusterTest::Digests(Cluster& cluster, const 
   return digests;
 }
 
-absl::StatusOr<v1::Plan> ClusterTest::AwaitPlan(Cluster& cluster, const std::string& id, absl::Duration timeout) {
+absl::StatusOr<v1::Plan> ClusterTest::AwaitPlan(Cluster& cluster, const std::string& id) {
   v1::Plan plan;
   absl::Status failed;
   const auto ended = [&](const v1::Group&) {
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    SetDeadline(context);
     v1::GetPlanRequest request;
     request.set_id(id);
     v1::GetPlanResponse response;
     const grpc::Status status = cluster.plans().GetPlan(&context, request, &response);
-    // The controller may be down for a moment; it is asked again with the next change.
+    // The controller is down: it is asked again when the watch has found it again.
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE) return false;
     failed = FromGrpc(status);
     plan = response.plan();
     return !failed.ok() || Ended(plan.state());
   };
-  BALLAST_RETURN_IF_ERROR(cluster.AwaitGroup("g", timeout, ended).status());
+  BALLAST_RETURN_IF_ERROR(cluster.AwaitGroup("g", kPatience, ended).status());
   BALLAST_RETURN_IF_ERROR(failed);
   return plan;
 }
 
-absl::StatusOr<v1::Plan> ClusterTest::PlanAndRollOut(Cluster& cluster, absl::Duration timeout) {
+absl::StatusOr<v1::Plan> ClusterTest::PlanAndRollOut(Cluster& cluster) {
   grpc::ClientContext create_context;
+  SetDeadline(create_context);
   v1::CreatePlanRequest create;
   create.set_group("g");
   v1::CreatePlanResponse created;
   BALLAST_RETURN_IF_ERROR(FromGrpc(cluster.plans().CreatePlan(&create_context, create, &created)));
   grpc::ClientContext approve_context;
+  SetDeadline(approve_context);
   v1::ApprovePlanRequest approve;
   approve.set_id(created.plan().id());
   v1::ApprovePlanResponse approved;
   BALLAST_RETURN_IF_ERROR(FromGrpc(cluster.plans().ApprovePlan(&approve_context, approve, &approved)));
-  return AwaitPlan(cluster, created.plan().id(), timeout);
+  return AwaitPlan(cluster, created.plan().id());
 }
 
 std::map<std::string, std::shared_ptr<v1::Inference::Stub>> ClusterTest::Stubs(Cluster& cluster, int workers) {

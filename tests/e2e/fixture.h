@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "tests/cluster/cluster.h"
 #include "tests/cluster/load.h"
@@ -29,6 +30,7 @@ class ClusterTest : public ::testing::Test {
     // Slots of one layer that placements may use on each worker.
     int slots_per_layer = 10;
     std::vector<std::string> controller_flags;
+    // Of those too that a test starts later.
     std::vector<std::string> worker_flags;
     // Of w0, beside the others.
     std::vector<std::string> first_worker_flags;
@@ -40,6 +42,9 @@ class ClusterTest : public ::testing::Test {
   // A cluster that serves; the group is "g", its workers w0, w1, ...
   std::unique_ptr<Cluster> Serving(const Shape& shape);
 
+  // A worker of the cluster, to be started again.
+  static WorkerOptions OneOf(const std::string& name, int slots_per_layer);
+
   // Every eighth of the committed prompts, cut to `max_bytes`.
   static std::vector<Prompt> SomePrompts(size_t max_bytes = 400);
 
@@ -47,15 +52,19 @@ class ClusterTest : public ::testing::Test {
   static std::vector<std::vector<uint64_t>> Digests(Cluster& cluster, const std::string& worker,
                                                     const std::vector<Prompt>& prompts);
 
-  // Makes a plan from the load seen so far and waits until it is rolled out. False when there is nothing to gain.
-  static absl::StatusOr<v1::Plan> PlanAndRollOut(Cluster& cluster, absl::Duration timeout = absl::Seconds(60));
-  static absl::StatusOr<v1::Plan> AwaitPlan(Cluster& cluster, const std::string& id, absl::Duration timeout);
+  // Makes a plan from the load seen so far and waits until it is rolled out.
+  static absl::StatusOr<v1::Plan> PlanAndRollOut(Cluster& cluster);
+  // Waits until the plan has ended, in whatever way.
+  static absl::StatusOr<v1::Plan> AwaitPlan(Cluster& cluster, const std::string& id);
 
   // The stubs of all of the group's workers, for LoadGenerator.
   static std::map<std::string, std::shared_ptr<v1::Inference::Stub>> Stubs(Cluster& cluster, int workers);
 };
 
 std::string WorkerName(int i);
+
+// For a call that waits for a controller or worker that is being started: kPatience at most.
+void SetDeadline(grpc::ClientContext& context);
 
 }  // namespace ballast
 

@@ -20,25 +20,10 @@ using ::testing::HasSubstr;
 // (layer, expert).
 using Experts = std::set<std::pair<int, int>>;
 
-// Longer than anything takes: only a hang comes near.
-constexpr absl::Duration kPatience = absl::Minutes(3);
-
-void SetDeadline(grpc::ClientContext& context, absl::Duration after = absl::Seconds(30)) {
-  context.set_wait_for_ready(true);
-  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(after));
-}
-
 class HealTest : public ClusterTest {
  protected:
   // Workers are missed soon; nothing is planned for the load unless a test asks.
   static std::vector<std::string> HealsSoon() { return {"--heal-after=500ms", "--plan-below=0"}; }
-
-  static WorkerOptions Options(const std::string& name, int slots_per_layer) {
-    return {.name = name,
-            .group = "g",
-            .slots = slots_per_layer * kLayers + kStagingSlots,
-            .extra_flags = {absl::StrCat("--staging-slots=", kStagingSlots)}};
-  }
 
   // What a single worker with all experts says.
   std::vector<std::vector<uint64_t>> SingleWorkersDigests(const std::vector<Prompt>& prompts) {
@@ -148,7 +133,7 @@ TEST_F(HealTest, SurvivorsTakeOverWhatOnlyTheDeadWorkerHad) {
     const grpc::Status status = cluster->plans().ApprovePlan(&context, request, &response);
     ASSERT_TRUE(status.ok()) << status.error_message();
   }
-  const auto done = AwaitPlan(*cluster, proposed->plan(), kPatience);
+  const auto done = AwaitPlan(*cluster, proposed->plan());
   ASSERT_TRUE(done.ok()) << done.status();
   EXPECT_EQ(done->state(), v1::PLAN_STATE_DONE) << done->ShortDebugString();
   const auto whole = cluster->AwaitServing("g", 3, kPatience);
@@ -159,7 +144,7 @@ TEST_F(HealTest, SurvivorsTakeOverWhatOnlyTheDeadWorkerHad) {
   }
 
   // It may come back any time: it joins with nothing to hold, and answers.
-  ASSERT_TRUE(cluster->StartWorker(Options("w3", kSlots)).ok());
+  ASSERT_TRUE(cluster->StartWorker(OneOf("w3", kSlots)).ok());
   ASSERT_TRUE(cluster->AwaitServing("g", 4, kPatience).ok());
   held.clear();
   HeldBy(GetPlacement(*cluster), "w3", &held, &lost);
@@ -197,7 +182,7 @@ TEST_F(HealTest, WithoutRoomTheControllerSaysSoAndNothingMoves) {
   ASSERT_NE(cluster, nullptr);
   // From before the kill, so that no event is missed.
   grpc::ClientContext context;
-  SetDeadline(context, kPatience);
+  SetDeadline(context);
   v1::WatchGroupRequest request;
   request.set_group("g");
   const auto watch = cluster->groups().WatchGroup(&context, request);
@@ -218,7 +203,7 @@ TEST_F(HealTest, WithoutRoomTheControllerSaysSoAndNothingMoves) {
   EXPECT_EQ(response.group().state(), v1::GROUP_STATE_DEGRADED);
   EXPECT_EQ(response.group().missing_total(), kLayers * kSlots);
 
-  ASSERT_TRUE(cluster->StartWorker(Options("w1", kSlots)).ok());
+  ASSERT_TRUE(cluster->StartWorker(OneOf("w1", kSlots)).ok());
   const auto serving = cluster->AwaitServing("g", 4, kPatience);
   ASSERT_TRUE(serving.ok()) << serving.status();
 }

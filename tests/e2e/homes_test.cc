@@ -15,13 +15,8 @@ namespace {
 
 class HomesTest : public ClusterTest {
  protected:
-  // Nobody is taken for dead because the machine is busy; who is dead is noticed by closed connections.
   static Shape TaskAware(int workers, int slots_per_layer) {
-    return {.workers = workers,
-            .policy = "task-aware",
-            .slots_per_layer = slots_per_layer,
-            .controller_flags = {"--lease=120s", "--rollout-deadline=10m"},
-            .worker_flags = {"--step-timeout=120"}};
+    return {.workers = workers, .policy = "task-aware", .slots_per_layer = slots_per_layer};
   }
 
   // Serves `prompts` until the window has enough of each task to plan from, and rolls the plan out. The homes by task.
@@ -30,10 +25,10 @@ class HomesTest : public ClusterTest {
     {
       LoadGenerator load(prompts, Stubs(cluster, workers), {.concurrency = 8, .max_tokens = 8});
       const auto loaded =
-          cluster.AwaitGroup("g", absl::Minutes(10), [](const v1::Group& g) { return g.window_tokens() > 2000; });
+          cluster.AwaitGroup("g", kPatience, [](const v1::Group& g) { return g.window_tokens() > 2000; });
       EXPECT_TRUE(loaded.ok()) << loaded.status();
     }
-    const auto plan = PlanAndRollOut(cluster, absl::Minutes(10));
+    const auto plan = PlanAndRollOut(cluster);
     EXPECT_TRUE(plan.ok()) << plan.status();
     if (!plan.ok()) return {};
     EXPECT_EQ(plan->state(), v1::PLAN_STATE_DONE) << plan->ShortDebugString();
@@ -58,7 +53,7 @@ class HomesTest : public ClusterTest {
     std::vector<std::vector<int32_t>> tokens;
     const auto stub = cluster.inference(worker);
     for (const Prompt& prompt : prompts) {
-      const Answer answer = Generate(*stub, prompt.text, prompt.task, 12, absl::Seconds(60));
+      const Answer answer = Generate(*stub, prompt.text, prompt.task, 12, kPatience);
       EXPECT_TRUE(answer.status.ok()) << answer.status;
       if (!answer.status.ok()) break;
       tokens.push_back(answer.token_ids);
@@ -125,7 +120,7 @@ TEST_F(HomesTest, ADeadHomeCostsNoRequestItsAnswer) {
   const auto stub = cluster->inference(WorkerName(1));
   for (int round = 0; round < 2; ++round) {
     for (size_t i = 0; i < prompts.size(); ++i) {
-      const Answer answer = Generate(*stub, prompts[i].text, prompts[i].task, 12, absl::Seconds(60));
+      const Answer answer = Generate(*stub, prompts[i].text, prompts[i].task, 12, kPatience);
       if (answer.status.ok()) {
         EXPECT_EQ(answer.token_ids, tokens[i]) << "prompt " << i;
         ++answered;
@@ -137,7 +132,7 @@ TEST_F(HomesTest, ADeadHomeCostsNoRequestItsAnswer) {
     // In the second round the view is without it.
     if (round == 0) {
       const auto view =
-          cluster->AwaitGroup("g", absl::Seconds(60), [](const v1::Group& g) { return g.view().members_size() == 2; });
+          cluster->AwaitGroup("g", kPatience, [](const v1::Group& g) { return g.view().members_size() == 2; });
       ASSERT_TRUE(view.ok()) << view.status();
     }
   }

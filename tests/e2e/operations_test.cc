@@ -25,8 +25,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-// Longer than anything takes: only a hang comes near.
-constexpr absl::Duration kPatience = absl::Minutes(3);
 constexpr int kTokens = 16;
 
 // Environment that gives the programs of other_version.cc this tree's version, `minors` on.
@@ -40,17 +38,14 @@ std::map<std::string, std::string> MinorsOn(int minors) {
 class OperationsTest : public ClusterTest {
  protected:
   static WorkerOptions Options(const std::string& name, int minors) {
-    return {.name = name,
-            .group = "g",
-            .slots = 18 * kLayers + kStagingSlots,
-            .extra_flags = {absl::StrCat("--staging-slots=", kStagingSlots), "--drain-timeout=600"},
-            .environment = MinorsOn(minors)};
+    WorkerOptions options = OneOf(name, 18);
+    options.environment = MinorsOn(minors);
+    return options;
   }
 
   static v1::Placement PlacementOf(Cluster& cluster) {
     grpc::ClientContext context;
-    context.set_wait_for_ready(true);
-    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kPatience));
+    SetDeadline(context);
     v1::GetPlacementRequest request;
     request.set_group("g");
     v1::GetPlacementResponse response;
@@ -87,7 +82,7 @@ TEST_F(OperationsTest, UpgradesOneMinorVersionUnderLoadAndGoesBack) {
                                 .worker_binary = "tests/e2e/worker_of_version"});
   ASSERT_NE(cluster, nullptr);
   const std::vector<Prompt> prompts = SomePrompts(100);
-  LoadGenerator load(prompts, Stubs(*cluster, 3), {.concurrency = 3, .max_tokens = kTokens, .timeout = kPatience});
+  LoadGenerator load(prompts, Stubs(*cluster, 3), {.concurrency = 3, .max_tokens = kTokens});
   const auto versions = [&] {
     std::string text;
     EXPECT_EQ(cluster->Ctl({"get", "workers", "--output=json"}, &text), 0) << text;
@@ -136,9 +131,9 @@ TEST_F(OperationsTest, ARestoredBackupGoesOnFromItsPlacement) {
   ASSERT_NE(cluster, nullptr);
   const std::vector<Prompt> prompts = SomePrompts(100);
   const auto expected = Digests(*cluster, "w0", prompts);
-  LoadGenerator load(prompts, Stubs(*cluster, 3), {.concurrency = 3, .max_tokens = kTokens, .timeout = kPatience});
+  LoadGenerator load(prompts, Stubs(*cluster, 3), {.concurrency = 3, .max_tokens = kTokens});
   AwaitLoad(*cluster);
-  const auto plan = PlanAndRollOut(*cluster, kPatience);
+  const auto plan = PlanAndRollOut(*cluster);
   ASSERT_TRUE(plan.ok()) << plan.status();
   ASSERT_EQ(plan->state(), v1::PLAN_STATE_DONE) << plan->ShortDebugString();
   const v1::Placement saved = PlacementOf(*cluster);
@@ -160,7 +155,7 @@ TEST_F(OperationsTest, ARestoredBackupGoesOnFromItsPlacement) {
   v1::RollbackResponse rolled;
   const grpc::Status status = cluster->plans().Rollback(&context, rollback, &rolled);
   ASSERT_TRUE(status.ok()) << status.error_message();
-  const auto back = AwaitPlan(*cluster, rolled.plan().id(), kPatience);
+  const auto back = AwaitPlan(*cluster, rolled.plan().id());
   ASSERT_TRUE(back.ok()) << back.status();
   ASSERT_EQ(back->state(), v1::PLAN_STATE_DONE) << back->ShortDebugString();
   const v1::Placement lost = PlacementOf(*cluster);
