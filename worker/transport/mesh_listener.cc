@@ -214,7 +214,8 @@ class MeshListener::Joiner {
   absl::Status TakeParked() {
     MutexLock lock(listener_.mu_);
     if (joining_.abandoned) {
-      return absl::CancelledError(absl::StrCat("view ", view_.view.value(), " is over before it formed"));
+      return absl::CancelledError(
+          absl::StrCat("view ", view_.view.value(), " is over before it formed; missing:", Missing()));
     }
     for (auto it = listener_.connections_.begin(); it != listener_.connections_.end();) {
       const uint64_t id = it->first;
@@ -270,16 +271,22 @@ class MeshListener::Joiner {
   }
 
   absl::Status Late() const {
-    std::string text = absl::StrCat("view ", view_.view.value(), " did not form by its deadline:");
+    MutexLock lock(listener_.mu_);
+    return absl::DeadlineExceededError(
+        absl::StrCat("view ", view_.view.value(), " did not form by its deadline:", Missing()));
+  }
+
+  // The members that are not linked and why not, and who was refused.
+  std::string Missing() const BALLAST_REQUIRES(listener_.mu_) {
+    std::string text;
     for (int rank = 0; rank < size(); ++rank) {
       if (links_[rank].state == State::kLinked) continue;
       absl::StrAppend(&text, " rank ", rank, " at ", view_.members[rank].address, " (", links_[rank].trouble, ")");
     }
-    MutexLock lock(listener_.mu_);
     for (const auto& [view, refusal] : listener_.refusals_) {
       if (view == view_.view) absl::StrAppend(&text, "; refused ", refusal);
     }
-    return absl::DeadlineExceededError(text);
+    return text;
   }
 
   MeshListener& listener_;

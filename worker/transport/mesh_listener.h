@@ -97,7 +97,7 @@ class MeshListener {
   //                      waited for: it may be a stranger)
   //   Unavailable        a peer left while the view formed
   //   DeadlineExceeded   names the members that are missing and the last refusals
-  //   Cancelled          Abandon was called
+  //   Cancelled          Abandon was called; names what DeadlineExceeded would name
   absl::StatusOr<std::vector<MeshLink>> Join(const MeshView& view, const std::string& payload, absl::Time deadline);
 
   // Views up to this one are over: a Join of one ends with Cancelled, links of one are refused from now on.

@@ -275,7 +275,14 @@ absl::Status ExpertFetcher::Run(const Job& job) {
 absl::Status ExpertFetcher::Transfer(const Job& job) {
   const ExpertPull& pull = job.pull;
   if (pull.buffer.empty()) return absl::InvalidArgumentError("an empty buffer");
-  BALLAST_RETURN_IF_ERROR(CheckGoingOn(job, Now()));
+  size_t asked = 0, arrived = 0;
+  const auto check = [&](absl::Time now) {
+    const absl::Status status = CheckGoingOn(job, now);
+    if (!absl::IsDeadlineExceeded(status)) return status;
+    return absl::DeadlineExceededError(
+        absl::StrCat(status.message(), " with ", arrived, " of ", pull.buffer.size(), " bytes here"));
+  };
+  BALLAST_RETURN_IF_ERROR(check(Now()));
   if (link_ == nullptr || link_->address() != pull.address) {
     link_.reset();
     BALLAST_ASSIGN_OR_RETURN(UniqueFd fd, DialTcp(pull.address));
@@ -283,7 +290,6 @@ absl::Status ExpertFetcher::Transfer(const Job& job) {
     link_ = std::make_unique<Link>(pull.address, std::move(worker), FrameSocket(std::move(fd), kMaxHandshakeBytes),
                                    identity_, wake_.fd());
   }
-  size_t asked = 0, arrived = 0;
   while (true) {
     BALLAST_RETURN_IF_ERROR(link_->Advance(pull.buffer.size()));
     if (const size_t more = link_->TakeArrived(); more > 0) {
@@ -292,11 +298,7 @@ absl::Status ExpertFetcher::Transfer(const Job& job) {
     }
     if (arrived == pull.buffer.size()) return absl::OkStatus();
     const absl::Time now = Now();
-    if (absl::Status status = CheckGoingOn(job, now); !status.ok()) {
-      if (!absl::IsDeadlineExceeded(status)) return status;
-      return absl::DeadlineExceededError(
-          absl::StrCat(status.message(), " with ", arrived, " of ", pull.buffer.size(), " bytes here"));
-    }
+    BALLAST_RETURN_IF_ERROR(check(now));
     absl::Time next = pull.deadline;
     if (!link_->open()) {
       if (now >= link_->open_by()) return absl::UnavailableError("no answer to the hello");
