@@ -198,11 +198,18 @@ absl::Status LoadWindow::Add(const v1::LoadReport& report, absl::Time now) {
   // The window's oldest bucket expires in a moment: what is older than the window counts as its oldest whole bucket.
   const absl::Time oldest = now - options_.window + options_.bucket;
   const int64_t bucket = BucketOf(std::clamp(end, std::min(oldest, now), now));
+  std::vector<bool> has_cells;
+  for (const v1::TaskTokens& task : report.task_tokens()) {
+    has_cells.push_back(task.prefill_tokens() != 0 || task.decode_tokens() != 0);
+  }
+  for (const v1::LoadCount& count : report.counts()) has_cells[count.task()] = true;
   // Task names first and once: which task finds room must not depend on the order of the counts.
   std::vector<std::string> names;
   for (const v1::TaskTokens& task : report.task_tokens()) {
     names.push_back(Shown(task.task()));
     const std::string& name = names.back();
+    // Its room is taken before the next one looks for some; the cells below count in it.
+    if (has_cells[names.size() - 1] && name != kPooledTask) tasks_.try_emplace(name);
     for (const auto& [phase, tokens] :
          {std::pair(v1::PHASE_PREFILL, task.prefill_tokens()), std::pair(v1::PHASE_DECODE, task.decode_tokens())}) {
       if (tokens == 0) continue;

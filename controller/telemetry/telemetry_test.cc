@@ -2,6 +2,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "controller/telemetry/load_window.h"
 #include "controller/telemetry/report_ledger.h"
@@ -89,6 +90,27 @@ TEST(LoadWindow, TasksBeyondTheLimitArePooledUntilRoomIsFree) {
   window.Expire(later);
   ASSERT_TRUE(window.Add(Report(later, "c", v1::PHASE_DECODE, 0, 0, 1), later).ok());
   EXPECT_THAT(window.Tokens({.task = "c"}, later), ElementsAre(1));
+}
+
+TEST(LoadWindow, TasksOfCountsAloneTakeRoomToo) {
+  LoadWindow window("g", 1, 1, SmallOptions());
+  v1::LoadReport report;
+  for (int i = 0; i < 7; ++i) {
+    report.add_task_tokens()->set_task(std::string(1, static_cast<char>('a' + i)));
+    // Of the first no count tells.
+    if (i == 0) continue;
+    v1::LoadCount& count = *report.add_counts();
+    count.set_phase(v1::PHASE_DECODE);
+    count.set_task(i);
+    count.set_tokens(1);
+  }
+  ASSERT_TRUE(window.Add(report, kStart).ok());
+  std::vector<std::string> tasks;
+  for (const LoadWindow::TaskTotal& task : window.Tasks({}, kStart)) tasks.push_back(task.task);
+  EXPECT_THAT(tasks, ElementsAre(std::string(kPooledTask), "b", "c"));
+  EXPECT_THAT(window.Tokens({.task = std::string(kPooledTask)}, kStart), ElementsAre(4));
+  window.Expire(kStart + absl::Minutes(5));
+  EXPECT_EQ(window.Shown("z"), "z") << "there is room again";
 }
 
 TEST(LoadWindow, BadReportsChangeNothingAndNameTheField) {
