@@ -156,7 +156,7 @@ absl::StatusOr<EngineGroup::Counted> EngineGroup::Report(const std::string& repo
   }
   BALLAST_RETURN_IF_ERROR(load_.Add(report, now));
   ledger_ = std::move(decided);
-  newest_report_ = std::max(newest_report_, report.has_end() ? FromProto(report.end()) : now);
+  newest_report_ = std::max(newest_report_, report.has_end() ? std::min(FromProto(report.end()), now) : now);
   for (const v1::LoadCount& count : report.counts()) {
     std::vector<double>& counted = count.phase() == v1::PHASE_PREFILL ? counted_prefill_ : counted_decode_;
     counted[static_cast<size_t>(count.layer()) * engine().num_experts() + count.expert()] +=

@@ -103,6 +103,13 @@ TEST_F(EngineGroupTest, CountsEachReportOnce) {
   EXPECT_EQ(group_->Describe(now_).window_tokens(), 101);
 }
 
+TEST_F(EngineGroupTest, TheNewestReportIsNoNewerThanNow) {
+  v1::LoadReport ahead = MakeReport(1, {100, 0, 0, 0});
+  ahead.mutable_end()->set_seconds(absl::ToUnixSeconds(now_) + 3600);
+  ASSERT_TRUE(Report(ahead).ok());
+  EXPECT_EQ(group_->Describe(now_).last_report().seconds(), absl::ToUnixSeconds(now_));
+}
+
 TEST_F(EngineGroupTest, WhatIsNotStoredIsLostAndSentAgain) {
   ASSERT_TRUE(Report(MakeReport(1, {100, 0, 0, 0})).ok());
   Store();

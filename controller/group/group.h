@@ -106,6 +106,7 @@ class Group {
   // How far the recent mix of tasks is from the one that the placement is grouped for. The group is formed.
   MixDrift DetectMixDrift() const;
   // Of the newest load report that was counted; infinite past: none.
+  // Never later than it was counted, whatever its worker's clock says.
   absl::Time newest_report() const { return newest_report_; }
 
  private:
@@ -210,6 +211,8 @@ class Group {
   void OnReport(Turn& turn, const std::string& name, const Worker& worker, const v1::LoadReport& report);
   // Tells workers that want them of new task profiles.
   void TellProfiles(Turn& turn);
+  // What the counter of tasks' tokens, whose series stay for good, shows `task` as.
+  std::string CountedAs(const std::string& task);
   void OnProgress(Turn& turn, Worker& worker, const v1::MoveProgress& progress);
   void OnPrepared(Turn& turn, Worker& worker, const v1::WavePrepared& prepared);
   void OnFailed(Turn& turn, const std::string& name, const v1::WaveFailed& failed);
@@ -293,6 +296,7 @@ class Group {
   std::vector<double> counted_prefill_;
   std::vector<double> counted_decode_;
   absl::Time newest_report_ = absl::InfinitePast();
+  std::set<std::string> counted_tasks_;
   absl::Time next_checkpoint_;
 
   absl::Time view_issued_at_;

@@ -122,6 +122,9 @@ void GroupHarness::Perform(Effects effects) {
     return;
   }
   if (effects.job.has_value()) jobs_.push_back(*std::move(effects.job));
+  for (const MetricUpdate& update : effects.metrics) {
+    if (update.name == "ballast_task_tokens_total") task_tokens_[update.labels.at(2)] += update.value;
+  }
   for (PlanReply& reply : effects.replies) replies_.insert_or_assign(reply.call, std::move(reply.plan));
 }
 

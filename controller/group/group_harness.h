@@ -89,6 +89,8 @@ class GroupHarness {
   void SendTasks(int worker, const std::map<std::string, int64_t>& tokens, v1::Phase phase = v1::PHASE_DECODE);
   std::pair<int32_t, int32_t> TaskExperts(const std::string& task, int layer) const;
   int64_t tokens_reported() const { return tokens_reported_; }
+  // By task, as this controller and those before it have added to ballast_task_tokens_total.
+  const std::map<std::string, double>& task_tokens() const { return task_tokens_; }
   // What its heartbeats say, and the newest answer to one.
   void SetRequests(int worker, int running) { workers_[worker].requests = running; }
   const v1::HeartbeatAck& worker_ack(int worker) const { return workers_[worker].ack; }
@@ -178,6 +180,7 @@ class GroupHarness {
   uint64_t highest_view_ = 0;
   uint64_t highest_epoch_ = 0;
   int64_t tokens_reported_ = 0;
+  std::map<std::string, double> task_tokens_;
 };
 
 }  // namespace ballast

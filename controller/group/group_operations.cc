@@ -213,6 +213,7 @@ store::PlanRecord& Group::NewPlan(Turn& turn, v1::PlanState state, const std::st
   shown.set_target_epoch(placement_.epoch.value());
   SetState(turn, plan, state, reason);
   RetireProposals(turn, id);
+  PrunePlans(turn);
   return plan;
 }
 
@@ -314,8 +315,10 @@ absl::StatusOr<v1::Plan> Group::Reject(const std::string& id, const std::string&
   *plan.mutable_plan()->mutable_finished() = ToProto(now);
   waves_.erase(id);
   SetState(turn, plan, v1::PLAN_STATE_REJECTED, absl::StrCat("by ", by, reason.empty() ? "" : ": ", reason));
+  v1::Plan rejected = Shown(plan);
+  PrunePlans(turn);
   EndStep(turn);
-  return Shown(plan);
+  return rejected;
 }
 
 absl::StatusOr<v1::Plan> Group::Rollback(const std::string& reason, const std::string& by, absl::Time now,

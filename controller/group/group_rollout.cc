@@ -285,6 +285,7 @@ void Group::RetireProposals(Turn& turn, const std::string& except) {
 }
 
 void Group::SweepProposals(Turn& turn) {
+  bool swept = false;
   for (auto& [id, plan] : plans_) {
     if (plan.plan().state() != v1::PLAN_STATE_PROPOSED) continue;
     std::string superseded;
@@ -294,6 +295,7 @@ void Group::SweepProposals(Turn& turn) {
       superseded = "the workers that were gone are back";
     }
     if (superseded.empty() && turn.now < FromProto(plan.plan().created()) + options_.planning.expiry) continue;
+    swept = true;
     *plan.mutable_plan()->mutable_finished() = ToProto(turn.now);
     waves_.erase(id);
     if (superseded.empty()) {
@@ -302,6 +304,7 @@ void Group::SweepProposals(Turn& turn) {
       SetState(turn, plan, v1::PLAN_STATE_SUPERSEDED, superseded);
     }
   }
+  if (swept) PrunePlans(turn);
 }
 
 }  // namespace ballast

@@ -1,5 +1,6 @@
 // What workers say.
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,6 +14,9 @@ namespace {
 
 constexpr size_t kMaxWorkerName = 253;
 constexpr uint32_t kMaxSpeed = 1024;
+// How far a worker's view and epoch may be above the group's, which then go on above them: more than any backup is
+// behind, and far from where numbers begin anew.
+constexpr uint64_t kMaxAhead = uint64_t{1} << 32;
 
 absl::Status Malformed(std::string_view field, std::string_view why) {
   return absl::InvalidArgumentError(absl::StrCat("hello.", std::string(field), ": ", std::string(why)));
@@ -118,6 +122,14 @@ absl::Status Group::CheckHello(const v1::Hello& hello) const {
   if (hello.last_term() > term_.value()) {
     return absl::UnavailableError(absl::StrCat("this controller's term is ", term_.value(), ", the worker has obeyed ",
                                                hello.last_term(), ": a newer controller leads"));
+  }
+  for (const auto& [field, value, known] :
+       {std::tuple("view", hello.view(), record_.last_view()), std::tuple("epoch", hello.epoch(), record_.last_epoch()),
+        std::tuple("prepared_epoch", hello.prepared_epoch(), record_.last_epoch())}) {
+    if (value > known && value - known > kMaxAhead) {
+      return Malformed(field,
+                       absl::StrCat(value, ", at most ", known + kMaxAhead, ", which is 2^32 above the group's"));
+    }
   }
   if (hello.role() != options_.config.role) {
     return absl::FailedPreconditionError(absl::StrCat("hello.role: ", v1::GroupRole_Name(hello.role()),
@@ -405,7 +417,7 @@ void Group::OnReport(Turn& turn, const std::string& name, const Worker& worker, 
     if (!profiles_.has_value()) profiles_.emplace(load_->layers(), load_->experts(), TaskProfiles::Options{});
     profiles_->Add(report);
   }
-  newest_report_ = std::max(newest_report_, FromProto(report.end()));
+  newest_report_ = std::max(newest_report_, std::min(FromProto(report.end()), turn.now));
   const std::string& model = record_.model().name();
   for (const v1::LoadCount& load : report.counts()) {
     std::vector<double>& counted = load.phase() == v1::PHASE_PREFILL ? counted_prefill_ : counted_decode_;
@@ -417,7 +429,7 @@ void Group::OnReport(Turn& turn, const std::string& name, const Worker& worker, 
          {std::pair("prefill", task.prefill_tokens()), std::pair("decode", task.decode_tokens())}) {
       if (tokens == 0) continue;
       turn.effects.metrics.push_back({"ballast_task_tokens_total",
-                                      {model, this->name(), load_->Shown(task.task()), phase},
+                                      {model, this->name(), CountedAs(task.task()), phase},
                                       static_cast<double>(tokens)});
     }
   }
@@ -435,6 +447,15 @@ void Group::OnReport(Turn& turn, const std::string& name, const Worker& worker, 
           {"ballast_step_shares_total", {model, this->name(), phase, form}, static_cast<double>(layers)});
     }
   }
+}
+
+std::string Group::CountedAs(const std::string& task) {
+  std::string shown = load_->Shown(task);
+  if (counted_tasks_.contains(shown)) return shown;
+  // Room for as many as the window keeps apart now, and as many that it kept apart before.
+  if (counted_tasks_.size() >= 2 * static_cast<size_t>(options_.load.max_tasks)) return std::string(kPooledTask);
+  counted_tasks_.insert(shown);
+  return shown;
 }
 
 void Group::TellProfiles(Turn& turn) {

@@ -2,11 +2,14 @@
 #include "controller/group/group.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "controller/group/group_harness.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -191,6 +194,13 @@ TEST(Hello, IsRefusedWithWhatDoesNotFit) {
   expect([](v1::Hello& hello) { hello.set_speed(1025); }, Code::kInvalidArgument, "hello.speed: 1025, at most 1024");
   expect([](v1::Hello& hello) { hello.set_version("99.0.0"); }, Code::kFailedPrecondition, "hello.version: 99.0.0 and");
   expect([](v1::Hello& hello) { hello.clear_version(); }, Code::kInvalidArgument, "hello.version: ''");
+  constexpr uint64_t kMax = std::numeric_limits<uint64_t>::max();
+  expect([](v1::Hello& hello) { hello.set_view(kMax); }, Code::kInvalidArgument,
+         "hello.view: 18446744073709551615, at");
+  expect([](v1::Hello& hello) { hello.set_prepared_epoch(kMax); }, Code::kInvalidArgument, "hello.prepared_epoch: 18");
+  expect([](v1::Hello& hello) { hello.set_epoch(4294967298); }, Code::kInvalidArgument,
+         "hello.epoch: 4294967298, at most 4294967297, which is 2^32 above the group's");
+  expect([](v1::Hello& hello) { hello.set_epoch(4294967297); }, Code::kAlreadyExists, "is connected");
   expect([](v1::Hello& hello) { hello.set_worker("w9"); }, Code::kFailedPrecondition, "none of the 4 workers");
   expect([](v1::Hello& hello) { hello.set_role(v1::GROUP_ROLE_DECODE); }, Code::kFailedPrecondition, "hello.role");
   expect([](v1::Hello& hello) { hello.set_last_term(7); }, Code::kUnavailable, "newer controller");
@@ -469,6 +479,41 @@ TEST(Planning, ObserveProposesAndDoesNothing) {
   EXPECT_EQ(h.NewestPlan()->state(), v1::PLAN_STATE_PROPOSED);
   EXPECT_EQ(h.group().Plans().size(), 1u) << "one at a time";
   EXPECT_EQ(State(h).epoch(), 1u);
+}
+
+// Those whose plan or waves the store has.
+std::set<std::string> StoredPlans(const GroupHarness& h) {
+  std::set<std::string> ids;
+  for (const auto& [key, value] : h.stored()) {
+    if (key.rfind("plan/", 0) == 0 || key.rfind("wave/", 0) == 0) ids.insert(key.substr(5, key.find('/', 5) - 5));
+  }
+  return ids;
+}
+
+TEST(Planning, ProposalsThatNobodyTakesAreForgotten) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.group.config.mode = v1::GROUP_MODE_OBSERVE;
+  options.group.planning.interval = absl::Seconds(2);
+  options.group.planning.expiry = absl::Seconds(5);
+  options.group.planning.keep_plans = 3;
+  GroupHarness h(options);
+  h.FormGroup();
+  h.LoadWindowSkewed();
+  h.Advance(absl::Minutes(1));
+  EXPECT_GT(h.group().record().last_plan(), 8u);
+  EXPECT_LE(h.group().Plans().size(), 4u);
+  EXPECT_LE(StoredPlans(h).size(), 4u);
+  for (int i = 0; i < 8; ++i) {
+    const auto plan = h.CreatePlan();
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_LE(h.group().Plans().size(), 4u) << "the ones before gave way";
+    const auto rejected =
+        h.Operate([&](Group& g, Effects& effects) { return g.Reject(plan->plan().id(), "", "ann", h.now(), effects); });
+    ASSERT_TRUE(rejected.ok()) << rejected.status();
+    EXPECT_EQ(rejected->state(), v1::PLAN_STATE_REJECTED);
+  }
+  EXPECT_EQ(h.group().Plans().size(), 3u);
+  EXPECT_EQ(StoredPlans(h).size(), 3u);
 }
 
 GroupHarness::Options HealsAfter(absl::Duration patience) {
@@ -757,6 +802,39 @@ TEST(Planning, LoadsOfEarlierPhasesOutliveTheController) {
   EXPECT_NEAR(after.at("decode"), 4 * (10'000 + 100'000 + 50'000) * 4 * a_token, 4 * 3 * 4 * 8);
   h.CrashNow();
   EXPECT_EQ(Remembered(h), after);
+}
+
+TEST(Telemetry, ACounterOfTasksHasSoManyAndNoMore) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.group.load = {.window = absl::Seconds(10), .bucket = absl::Seconds(10), .max_tasks = 2};
+  GroupHarness h(options);
+  h.FormGroup();
+  for (int round = 0; round < 6; ++round) {
+    // What the window keeps apart is new each time.
+    h.SendTasks(0, {{absl::StrCat("a", round), 10}, {absl::StrCat("b", round), 10}});
+    h.Advance(absl::Seconds(25));
+  }
+  double counted = 0;
+  for (const auto& [task, tokens] : h.task_tokens()) counted += tokens;
+  EXPECT_EQ(counted, h.tokens_reported());
+  EXPECT_EQ(h.task_tokens().size(), 5u) << "twice what is kept apart, and the rest";
+  EXPECT_EQ(h.task_tokens().at("_other"), 80);
+  EXPECT_EQ(h.task_tokens().at("b1"), 10);
+}
+
+TEST(Telemetry, IsNoNewerThanNowWhateverAWorkersClockSays) {
+  GroupHarness::Options options = GroupHarness::Small();
+  options.form = [](google::protobuf::Message& message) {
+    auto* request = dynamic_cast<v1::ConnectRequest*>(&message);
+    if (request == nullptr || !request->has_load_report()) return;
+    v1::LoadReport& report = *request->mutable_load_report();
+    report.mutable_end()->set_seconds(report.end().seconds() + 3600);
+  };
+  GroupHarness h(options);
+  h.FormGroup();
+  h.SendReport(0, 1000);
+  h.Run();
+  EXPECT_EQ(h.group().newest_report(), h.now());
 }
 
 TEST(Telemetry, CountsOnceAcrossRestartsAndReconnects) {

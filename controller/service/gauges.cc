@@ -51,7 +51,8 @@ const std::vector<MetricDef>& ControllerMetrics() {
        MetricType::kCounter,
        "tokens",
        {"model", "group", "task", "phase"},
-       "Tokens that entered the model, by the label of their request."},
+       "Tokens that entered the model, by the label of their request. A controller shows twice --max-tasks labels, the "
+       "rest as _other."},
       {"ballast_task_routes",
        MetricType::kGauge,
        "tokens",
