@@ -37,10 +37,13 @@ struct GroupTiming {
   absl::Duration view_retry = absl::Milliseconds(250);
   // A wave that is not prepared by then aborts.
   absl::Duration wave_deadline = absl::Minutes(10);
-  // A committed wave that is not in force by then is brought in with a new view.
+  // A committed wave that is not in force by then is brought in with a new view, twice as late after each such view up
+  // to 32 times: members may take longer to build a view's connections.
   absl::Duration force_deadline = absl::Seconds(10);
   // Between two tries to bring elsewhere what a worker that is to go holds.
   absl::Duration drain_retry = absl::Seconds(1);
+  // A worker that view after view failed because of is put out for so long, twice as long each time up to 64 times.
+  absl::Duration keep_out = absl::Seconds(10);
 };
 
 struct PlanningRules {

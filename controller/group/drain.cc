@@ -12,8 +12,8 @@ v1::DrainState DrainStateOf(const DrainFacts& worker) {
 
 DrainStep DecideDrain(const DrainPlanFacts& facts, absl::Duration retry, absl::Time now) {
   if (!facts.moving || facts.planning || facts.rollout_active) return DrainStep::kNothing;
-  if (facts.others == 0) return DrainStep::kGiveUp;
-  if (!facts.view_works || now < facts.last_planned + retry) return DrainStep::kNothing;
+  if (facts.others == 0 || facts.failures >= kMostDrainFailures) return DrainStep::kGiveUp;
+  if (!facts.view_works || now < facts.last_planned + retry * (1 << facts.failures)) return DrainStep::kNothing;
   return DrainStep::kPlan;
 }
 

@@ -39,16 +39,20 @@ struct DrainPlanFacts {
   bool view_works = false;
   // Of the last plan for it.
   absl::Time last_planned = absl::InfinitePast();
+  // Rollouts of such plans in a row that the workers could not do, with nothing moved.
+  int failures = 0;
 };
 
 enum class DrainStep {
   kNothing,
   kPlan,
-  // There is nobody to take the replicas.
+  // There is nobody to take the replicas, or it has failed kMostDrainFailures times.
   kGiveUp,
 };
 
-// A plan that did not come about is followed by the next after `retry`.
+inline constexpr int kMostDrainFailures = 6;
+
+// A plan that did not come about is followed by the next after `retry`, twice as late after each failure.
 DrainStep DecideDrain(const DrainPlanFacts& facts, absl::Duration retry, absl::Time now);
 
 }  // namespace ballast

@@ -61,6 +61,14 @@ TEST(DecideDrain, Table) {
        DrainStep::kGiveUp},
       {"tried just now", with([&](auto& f) { f.last_planned = now - absl::Milliseconds(900); }), DrainStep::kNothing},
       {"tried a while ago", with([&](auto& f) { f.last_planned = now - absl::Seconds(1); }), DrainStep::kPlan},
+      {"failed three times, the last just now",
+       with([&](auto& f) { f.failures = 3, f.last_planned = now - absl::Milliseconds(7900); }), DrainStep::kNothing},
+      {"failed three times, the last a while ago",
+       with([&](auto& f) { f.failures = 3, f.last_planned = now - absl::Seconds(8); }), DrainStep::kPlan},
+      {"failed too often", with([&](auto& f) { f.failures = kMostDrainFailures, f.last_planned = now; }),
+       DrainStep::kGiveUp},
+      {"failed too often, another rollout is under way",
+       with([&](auto& f) { f.failures = kMostDrainFailures, f.rollout_active = true; }), DrainStep::kNothing},
   };
   for (const Case& c : cases) EXPECT_EQ(DecideDrain(c.facts, absl::Seconds(1), now), c.step) << c.name;
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -18,6 +19,10 @@ namespace {
 
 // A view that worked for this long is no part of a row of failures.
 constexpr absl::Duration kViewWorks = absl::Seconds(10);
+// Who was put out longer ago than this is put out for as short as the first time.
+constexpr absl::Duration kForgiven = absl::Hours(1);
+// How often a wait is doubled.
+constexpr int kMostDoublings = 5;
 
 absl::Status Damaged(const std::string& key) {
   return absl::DataLossError(absl::StrCat("store: record '", key, "' is damaged; restore a backup"));
@@ -74,7 +79,6 @@ absl::StatusOr<std::unique_ptr<Group>> Group::Load(const GroupOptions& options, 
 absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
   const GroupConfig& config = options_.config;
   next_checkpoint_ = now + options_.timing.checkpoint;
-  view_issued_at_ = now;
   BALLAST_ASSIGN_OR_RETURN(const bool found, Read(store, absl::StrCat("group/", config.name), record_));
   BALLAST_ASSIGN_OR_RETURN(placement_, ReadPlacement(store, absl::StrCat("placement/", config.name)));
   BALLAST_ASSIGN_OR_RETURN(previous_, ReadPlacement(store, absl::StrCat("previous/", config.name)));
@@ -94,6 +98,7 @@ absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
   record_.set_size(config.size);
   record_.set_role(config.role);
   record_dirty_ = !found;
+  words_.resize(record_.members_size());
 
   for (const auto& [name, stored] : record_.workers()) {
     Worker& worker = workers_[name];
@@ -214,10 +219,15 @@ void Group::EndStep(Turn& turn) {
 
 void Group::Settle(Turn& turn) {
   EndStep(turn);
+  NoteTimes(turn.now);
   while (true) {
     const MembershipStep membership = DecideMembership(Facts(turn.now), turn.now);
     if (membership.kind != MembershipStep::Kind::kNothing) {
       switch (membership.kind) {
+        case MembershipStep::Kind::kPutOut:
+          KeepOut(turn, membership);
+          DeclareDead(turn, membership);
+          break;
         case MembershipStep::Kind::kDeclareDead:
           DeclareDead(turn, membership);
           break;
@@ -439,6 +449,29 @@ bool Group::ViewInstalledEverywhere() const {
   });
 }
 
+std::vector<bool> Group::BlamedNow() const {
+  if (reissue_at_ == absl::InfiniteFuture()) return std::vector<bool>(words_.size());
+  std::vector<MemberWord> words = words_;
+  for (size_t rank = 0; rank < words.size(); ++rank) {
+    const std::string& name = record_.members(static_cast<int>(rank)).worker();
+    words[rank].installed = workers_.at(name).view_installed == record_.last_view();
+  }
+  return Blamed(words);
+}
+
+void Group::NoteTimes(absl::Time now) {
+  const bool has_view = record_.members_size() > 0;
+  installed_at_ = has_view && ViewInstalledEverywhere() ? std::min(installed_at_, now) : absl::InfiniteFuture();
+  // Before the first view the group forms anew without whoever is gone.
+  const bool waiting =
+      !has_view && record_.last_view() != 0 && std::any_of(workers_.begin(), workers_.end(), [this](const auto& entry) {
+        const Worker& worker = entry.second;
+        return worker.alive && worker.session != 0 && !worker.leaving &&
+               worker.loaded_epoch == placement_.epoch.value();
+      });
+  waiting_since_ = waiting ? std::min(waiting_since_, now) : absl::InfiniteFuture();
+}
+
 MembershipFacts Group::Facts(absl::Time now) const {
   MembershipFacts facts{.size = options_.config.size,
                         .formed = formed(),
@@ -446,22 +479,28 @@ MembershipFacts Group::Facts(absl::Time now) const {
                         .holders = Holders(placement_),
                         .had_view = record_.last_view() != 0,
                         .has_view = record_.members_size() > 0,
-                        .reissue_at = std::min(reissue_at_, force_by_)};
+                        .reissue_at = std::min(reissue_at_, force_by_),
+                        .start_at = waiting_since_ + options_.planning.heal_after};
   const std::vector<std::string> in_view = ViewWorkers();
+  const std::vector<bool> blamed = BlamedNow();
   for (const auto& [name, worker] : workers_) {
+    const auto rank = std::find(in_view.begin(), in_view.end(), name) - in_view.begin();
     const bool member = InView(name, worker.incarnation);
+    const auto kept_out = kept_out_.find(name);
     const v1::DrainState drain = DrainOf(name, worker);
-    facts.workers.push_back(
-        {.name = name,
-         .alive = worker.alive,
-         .connected = worker.session != 0,
-         .lease_deadline = worker.lease_deadline,
-         .accused = worker.accused,
-         .leaving = worker.leaving,
-         .drained = worker.idle && drain != v1::DRAIN_STATE_MOVING,
-         .member = member,
-         .stale_member = !member && std::find(in_view.begin(), in_view.end(), name) != in_view.end(),
-         .loaded = worker.loaded_epoch == placement_.epoch.value()});
+    facts.workers.push_back({.name = name,
+                             .alive = worker.alive,
+                             .connected = worker.session != 0,
+                             .lease_deadline = worker.lease_deadline,
+                             .accused = worker.accused,
+                             .leaving = worker.leaving,
+                             .drained = worker.idle && drain != v1::DRAIN_STATE_MOVING,
+                             .member = member,
+                             .stale_member = !member && rank != std::ssize(in_view),
+                             .loaded = worker.loaded_epoch == placement_.epoch.value(),
+                             .load_failed = !worker.load_error.empty(),
+                             .failed_views = member && blamed[rank] ? worker.failed_views + 1 : 0,
+                             .kept_out = kept_out != kept_out_.end() && now < kept_out->second.until});
   }
   return facts;
 }
@@ -483,6 +522,19 @@ void Group::DeclareDead(Turn& turn, const MembershipStep& step) {
     const bool placed =
         std::find(placement_.workers.begin(), placement_.workers.end(), name) != placement_.workers.end();
     if (!placed && !InView(name, worker.incarnation)) workers_.erase(name);
+  }
+}
+
+void Group::KeepOut(Turn& turn, const MembershipStep& step) {
+  for (const std::string& name : step.workers) {
+    KeptOut& out = kept_out_[name];
+    if (turn.now > out.until + kForgiven) out.times = 0;
+    const absl::Duration wait = options_.timing.keep_out * (1 << std::min(out.times, kMostDoublings + 1));
+    ++out.times;
+    out.until = turn.now + wait;
+    Say(turn, Severity::kError,
+        absl::StrCat("worker ", name, " is put out and may come back in ", absl::FormatDuration(wait), ": ",
+                     step.reason));
   }
 }
 
@@ -517,6 +569,16 @@ void Group::Form(Turn& turn, const MembershipStep& step) {
 void Group::IssueView(Turn& turn, const MembershipStep& step) {
   const std::vector<std::string> before = ViewWorkers();
   const bool same = before == step.workers;
+  const std::vector<bool> blamed = BlamedNow();
+  for (size_t rank = 0; rank < before.size(); ++rank) {
+    Worker& worker = workers_.at(before[rank]);
+    if (worker.incarnation != record_.members(static_cast<int>(rank)).incarnation()) continue;
+    if (blamed[rank]) {
+      ++worker.failed_views;
+    } else if (installed_at_ != absl::InfiniteFuture()) {
+      worker.failed_views = 0;
+    }
+  }
   record_.set_last_view(record_.last_view() + 1);
   record_.clear_members();
   for (const std::string& name : step.workers) {
@@ -533,13 +595,15 @@ void Group::IssueView(Turn& turn, const MembershipStep& step) {
   record_dirty_ = true;
   reissues_ = same ? reissues_ + 1 : 0;
   reissue_at_ = absl::InfiniteFuture();
-  if (force_by_ != absl::InfiniteFuture()) force_by_ = turn.now + options_.timing.force_deadline;
-  view_issued_at_ = turn.now;
-  for (auto& [name, worker] : workers_) {
-    worker.accused = false;
-    // Others may have room.
-    worker.no_room.clear();
+  if (force_by_ != absl::InfiniteFuture()) {
+    force_views_ = same ? force_views_ + 1 : 0;
+    force_by_ = turn.now + options_.timing.force_deadline * (1 << std::min(force_views_, kMostDoublings));
   }
+  words_.assign(record_.members_size(), {});
+  installed_at_ = absl::InfiniteFuture();
+  for (auto& [name, worker] : workers_) worker.accused = false;
+  // Others may have room.
+  TryDrainsAnew();
   Say(turn, Severity::kInfo,
       absl::StrCat("view ", record_.last_view(), " of ", record_.members_size(), " workers: ", step.reason));
   const v1::ConnectResponse message = InstallViewMessage();
@@ -564,6 +628,7 @@ v1::ConnectResponse Group::InstallViewMessage() const {
 void Group::OnPeersLost(Turn& turn, const std::string& name, uint64_t view,
                         const google::protobuf::RepeatedField<int32_t>& ranks, const std::string& reason) {
   if (view != record_.last_view()) return;
+  MemberWord word{.failed = true};
   std::vector<std::string> lost;
   for (const int32_t rank : ranks) {
     if (rank < 0 || rank >= record_.members_size()) continue;
@@ -572,12 +637,20 @@ void Group::OnPeersLost(Turn& turn, const std::string& name, uint64_t view,
     Worker& worker = workers_.at(peer);
     if (InView(peer, worker.incarnation)) worker.accused = true;
     lost.push_back(peer);
+    word.lost.insert(rank);
+  }
+  for (const v1::Member& member : record_.members()) {
+    if (member.worker() == name && InView(name, workers_.at(name).incarnation)) words_[member.rank()] = word;
   }
   Say(turn, Severity::kWarning,
-      absl::StrCat("worker ", name, " lost ", absl::StrJoin(lost, ", "), " in view ", view, ": ", reason));
+      absl::StrCat("worker ", name, lost.empty() ? " fails by itself" : " lost ", absl::StrJoin(lost, ", "),
+                   " in view ", view, ": ", reason));
   if (reissue_at_ != absl::InfiniteFuture()) return;
-  if (turn.now > view_issued_at_ + kViewWorks) reissues_ = 0;
-  reissue_at_ = turn.now + options_.timing.view_retry * (1 << std::min(reissues_, 5));
+  if (turn.now > installed_at_ + kViewWorks) {
+    reissues_ = 0;
+    for (auto& [other, worker] : workers_) worker.failed_views = 0;
+  }
+  reissue_at_ = turn.now + options_.timing.view_retry * (1 << std::min(reissues_, kMostDoublings));
 }
 
 }  // namespace ballast

@@ -118,6 +118,8 @@ class Group {
     absl::Time last_heard;
     v1::Hello hello;
     bool accused = false;
+    // Views in a row that failed because of it, before the one in force.
+    int failed_views = 0;
     bool leaving = false;
     // Its last heartbeat, after it said that it leaves, told of no request.
     bool idle = false;
@@ -177,7 +179,12 @@ class Group {
   std::string BookKey(const std::string& scenario, int64_t number) const;
   absl::Status LoadBook(const Store& store);
   MembershipFacts Facts(absl::Time now) const;
+  // Of the view in force; nobody while it has not failed.
+  std::vector<bool> BlamedNow() const;
+  // Since when what is waited for is so.
+  void NoteTimes(absl::Time now);
   void DeclareDead(Turn& turn, const MembershipStep& step);
+  void KeepOut(Turn& turn, const MembershipStep& step);
   void Form(Turn& turn, const MembershipStep& step);
   void IssueView(Turn& turn, const MembershipStep& step);
   v1::ConnectResponse InstallViewMessage() const;
@@ -232,6 +239,8 @@ class Group {
   bool MaybeDrain(Turn& turn);
   void OnDrainPlanned(Turn& turn, const Job& job, const absl::StatusOr<PlanOutcome>& outcome);
   void GiveUpDrain(Turn& turn, const std::string& name, const std::string& reason);
+  // What stood in the way may stand there no more.
+  void TryDrainsAnew();
   // Says to workers that are to go, or were, how far they are.
   void TellDrains(Turn& turn);
   v1::DrainStatus DrainStatusOf(const std::string& name, const Worker& worker) const;
@@ -251,7 +260,7 @@ class Group {
   void BeginWave(Turn& turn, store::PlanRecord& plan);
   void Commit(Turn& turn, store::PlanRecord& plan);
   void WaveDone(Turn& turn, store::PlanRecord& plan);
-  void Abort(Turn& turn, store::PlanRecord& plan, const std::string& reason);
+  void Abort(Turn& turn, store::PlanRecord& plan, const RolloutDecision& decision);
   void Finish(Turn& turn, store::PlanRecord& plan, v1::PlanState state, const std::string& reason);
   void SetState(Turn& turn, store::PlanRecord& plan, v1::PlanState state, const std::string& text);
   void WorkOut(Turn& turn, store::PlanRecord& plan);
@@ -299,16 +308,30 @@ class Group {
   std::set<std::string> counted_tasks_;
   absl::Time next_checkpoint_;
 
-  absl::Time view_issued_at_;
+  // Of the view in force: what its members have said, by rank, and since when every one of them has installed it.
+  std::vector<MemberWord> words_;
+  absl::Time installed_at_ = absl::InfiniteFuture();
   absl::Time reissue_at_ = absl::InfiniteFuture();
   int reissues_ = 0;
-  // When the committed wave should have been in force.
+  // When the committed wave should have been in force, and the views with the same members that should have brought it.
   absl::Time force_by_ = absl::InfiniteFuture();
+  int force_views_ = 0;
+  // By name, of who was put out.
+  struct KeptOut {
+    int times = 0;
+    absl::Time until = absl::InfinitePast();
+  };
+  std::map<std::string, KeptOut> kept_out_;
+  // Since when some worker could serve and no view has members.
+  absl::Time waiting_since_ = absl::InfiniteFuture();
   // Of the wave under way.
   std::string wave_failure_;
 
   uint64_t last_drain_order_ = 0;
   absl::Time last_drain_planned_ = absl::InfinitePast();
+  // Rollouts of drains in a row that failed with nothing moved, and why the last one did.
+  int drain_failures_ = 0;
+  std::string drain_failure_;
 
   uint64_t last_ticket_ = 0;
   std::map<uint64_t, Job> jobs_;

@@ -68,12 +68,18 @@ bool Group::MaybeDrain(Turn& turn) {
       .planning = !jobs_.empty(),
       .rollout_active = ActivePlan() != nullptr,
       .view_works = record_.members_size() > 0 && ViewInstalledEverywhere(),
-      .last_planned = last_drain_planned_};
+      .last_planned = last_drain_planned_,
+      .failures = drain_failures_};
   switch (DecideDrain(facts, options_.timing.drain_retry, turn.now)) {
     case DrainStep::kNothing:
       break;
     case DrainStep::kGiveUp:
-      GiveUpDrain(turn, going.back(), "no other worker serves");
+      GiveUpDrain(turn, going.back(),
+                  facts.others == 0
+                      ? "no other worker serves"
+                      : absl::StrCat(drain_failures_, " rollouts in a row failed, the last so: ", drain_failure_));
+      // The others may fare better.
+      drain_failures_ = 0;
       Settle(turn);
       break;
     case DrainStep::kPlan: {
@@ -105,6 +111,11 @@ void Group::GiveUpDrain(Turn& turn, const std::string& name, const std::string& 
   worker.no_room = reason;
   Say(turn, Severity::kWarning,
       absl::StrCat("worker ", name, " keeps what it holds", worker.leaving ? " and takes it along" : "", ": ", reason));
+}
+
+void Group::TryDrainsAnew() {
+  drain_failures_ = 0;
+  for (auto& [name, worker] : workers_) worker.no_room.clear();
 }
 
 void Group::TellDrains(Turn& turn) {
@@ -139,8 +150,7 @@ absl::StatusOr<v1::Worker> Group::Cordon(const std::string& name, bool cordoned,
     }
     record_.mutable_cordoned()->Assign(names.begin(), names.end());
     record_dirty_ = true;
-    // What stood in the way may stand there no more.
-    for (auto& [other, worker] : workers_) worker.no_room.clear();
+    TryDrainsAnew();
     Say(turn, Severity::kInfo, absl::StrCat("worker ", name, cordoned ? " is to be drained" : " may be used again"));
   }
   Settle(turn);

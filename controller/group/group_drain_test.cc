@@ -365,6 +365,36 @@ TEST(DrainWorker, WithoutRoomIsTriedAgainWhenAnotherViewHasSome) {
   EXPECT_EQ(WorkerOf(h, 2).drain(), v1::DRAIN_STATE_EMPTY);
 }
 
+TEST(DrainWorker, ThatFailsAgainAndAgainIsStuckUntilAnotherView) {
+  GroupHarness h(WithSlots(14));
+  h.FormGroup();
+  h.RefuseWaves(1, "checksum differs");
+  ASSERT_TRUE(Drain(h, "w3").ok());
+  AdvanceServing(h, absl::Seconds(20));
+  EXPECT_EQ(WorkerOf(h, 3).drain(), v1::DRAIN_STATE_MOVING) << "it may be over soon";
+  AdvanceServing(h, absl::Minutes(5));
+  EXPECT_EQ(WorkerOf(h, 3).drain(), v1::DRAIN_STATE_STUCK);
+  EXPECT_THAT(WorkerOf(h, 3).drain_reason(),
+              AllOf(HasSubstr("6 rollouts in a row failed"), HasSubstr("worker w1: checksum differs")));
+  EXPECT_EQ(h.group().Plans().size(), 6u);
+  h.RefuseWaves(1, "");
+  h.SendPeerLost(0, {2});
+  AdvanceServing(h, absl::Seconds(5));
+  EXPECT_EQ(WorkerOf(h, 3).drain(), v1::DRAIN_STATE_EMPTY);
+}
+
+TEST(DrainWorker, OfTwoThatFailBothAreStuck) {
+  GroupHarness h(WithSlots(18));
+  h.FormGroup();
+  h.RefuseWaves(1, "checksum differs");
+  ASSERT_TRUE(Drain(h, "w2").ok());
+  ASSERT_TRUE(Drain(h, "w3").ok());
+  AdvanceServing(h, absl::Minutes(5));
+  EXPECT_EQ(WorkerOf(h, 2).drain(), v1::DRAIN_STATE_STUCK);
+  EXPECT_EQ(WorkerOf(h, 3).drain(), v1::DRAIN_STATE_STUCK);
+  EXPECT_LE(h.group().Plans().size(), 13u);
+}
+
 TEST(DrainWorker, OfNobodyIsRefused) {
   GroupHarness h(WithSlots(14));
   EXPECT_EQ(Drain(h, "w0").status().code(), absl::StatusCode::kFailedPrecondition);

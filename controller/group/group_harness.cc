@@ -112,6 +112,7 @@ void GroupHarness::Perform(Effects effects) {
           // Drops everything but its reports, and says Hello as a new incarnation.
           worker.incarnation = worker.view = worker.epoch = worker.prepared = 0;
           worker.placement = worker.prepared_placement = Placement();
+          worker.installing.reset();
         }
       }
     }
@@ -168,13 +169,12 @@ v1::Hello GroupHarness::MakeHello(int index) const {
 void GroupHarness::StartProcess(int index) {
   FakeWorker& worker = workers_[index];
   if (worker.running) return;
-  const std::string refuse = worker.refuse;
-  const bool stall = worker.stall;
-  const bool classifies = worker.classifies;
-  worker = FakeWorker{};
-  worker.refuse = refuse;
-  worker.stall = stall;
-  worker.classifies = classifies;
+  const FakeWorker before = std::exchange(worker, FakeWorker{});
+  worker.refuse = before.refuse;
+  worker.stall = before.stall;
+  worker.classifies = before.classifies;
+  worker.view_error = before.view_error;
+  worker.view_lost = before.view_lost;
   worker.running = true;
   worker.report_stream = ++last_stream_;
   Reconnect(index);
@@ -269,15 +269,10 @@ void GroupHarness::Obey(int index, const v1::ConnectResponse& message) {
       CheckTerm(worker, install.term());
       EXPECT_GE(install.view().view(), worker.view) << Name(index);
       EXPECT_GE(install.placement().epoch(), worker.epoch) << Name(index);
-      worker.view = install.view().view();
-      worker.members = install.view();
-      const auto placement = FromProto(install.placement());
-      ASSERT_TRUE(placement.ok());
-      worker.placement = *placement;
-      worker.epoch = placement->epoch.value();
-      if (worker.prepared <= worker.epoch) worker.prepared = 0;
-      answer.mutable_view_installed()->set_view(worker.view);
-      break;
+      worker.installing = install;
+      worker.install_at = now_ + install_time_;
+      if (install_time_ == absl::ZeroDuration()) OnInstall(worker, *std::exchange(worker.installing, std::nullopt));
+      return;
     }
     case v1::ConnectResponse::kPrepareWave:
       OnPrepare(index, message.prepare_wave());
@@ -317,6 +312,38 @@ void GroupHarness::Obey(int index, const v1::ConnectResponse& message) {
       return;
   }
   worker.to_controller.push_back(std::move(answer));
+}
+
+void GroupHarness::OnInstall(FakeWorker& worker, const v1::InstallView& install) {
+  v1::ConnectRequest answer;
+  v1::ViewInstalled& installed = *answer.mutable_view_installed();
+  installed.set_view(install.view().view());
+  AddRanks(install.view(), worker.view_lost, *installed.mutable_peer_ranks());
+  if (!worker.view_error.empty() && (worker.view_lost.empty() || installed.peer_ranks_size() > 0)) {
+    installed.set_error(worker.view_error);
+    worker.to_controller.push_back(std::move(answer));
+    return;
+  }
+  worker.view = install.view().view();
+  worker.members = install.view();
+  const auto placement = FromProto(install.placement());
+  ASSERT_TRUE(placement.ok());
+  worker.placement = *placement;
+  worker.epoch = placement->epoch.value();
+  if (worker.prepared <= worker.epoch) worker.prepared = 0;
+  worker.to_controller.push_back(std::move(answer));
+}
+
+void GroupHarness::AddRanks(const v1::View& view, const std::set<int>& workers,
+                            google::protobuf::RepeatedField<int32_t>& ranks) {
+  for (const v1::Member& member : view.members()) {
+    if (workers.contains(std::stoi(member.worker().substr(1)))) ranks.Add(member.rank());
+  }
+}
+
+void GroupHarness::FailViews(int index, std::string error, std::set<int> lost) {
+  workers_[index].view_error = std::move(error);
+  workers_[index].view_lost = std::move(lost);
 }
 
 void GroupHarness::OnPrepare(int index, const v1::PrepareWave& prepare) {
@@ -384,9 +411,7 @@ void GroupHarness::SendPeerLost(int index, const std::set<int>& lost) {
   v1::PeerLost& peer_lost = *worker.to_controller.emplace_back().mutable_peer_lost();
   peer_lost.set_view(worker.view);
   peer_lost.set_reason("connection closed");
-  for (const v1::Member& member : worker.members.members()) {
-    if (lost.contains(std::stoi(member.worker().substr(1)))) peer_lost.add_ranks(member.rank());
-  }
+  AddRanks(worker.members, lost, *peer_lost.mutable_ranks());
 }
 
 void GroupHarness::SendLeaving(int index) {
@@ -480,6 +505,11 @@ void GroupHarness::Heartbeats() {
 
 void GroupHarness::Run() {
   for (size_t i = 0; i < workers_.size(); ++i) Reconnect(static_cast<int>(i));
+  for (FakeWorker& worker : workers_) {
+    if (!worker.installing.has_value() || now_ < worker.install_at) continue;
+    const std::optional<v1::InstallView> install = std::exchange(worker.installing, std::nullopt);
+    if (worker.session != 0) OnInstall(worker, *install);
+  }
   bool moved = true;
   while (moved) {
     moved = false;

@@ -77,6 +77,11 @@ class GroupHarness {
   void RefuseWaves(int worker, std::string error) { workers_[worker].refuse = std::move(error); }
   void StallWaves(int worker, bool stall) { workers_[worker].stall = stall; }
   void SendPeerLost(int worker, const std::set<int>& lost);
+  // A worker that answers InstallView with an error: by itself, or because of those of `lost` that are in the view.
+  // Empty: no more. It keeps to it when its process starts again.
+  void FailViews(int worker, std::string error, std::set<int> lost = {});
+  // So long every worker takes to build a view's connections.
+  void SetInstallTime(absl::Duration time) { install_time_ = time; }
   // Says so again with each new session.
   void SendLeaving(int worker);
   // As it was told last.
@@ -136,6 +141,11 @@ class GroupHarness {
     std::deque<v1::LoadReport> unstored;
     std::string refuse;
     bool stall = false;
+    std::string view_error;
+    std::set<int> view_lost;
+    // Done at `install_at`.
+    std::optional<v1::InstallView> installing;
+    absl::Time install_at;
     int requests = 0;
     bool leaving = false;
     v1::DrainState drain = v1::DRAIN_STATE_UNSPECIFIED;
@@ -155,6 +165,9 @@ class GroupHarness {
   void Restart();
   void CheckStored(const std::vector<StoreWrite>& writes);
   void Obey(int index, const v1::ConnectResponse& message);
+  void OnInstall(FakeWorker& worker, const v1::InstallView& install);
+  static void AddRanks(const v1::View& view, const std::set<int>& workers,
+                       google::protobuf::RepeatedField<int32_t>& ranks);
   void OnPrepare(int index, const v1::PrepareWave& prepare);
   void Announce(int leader, uint64_t epoch);
   void CheckTerm(FakeWorker& worker, uint64_t term);
@@ -181,6 +194,7 @@ class GroupHarness {
   uint64_t highest_epoch_ = 0;
   int64_t tokens_reported_ = 0;
   std::map<std::string, double> task_tokens_;
+  absl::Duration install_time_;
 };
 
 }  // namespace ballast

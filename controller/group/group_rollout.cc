@@ -87,7 +87,7 @@ void Group::PerformRollout(Turn& turn, const RolloutDecision& decision) {
       return Finish(turn, plan, v1::PLAN_STATE_DONE,
                     plan.plan().waves_total() == 0 ? "there was nothing to move" : "every wave is in force");
     case RolloutStep::kAbort:
-      return Abort(turn, plan, decision.reason);
+      return Abort(turn, plan, decision);
   }
 }
 
@@ -175,6 +175,7 @@ void Group::Commit(Turn& turn, store::PlanRecord& plan) {
   pace_.Fruitful();
   record_dirty_ = true;
   force_by_ = turn.now + options_.timing.force_deadline;
+  force_views_ = 0;
   SetState(turn, plan, v1::PLAN_STATE_COMMITTING, absl::StrCat("epoch ", placement_.epoch.value()));
   for (const v1::Member& member : record_.members()) Send(turn, workers_.at(member.worker()), CommitWaveMessage());
   // Whoever waits outside the view has to bring in what is now in force.
@@ -195,7 +196,12 @@ void Group::WaveDone(Turn& turn, store::PlanRecord& plan) {
                         placement_.epoch.value()));
 }
 
-void Group::Abort(Turn& turn, store::PlanRecord& plan, const std::string& reason) {
+void Group::Abort(Turn& turn, store::PlanRecord& plan, const RolloutDecision& decision) {
+  const std::string& reason = decision.reason;
+  if (plan.drain() && decision.failed) {
+    ++drain_failures_;
+    drain_failure_ = reason;
+  }
   if (Preparing()) {
     for (const v1::Member& member : record_.members()) {
       Worker& worker = workers_.at(member.worker());
@@ -231,13 +237,13 @@ void Group::Finish(Turn& turn, store::PlanRecord& plan, v1::PlanState state, con
       *record_.mutable_settled() = plan.settled();
       *record_.mutable_settled_mix() = plan.settled_mix();
     }
+    // There may be room now.
+    TryDrainsAnew();
   }
   record_.set_active_plan(record_.next_plan());
   record_.clear_next_plan();
   record_dirty_ = true;
   wave_failure_.clear();
-  // There may be room now.
-  for (auto& [name, worker] : workers_) worker.no_room.clear();
   waves_.erase(shown.id());
 
   const std::string& model = record_.model().name();

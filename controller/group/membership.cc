@@ -1,7 +1,9 @@
 #include "controller/group/membership.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -15,6 +17,18 @@ const char* DeathReason(const WorkerFacts& worker, absl::Time now) {
   if (worker.connected) return nullptr;
   if (worker.accused) return "its session and a peer's connection to it are lost";
   return worker.leaving && (worker.drained || !worker.member) ? "it left" : nullptr;
+}
+
+// Who is to go, for a view that did not work.
+std::vector<std::string> ToPutOut(const MembershipFacts& facts) {
+  std::vector<std::string> failing;
+  int32_t out = 0;
+  for (const WorkerFacts& worker : facts.workers) {
+    if (worker.kept_out) ++out;
+    if (worker.member && worker.failed_views >= kMostFailedViews) failing.push_back(worker.name);
+  }
+  if (2 * (static_cast<int32_t>(failing.size()) + out) >= facts.size) return {};
+  return failing;
 }
 
 }  // namespace
@@ -47,18 +61,25 @@ MembershipStep DecideMembership(const MembershipFacts& facts, absl::Time now) {
   std::vector<std::string> out;
   for (const WorkerFacts& worker : facts.workers) {
     const bool stays = worker.alive && worker.member && !(worker.leaving && worker.drained);
+    // Where nobody serves, there is nobody to be kept from serving.
     const bool joins = worker.alive && !worker.member && worker.connected && worker.loaded && !worker.leaving &&
-                       placed.contains(worker.name);
+                       !(worker.kept_out && facts.has_view) && placed.contains(worker.name);
     if (stays || joins) members.push_back(worker.name);
     if (joins) in.push_back(worker.name);
     if ((worker.member && !stays) || (worker.stale_member && !joins)) out.push_back(worker.name);
   }
   if (!facts.has_view) {
-    const bool all = std::all_of(facts.holders.begin(), facts.holders.end(), [&](const std::string& holder) {
-      return std::find(members.begin(), members.end(), holder) != members.end();
+    const std::set<std::string> holders(facts.holders.begin(), facts.holders.end());
+    const auto here = std::count_if(members.begin(), members.end(), [&](const auto& m) { return holders.contains(m); });
+    if (here == std::ssize(holders) && !members.empty()) {
+      return {Kind::kIssueView, members, "every worker has loaded its replicas"};
+    }
+    const bool loading = std::any_of(facts.workers.begin(), facts.workers.end(), [&](const WorkerFacts& worker) {
+      return worker.alive && worker.connected && !worker.leaving && !worker.loaded && !worker.load_failed &&
+             holders.contains(worker.name);
     });
-    if (!all || members.empty()) return {};
-    return {Kind::kIssueView, members, "every worker has loaded its replicas"};
+    if (here == 0 || loading || now < facts.start_at) return {};
+    return {Kind::kIssueView, members, "the workers that are gone have been waited for"};
   }
   if (!out.empty() || !in.empty()) {
     std::vector<std::string> parts;
@@ -66,8 +87,34 @@ MembershipStep DecideMembership(const MembershipFacts& facts, absl::Time now) {
     if (!in.empty()) parts.push_back(absl::StrCat("with ", absl::StrJoin(in, ", ")));
     return {Kind::kIssueView, members, absl::StrJoin(parts, ", ")};
   }
-  if (now >= facts.reissue_at) return {Kind::kIssueView, members, "the view before did not work"};
-  return {};
+  if (now < facts.reissue_at) return {};
+  if (std::vector<std::string> failing = ToPutOut(facts); !failing.empty()) {
+    return {Kind::kPutOut, std::move(failing), absl::StrCat(kMostFailedViews, " views in a row failed because of it")};
+  }
+  return {Kind::kIssueView, members, "the view before did not work"};
+}
+
+std::vector<bool> Blamed(const std::vector<MemberWord>& words) {
+  const int size = static_cast<int>(words.size());
+  std::vector<bool> blamed(size);
+  for (int m = 0; m < size; ++m) blamed[m] = words[m].failed && words[m].lost.empty();
+  const std::vector<bool> alone = blamed;
+  const auto others = static_cast<int>(std::count(alone.begin(), alone.end(), false)) - 1;
+  const auto most = [others](int count) { return count >= 2 && 2 * count > others; };
+  for (int m = 0; m < size; ++m) {
+    if (alone[m]) continue;
+    int lost_by = 0;
+    int lost = 0;
+    for (int other = 0; other < size; ++other) {
+      if (other == m || alone[other]) continue;
+      lost_by += words[other].lost.contains(m) ? 1 : 0;
+      lost += words[m].lost.contains(other) ? 1 : 0;
+    }
+    const bool silent = !words[m].installed && !words[m].failed;
+    blamed[m] = most(lost_by) && (silent || most(lost));
+  }
+  if (2 * std::count(blamed.begin(), blamed.end(), true) >= size) blamed.assign(size, false);
+  return blamed;
 }
 
 absl::StatusOr<Placement> ContiguousPlacement(int32_t layers, int32_t experts, const std::vector<std::string>& workers,

@@ -96,6 +96,33 @@ std::vector<Case> Cases() {
   reissue.reissue_at = kNow;
   add("reissue due", reissue, Kind::kIssueView, {"a", "b"});
 
+  // Of four, so that one can be put out.
+  const auto four = [](std::vector<WorkerFacts> workers) {
+    MembershipFacts facts = Facts(std::move(workers));
+    facts.size = 4;
+    facts.placed = facts.holders = {"a", "b", "c", "d"};
+    facts.reissue_at = kNow;
+    return facts;
+  };
+  const auto failing = [&](const std::string& name, int views) {
+    return with(Serving(name), [views](auto& w) { w.failed_views = views; });
+  };
+  add("three views failed because of one", four({failing("a", 3), Serving("b"), Serving("c"), Serving("d")}),
+      Kind::kIssueView, {"a", "b", "c", "d"});
+  add("four views did", four({failing("a", 4), Serving("b"), Serving("c"), Serving("d")}), Kind::kPutOut, {"a"});
+  add("four views failed because of half", four({failing("a", 4), failing("b", 9), Serving("c"), Serving("d")}),
+      Kind::kIssueView, {"a", "b", "c", "d"});
+  add("four views did, another is kept out",
+      four({failing("a", 4), Serving("b"), Serving("c"), with(Joining("d", true), [](auto& w) { w.kept_out = true; })}),
+      Kind::kIssueView, {"a", "b", "c"});
+  MembershipFacts pair = Facts({failing("a", 4), Serving("b")});
+  pair.reissue_at = kNow;
+  add("four views did, of two", pair, Kind::kIssueView, {"a", "b"});
+  MembershipFacts early = four({failing("a", 4), Serving("b"), Serving("c"), Serving("d")});
+  early.reissue_at = kLater;
+  add("four views did, others may have a word to say yet", early, Kind::kNothing);
+  add("kept out", Facts({with(Joining("a", true), [](auto& w) { w.kept_out = true; }), Serving("b")}), Kind::kNothing);
+
   MembershipFacts no_view = Facts({Joining("a", true), Joining("b", false)});
   no_view.has_view = false;
   add("whole group restarts, one not loaded", no_view, Kind::kNothing);
@@ -107,6 +134,23 @@ std::vector<Case> Cases() {
   add("whole group restarts, one is gone", no_view, Kind::kNothing);
   no_view.holders = {"a"};
   add("whole group restarts, one that held nothing is gone", no_view, Kind::kIssueView, {"a"});
+  no_view.workers[0].kept_out = true;
+  add("whole group restarts, one had been put out", no_view, Kind::kIssueView, {"a"});
+
+  MembershipFacts waited = Facts({Joining("a", true), Dead("b")});
+  waited.has_view = false;
+  waited.start_at = kLater;
+  add("one is gone and waited for", waited, Kind::kNothing);
+  waited.start_at = kNow;
+  add("one is gone and has been waited for", waited, Kind::kIssueView, {"a"});
+  waited.workers[1] = Joining("b", false);
+  add("one is late and still loads", waited, Kind::kNothing);
+  waited.workers[1].load_failed = true;
+  add("one has been waited for and cannot load", waited, Kind::kIssueView, {"a"});
+  waited.workers[1] = with(Joining("b", false), [](auto& w) { w.leaving = true; });
+  add("one has been waited for and leaves", waited, Kind::kIssueView, {"a"});
+  waited.holders = {"b"};
+  add("who is there holds nothing", waited, Kind::kNothing);
 
   MembershipFacts fresh{.workers = {Joining("a", false)}, .size = 2};
   add("one of two", fresh, Kind::kNothing);
@@ -128,6 +172,44 @@ TEST(DecideMembership, Table) {
     EXPECT_EQ(step.workers, c.workers) << c.name;
     EXPECT_EQ(step.reason.empty(), c.kind == Kind::kNothing) << c.name;
   }
+}
+
+TEST(Blamed, Table) {
+  const MemberWord well{.installed = true};
+  const MemberWord silent{};
+  const MemberWord alone{.failed = true};
+  const auto lost = [](std::set<int> ranks) {
+    return MemberWord{.installed = true, .failed = true, .lost = std::move(ranks)};
+  };
+  struct Row {
+    std::string name;
+    std::vector<MemberWord> words;
+    std::vector<bool> blamed;
+  };
+  const std::vector<Row> rows = {
+      {"all well", {well, well, well, well}, {false, false, false, false}},
+      {"one fails by itself", {well, well, alone, silent}, {false, false, true, false}},
+      {"and is lost by others", {lost({2}), lost({0, 2}), alone, lost({0})}, {false, false, true, false}},
+      {"one accuser", {lost({2}), well, well, well}, {false, false, false, false}},
+      {"one accuser of a silent one", {lost({2}), well, silent, well}, {false, false, false, false}},
+      {"one accuser of all", {lost({1, 2, 3}), well, well, well}, {false, false, false, false}},
+      {"lost by most, and has lost them", {lost({2}), lost({2}), lost({0, 1, 3}), well}, {false, false, true, false}},
+      {"lost by most, and says nothing", {lost({2}), lost({2}), silent, well}, {false, false, true, false}},
+      {"lost by most, and serves", {lost({2}), lost({2}), well, well}, {false, false, false, false}},
+      {"left first, because of one who hangs",
+       {lost({2}), lost({0}), lost({0}), lost({0})},
+       {false, false, false, false}},
+      {"of two", {lost({1}), lost({0})}, {false, false}},
+      {"of two, one by itself", {alone, well}, {false, false}},
+      {"of three", {lost({1}), lost({0, 2}), lost({1})}, {false, true, false}},
+      {"split in the middle", {lost({2, 3}), lost({2, 3}), lost({0, 1}), lost({0, 1})}, {false, false, false, false}},
+      {"split, two of five",
+       {lost({3, 4}), lost({3, 4}), lost({3, 4}), lost({0, 1, 2}), lost({0, 1, 2})},
+       {false, false, false, true, true}},
+      {"most fail by themselves", {alone, alone, alone, well}, {false, false, false, false}},
+      {"nobody", {}, {}},
+  };
+  for (const Row& row : rows) EXPECT_EQ(Blamed(row.words), row.blamed) << row.name;
 }
 
 TEST(ContiguousPlacement, IsSoundAndLevelInSlots) {

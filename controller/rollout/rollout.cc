@@ -24,15 +24,16 @@ RolloutDecision DecideRollout(const RolloutFacts& facts, absl::Time now) {
       return {RolloutStep::kBeginWave, ""};
     case v1::PLAN_STATE_PREPARING:
     case v1::PLAN_STATE_PREPARED:
-      if (!facts.failure.empty()) return {RolloutStep::kAbort, facts.failure};
+      if (!facts.failure.empty()) return {RolloutStep::kAbort, facts.failure, true};
       if (facts.view_changed) return {RolloutStep::kAbort, "the group's view changed"};
       if (!facts.group_complete) return {RolloutStep::kAbort, "a worker of the wave is to go"};
       // After a restart PREPARED waits for the members' word again: one may have lost what it had prepared.
       if (all(&MemberProgress::prepared) && all(&MemberProgress::connected)) {
         return {facts.state == v1::PLAN_STATE_PREPARING ? RolloutStep::kRecordPrepared : RolloutStep::kCommit, ""};
       }
-      if (now >= facts.deadline)
-        return {RolloutStep::kAbort, "its deadline passed before every worker had prepared it"};
+      if (now >= facts.deadline) {
+        return {RolloutStep::kAbort, "its deadline passed before every worker had prepared it", true};
+      }
       return {};
     case v1::PLAN_STATE_COMMITTING:
       return all(&MemberProgress::in_force) ? RolloutDecision{RolloutStep::kWaveDone, ""} : RolloutDecision{};

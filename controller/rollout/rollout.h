@@ -70,6 +70,8 @@ struct RolloutDecision {
   RolloutStep step = RolloutStep::kNothing;
   // For people.
   std::string reason;
+  // Of kAbort: the workers could not do it. Otherwise it gives way to what has changed around it.
+  bool failed = false;
 };
 
 RolloutDecision DecideRollout(const RolloutFacts& facts, absl::Time now);

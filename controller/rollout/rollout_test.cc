@@ -24,14 +24,15 @@ struct Case {
   std::string name;
   RolloutFacts facts;
   RolloutStep step;
+  bool failed = false;
 };
 
 TEST(DecideRollout, Table) {
   std::vector<Case> cases;
-  const auto add = [&](std::string name, v1::PlanState state, RolloutStep step, auto change) {
+  const auto add = [&](std::string name, v1::PlanState state, RolloutStep step, auto change, bool failed = false) {
     RolloutFacts facts = In(state);
     change(facts);
-    cases.push_back({std::move(name), facts, step});
+    cases.push_back({std::move(name), facts, step, failed});
   };
   const auto same = [](RolloutFacts&) {};
   const v1::PlanState approved = v1::PLAN_STATE_APPROVED;
@@ -54,9 +55,12 @@ TEST(DecideRollout, Table) {
   add("all prepared", preparing, RolloutStep::kRecordPrepared, same);
   add("one not prepared", preparing, RolloutStep::kNothing, [](auto& f) { f.members[1].prepared = false; });
   add("prepared, disconnected", preparing, RolloutStep::kNothing, [](auto& f) { f.members[1].connected = false; });
-  add("deadline", preparing, RolloutStep::kAbort, [](auto& f) { f.members[1].prepared = false, f.deadline = kNow; });
+  add(
+      "deadline", preparing, RolloutStep::kAbort, [](auto& f) { f.members[1].prepared = false, f.deadline = kNow; },
+      true);
   add("all prepared at the deadline", preparing, RolloutStep::kRecordPrepared, [](auto& f) { f.deadline = kNow; });
-  add("failure", preparing, RolloutStep::kAbort, [](auto& f) { f.failure = "x"; });
+  add(
+      "failure", preparing, RolloutStep::kAbort, [](auto& f) { f.failure = "x"; }, true);
   add("view changed", preparing, RolloutStep::kAbort, [](auto& f) { f.view_changed = true; });
   add("a worker leaves", preparing, RolloutStep::kAbort, [](auto& f) { f.group_complete = false; });
   add("paused while preparing", preparing, RolloutStep::kRecordPrepared, [](auto& f) { f.paused = true; });
@@ -84,6 +88,7 @@ TEST(DecideRollout, Table) {
   for (const Case& c : cases) {
     const RolloutDecision decision = DecideRollout(c.facts, kNow);
     EXPECT_EQ(decision.step, c.step) << c.name;
+    EXPECT_EQ(decision.failed, c.failed) << c.name;
     EXPECT_EQ(decision.reason.empty(), c.step != RolloutStep::kAbort) << c.name;
   }
 }
