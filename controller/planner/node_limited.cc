@@ -36,7 +36,7 @@ int32_t EqualBlocks(const Topology& topology) {
   return nodes;
 }
 
-bool SplitsEqually(const DispatchTable& table) {
+bool EqualWeights(const DispatchTable& table) {
   for (int32_t e = 0; e < table.num_experts(); ++e) {
     for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
       if (table.weight[r] == 0 || table.weight[r] != table.weight[table.begin[e]]) return false;
@@ -155,7 +155,7 @@ absl::StatusOr<std::vector<DispatchTable>> NodeLimitedPolicy::Place(const PlanRe
     }
     BALLAST_ASSIGN_OR_RETURN(const std::vector<DispatchTable> tables, inner_.Place(part));
     for (int32_t l = 0; l < first.layers; ++l) {
-      equal_split[l] = equal_split[l] && SplitsEqually(tables[l]);
+      equal_split[l] = equal_split[l] && EqualWeights(tables[l]);
       const Packs placed = ToPacks(tables[l], node_workers);
       for (int32_t w = 0; w < node_workers; ++w) {
         for (const int32_t i : placed[w]) packs[l][n * node_workers + w].push_back(experts[l][n][i]);
