@@ -416,6 +416,11 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
   const auto power = [&](double x) { return Power16(x * scale); };
   const Rest others_stay = rest_of(-1, 0);
   GatherLightest(s, c, room, used);
+  double light_power = 0;
+  for (const Light& light : lightest_) light_power = std::max(light_power, powers[light.worker]);
+  const auto is_light = [&](int32_t w) {
+    return std::any_of(lightest_.begin(), lightest_.end(), [&](const Light& light) { return light.worker == w; });
+  };
   // The heaviest first: what comes later need not be looked at closely.
   hottest_.assign(packs_[c].begin(), packs_[c].end());
   std::sort(hottest_.begin(), hottest_.end(), [&](int32_t a, int32_t b) {
@@ -437,7 +442,10 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
       if (other != c) crowd_eased += powers[other] - power(load[other] - (now - shared) * slowness_[other]);
     }
     const double crowd_here = 1 - power(here);
-    for (const Light& light : lightest_) {
+    // Mostly no worker is light enough to make it the best.
+    const Rest least_rest = is_light(rest.worker) ? Rest() : rest;
+    const bool worth = most(-1, here, 0, least_rest, std::max(crowd_eased, crowd_here) + light_power) > value;
+    for (const Light& light : std::span(lightest_).first(worth ? lightest_.size() : 0)) {
       const int32_t w = light.worker;
       if (!CanTake(w, e)) continue;
       if (light.slot) {
@@ -509,6 +517,7 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
         const double comes = part(g, 1);
         if (comes >= now || !CanTake(c, g)) continue;
         const double at = here + comes * slowness_[c];
+        if (most(c, at, 0, {}, 1 + Count(g)) <= value) continue;
         double crowd = 1 - power(at) + PowersOf(s, g, c);
         if (most(c, at, 0, {}, crowd) <= value) continue;
         const double less = part(g, 0) - comes;

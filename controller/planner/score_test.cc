@@ -40,6 +40,31 @@ TEST(ScoreLayer, ByHand) {
   EXPECT_DOUBLE_EQ(score.jain, 1);
 }
 
+TEST(ScoreLayer, UnsolvedAllButSolvedSharesIsTheSame) {
+  // Solved, 6 and 6; by weights 7 and 5, by equal split 8 and 4.
+  DispatchTable table = Table({{0, 1}, {0}, {1}});
+  table.weight = {3, 5, 1, 1};
+  const double tokens[] = {8, 4, 0};
+  const Topology topology = UniformTopology(2, 1, 4);
+  LayerScorer scorer(topology);
+  LayerScore unsolved = scorer.ScoreUnsolved(table, tokens);
+  EXPECT_DOUBLE_EQ(unsolved.balancedness_solved, 6. / 7);
+  EXPECT_DOUBLE_EQ(unsolved.busiest_solved, 7);
+  const LayerScore solved = scorer.Score(table, tokens);
+  EXPECT_DOUBLE_EQ(solved.balancedness_solved, 1);
+  EXPECT_DOUBLE_EQ(solved.busiest_solved, 6);
+  EXPECT_DOUBLE_EQ(unsolved.balancedness, solved.balancedness);
+  EXPECT_DOUBLE_EQ(unsolved.balancedness_equal_split, solved.balancedness_equal_split);
+  EXPECT_DOUBLE_EQ(unsolved.busiest_equal_split, 8);
+  EXPECT_DOUBLE_EQ(unsolved.upper_bound, solved.upper_bound);
+  // What is known need not be solved; here it is not true.
+  EXPECT_DOUBLE_EQ(scorer.Score(table, tokens, .9).busiest_solved, 6 / .9);
+  EXPECT_FALSE(SplitsEqually(table));
+  table.weight = {1, 1, 1, 1};
+  EXPECT_TRUE(SplitsEqually(table));
+  EXPECT_DOUBLE_EQ(scorer.Score(table, tokens).busiest_equal_split, 8);
+}
+
 TEST(ScoreLayer, SpeedsCount) {
   Topology topology = UniformTopology(2, 1, 4);
   topology.workers[1].speed = 3;

@@ -204,13 +204,15 @@ void FlowToWeights(std::span<const int64_t> flow, DispatchTable& table) {
   for (int32_t e = 0; e < table.num_experts(); ++e) {
     const int32_t first = table.begin[e];
     const int32_t last = table.begin[e + 1];
+    if (last - first == 1) {
+      table.weight[first] = 1;
+      continue;
+    }
     int64_t sum = 0;
     for (int32_t r = first; r < last; ++r) sum += flow[r];
     for (int32_t r = first; r < last; ++r) {
       table.weight[r] = 1;
-      if (last - first > 1 && sum > 0) {
-        table.weight[r] = static_cast<uint32_t>(std::max<int64_t>(1, (flow[r] * kScale + sum / 2) / sum));
-      }
+      if (sum > 0) table.weight[r] = static_cast<uint32_t>(std::max<int64_t>(1, (flow[r] * kScale + sum / 2) / sum));
     }
   }
 }
