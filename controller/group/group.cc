@@ -262,6 +262,21 @@ void Group::Tick(absl::Time now, Effects& effects) {
   EndStep(turn);
 }
 
+void Group::StoodStill(absl::Duration lasted, absl::Time now, Effects& effects) {
+  if (lasted <= options_.timing.lease / 2) return;
+  bool any = false;
+  for (auto& [name, worker] : workers_) {
+    if (!worker.alive) continue;
+    worker.lease_deadline = std::max(worker.lease_deadline, now + options_.timing.lease);
+    any = true;
+  }
+  if (!any) return;
+  Turn turn{effects, now, {}};
+  Say(turn, Severity::kWarning,
+      absl::StrCat("the controller stood still for ", absl::FormatDuration(absl::Trunc(lasted, absl::Milliseconds(1))),
+                   ": leases start anew"));
+}
+
 void Group::Checkpoint(Turn& turn) {
   next_checkpoint_ = turn.now + options_.timing.checkpoint;
   if (load_ == nullptr || (!load_->dirty() && !ledger_.dirty())) return;

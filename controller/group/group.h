@@ -61,6 +61,10 @@ class Group {
 
   // --- Time. Call often: leases, deadlines, checkpoints and planning are due to its interval.
   void Tick(absl::Time now, Effects& effects);
+  // Whoever calls this group took nothing in for `lasted` until `now` (its store hung, the machine stood still). What
+  // workers said meanwhile may be lost, so where that is a good part of a lease the leases of all live workers start
+  // anew, as after a restart. Call before what has arrived since is handed in.
+  void StoodStill(absl::Duration lasted, absl::Time now, Effects& effects);
 
   // --- The planner's answer to effects.job.
   void Planned(uint64_t ticket, absl::StatusOr<PlanOutcome> outcome, absl::Time now, Effects& effects);
@@ -114,6 +118,7 @@ class Group {
     uint64_t incarnation = 0;
     bool alive = false;
     SessionId session = 0;
+    // Never goes back: a message that waited is older than a lease that began anew.
     absl::Time lease_deadline;
     absl::Time last_heard;
     v1::Hello hello;

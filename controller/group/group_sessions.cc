@@ -194,7 +194,7 @@ void Group::Hello(SessionId session, const v1::Hello& hello, absl::Time now, Eff
   }
   worker.session = session;
   worker.last_heard = now;
-  worker.lease_deadline = now + options_.timing.lease;
+  worker.lease_deadline = std::max(worker.lease_deadline, now + options_.timing.lease);
   worker.hello = hello;
   worker.told_profiles = 0;
   // A process that was here before may have been told by another controller.
@@ -289,7 +289,7 @@ void Group::Receive(SessionId session, const v1::ConnectRequest& message, absl::
   Worker* worker = Find(session, &name);
   if (worker == nullptr) return;
   worker->last_heard = now;
-  worker->lease_deadline = now + options_.timing.lease;
+  worker->lease_deadline = std::max(worker->lease_deadline, now + options_.timing.lease);
   switch (message.message_case()) {
     case v1::ConnectRequest::kHeartbeat:
       OnHeartbeat(turn, *worker, message.heartbeat());

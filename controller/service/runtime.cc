@@ -231,8 +231,7 @@ absl::StatusOr<std::optional<Runtime::Watched>> Runtime::Watch(const std::string
   return std::optional<Watched>(std::move(watched));
 }
 
-void Runtime::TickAll() {
-  const absl::Time now = clock_.Now();
+void Runtime::TickAll(absl::Time now) {
   next_tick_ = now + options_.tick;
   const bool gauges = now >= next_gauges_;
   if (gauges) next_gauges_ = now + kGaugesEvery;
@@ -246,22 +245,31 @@ void Runtime::TickAll() {
   }
 }
 
+void Runtime::Round(std::deque<Event> events, absl::Time now) {
+  for (auto& [name, group] : groups_) {
+    Effects effects;
+    group->StoodStill(now - next_tick_, now, effects);
+    Perform(*group, std::move(effects));
+  }
+  for (Event& event : events) event.run(event.at);
+  if (now >= next_tick_) TickAll(now);
+  for (auto& [name, group] : groups_) {
+    if (changed_[name]) Publish(*group, now);
+  }
+}
+
 void Runtime::Loop() {
   while (true) {
     std::deque<Event> events;
+    absl::Time now;
     {
       MutexLock lock(mu_);
       while (!stopping_ && queue_.empty() && clock_.Now() < next_tick_) clock_.WaitUntil(work_, mu_, next_tick_);
       if (stopping_) break;
       events = std::exchange(queue_, {});
+      now = clock_.Now();
     }
-    // Everything that has arrived counts before the clock does: a lease must not run out while its heartbeat waits
-    // here.
-    for (Event& event : events) event.run(event.at);
-    if (clock_.Now() >= next_tick_) TickAll();
-    for (auto& [name, group] : groups_) {
-      if (changed_[name]) Publish(*group, clock_.Now());
-    }
+    Round(std::move(events), now);
   }
   for (auto& [id, session] : sessions_) session.sink->Close(absl::UnavailableError("the controller is stopping"));
   sessions_.clear();

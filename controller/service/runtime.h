@@ -40,6 +40,10 @@ class SessionSink {
 
 // Thread-safe. Performing an effect, the runtime writes to the store before it sends, and while the store cannot be
 // written it tries again and does nothing else: workers serve on, operators get UNAVAILABLE.
+//
+// To the groups time never goes back: a round of the loop takes what has arrived, each at its own time, and then ticks
+// at the time of taking it. So no lease runs out while a heartbeat waits; and a round that comes late (a store that
+// hangs, a machine that stands still) is told to the groups first, since what workers said meanwhile may be lost.
 class Runtime {
  public:
   using Planner = std::function<absl::StatusOr<PlanOutcome>(const PlanJob&)>;
@@ -139,13 +143,15 @@ class Runtime {
 
   // On the loop's thread alone.
   void Loop();
+  // What has arrived until `now`, and a tick where one is due.
+  void Round(std::deque<Event> events, absl::Time now);
   void PlannerLoop();
   void OnMessage(SessionId id, const v1::ConnectRequest& message, absl::Time now);
   // False: the runtime stops before all is done.
   bool Perform(Group& group, Effects effects);
   bool Write(const std::vector<StoreWrite>& writes);
   void Publish(Group& group, absl::Time now);
-  void TickAll();
+  void TickAll(absl::Time now);
 
   const Options options_;
   Store& store_;
