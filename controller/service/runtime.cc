@@ -56,10 +56,10 @@ void Runtime::Stop() {
   if (planner_.joinable()) planner_.join();
 }
 
-void Runtime::Post(std::function<void(absl::Time)> run) {
+void Runtime::Post(std::function<void(absl::Time)> run, SessionId session) {
   MutexLock lock(mu_);
   if (stopping_) return;
-  queue_.push_back({clock_.Now(), std::move(run)});
+  queue_.push_back({clock_.Now(), std::move(run), session});
   work_.NotifyOne();
 }
 
@@ -68,53 +68,62 @@ SessionId Runtime::Open(std::shared_ptr<SessionSink> sink) {
   const SessionId id = ++last_session_;
   if (stopping_) {
     sink->Close(absl::UnavailableError("the controller is stopping"));
-    return id;
+  } else {
+    opened_[id] = std::move(sink);
   }
-  queue_.push_back({clock_.Now(), [this, id, sink = std::move(sink)](absl::Time) { sessions_[id] = {sink}; }});
-  work_.NotifyOne();
   return id;
 }
 
 void Runtime::Receive(SessionId session, v1::ConnectRequest message) {
-  Post([this, session, message = std::move(message)](absl::Time now) { OnMessage(session, message, now); });
+  Post([this, session, message = std::move(message)](absl::Time now) { OnMessage(session, message, now); }, session);
 }
 
 void Runtime::Lost(SessionId session) {
+  std::shared_ptr<SessionSink> never_greeted;
+  {
+    MutexLock lock(mu_);
+    if (const auto found = opened_.find(session); found != opened_.end()) {
+      never_greeted = std::move(found->second);
+      opened_.erase(found);
+      std::erase_if(queue_, [session](const Event& event) { return event.session == session; });
+      return;
+    }
+  }
   Post([this, session](absl::Time now) {
     const auto found = sessions_.find(session);
     if (found == sessions_.end()) return;
-    Group* group = found->second.group;
+    Group& group = *found->second.group;
     sessions_.erase(found);
-    if (group == nullptr) return;
     Effects effects;
-    group->Lost(session, now, effects);
-    Perform(*group, std::move(effects));
+    group.Lost(session, now, effects);
+    Perform(group, std::move(effects));
   });
 }
 
 void Runtime::OnMessage(SessionId id, const v1::ConnectRequest& message, absl::Time now) {
-  const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return;
-  Session& session = found->second;
-  const auto close = [&](absl::Status status) {
-    session.sink->Close(std::move(status));
-    sessions_.erase(id);
-  };
   Effects effects;
-  if (session.group != nullptr) {
-    Group& group = *session.group;
+  if (const auto found = sessions_.find(id); found != sessions_.end()) {
+    Group& group = *found->second.group;
     group.Receive(id, message, now, effects);
     Perform(group, std::move(effects));
     return;
   }
-  if (!message.has_hello()) return close(absl::InvalidArgumentError("hello: must be the first message"));
+  std::shared_ptr<SessionSink> sink;
+  {
+    MutexLock lock(mu_);
+    const auto found = opened_.find(id);
+    if (found == opened_.end()) return;
+    sink = std::move(found->second);
+    opened_.erase(found);
+  }
+  if (!message.has_hello()) return sink->Close(absl::InvalidArgumentError("hello: must be the first message"));
   const auto group = groups_.find(message.hello().group());
   if (group == groups_.end()) {
-    return close(absl::FailedPreconditionError(
+    return sink->Close(absl::FailedPreconditionError(
         absl::StrCat("hello.group: '", message.hello().group(), "' is none of ", absl::StrJoin(group_names(), ", "))));
   }
-  session.group = group->second.get();
-  session.group->Hello(id, message.hello(), now, effects);
+  sessions_[id] = {std::move(sink), group->second.get()};
+  group->second->Hello(id, message.hello(), now, effects);
   Perform(*group->second, std::move(effects));
 }
 
@@ -271,7 +280,14 @@ void Runtime::Loop() {
     }
     Round(std::move(events), now);
   }
-  for (auto& [id, session] : sessions_) session.sink->Close(absl::UnavailableError("the controller is stopping"));
+  std::map<SessionId, std::shared_ptr<SessionSink>> opened;
+  {
+    MutexLock lock(mu_);
+    opened = std::exchange(opened_, {});
+  }
+  const absl::Status stopping = absl::UnavailableError("the controller is stopping");
+  for (auto& [id, sink] : opened) sink->Close(stopping);
+  for (auto& [id, session] : sessions_) session.sink->Close(stopping);
   sessions_.clear();
   metrics_.Gauge("ballast_leader").Set(0);
 }

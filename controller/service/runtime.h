@@ -116,6 +116,8 @@ class Runtime {
   struct Event {
     absl::Time at;
     std::function<void(absl::Time)> run;
+    // That it is a message of; 0: of none.
+    SessionId session = 0;
   };
   // A caller that waits; shared with the loop.
   struct Waiter {
@@ -124,7 +126,7 @@ class Runtime {
   };
   struct Session {
     std::shared_ptr<SessionSink> sink;
-    // Of its Hello; null before.
+    // Of its Hello.
     Group* group = nullptr;
   };
   struct Board {
@@ -135,7 +137,7 @@ class Runtime {
   };
 
   Runtime(Options options, Store& store, Clock& clock, Metrics& metrics);
-  void Post(std::function<void(absl::Time)> run) BALLAST_EXCLUDES(mu_);
+  void Post(std::function<void(absl::Time)> run, SessionId session = 0) BALLAST_EXCLUDES(mu_);
   absl::Status Run(const std::string& group, absl::Time deadline,
                    std::function<void(Group&, absl::Time, Effects&)> work) BALLAST_EXCLUDES(mu_);
   absl::Status Await(Waiter& waiter, absl::Time deadline) BALLAST_EXCLUDES(mu_);
@@ -160,6 +162,7 @@ class Runtime {
   Term term_;
   // Fixed after Start; the groups belong to the loop's thread.
   std::map<std::string, std::unique_ptr<Group>> groups_;
+  // That have said Hello.
   std::map<SessionId, Session> sessions_;
   std::map<std::string, std::vector<v1::Event>> unpublished_;
   std::map<std::string, bool> changed_;
@@ -179,6 +182,8 @@ class Runtime {
   CondVar published_;
   CondVar jobs_changed_;
   std::deque<Event> queue_ BALLAST_GUARDED_BY(mu_);
+  // Sessions whose first message the loop has not come to. One that is lost before was never there.
+  std::map<SessionId, std::shared_ptr<SessionSink>> opened_ BALLAST_GUARDED_BY(mu_);
   std::deque<PlanJob> jobs_ BALLAST_GUARDED_BY(mu_);
   std::map<std::string, Board> boards_ BALLAST_GUARDED_BY(mu_);
   bool stopping_ BALLAST_GUARDED_BY(mu_) = false;

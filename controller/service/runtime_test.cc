@@ -238,5 +238,30 @@ TEST_F(RuntimeTest, AMachineThatStoodStillGivesLeasesAnewAndOnlyThen) {
   EXPECT_EQ(group.view().members(0).worker(), "w0");
 }
 
+TEST_F(RuntimeTest, ASessionLostBeforeTheLoopCameToItNeverWas) {
+  FormGroup();
+  HoldTheLoop();
+  Connect(1);
+  const std::shared_ptr<Sink> lost = sinks_[1];
+  Connect(1);
+  EXPECT_EQ(lost.use_count(), 1) << "its stream can go";
+  store_.Release();
+  ExpectBothServeInView(1);
+  EXPECT_EQ(lost->heard, 0);
+  EXPECT_GT(sinks_[1]->heard, 0);
+}
+
+TEST_F(RuntimeTest, StopEndsSessionsThatTheLoopNeverCameTo) {
+  FormGroup();
+  HoldTheLoop();
+  Connect(1);
+  store_.broken = true;
+  store_.LetOne();
+  store_.Release();
+  runtime_->Stop();
+  EXPECT_EQ(sinks_[1]->closed, absl::StatusCode::kUnavailable);
+  EXPECT_EQ(sinks_[1].use_count(), 1) << "its stream can go";
+}
+
 }  // namespace
 }  // namespace ballast
