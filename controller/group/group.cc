@@ -115,6 +115,14 @@ absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
     if (!plan.ParseFromString(value)) return Damaged(key);
     if (plan.plan().group() == config.name) plans_[plan.plan().id()] = std::move(plan);
   }
+  // Stores of releases that wrote on behind a write they had given up: a plan that is not under way holds up no other.
+  const auto active = [this] { return ActivePlan() != nullptr && IsActive(ActivePlan()->plan().state()); };
+  if (!record_.active_plan().empty() && !active()) {
+    record_.set_active_plan(record_.next_plan());
+    record_.clear_next_plan();
+    if (!active()) record_.clear_active_plan();
+    record_dirty_ = true;
+  }
   for (const auto& [id, plan] : plans_) {
     if (IsFinished(plan.plan().state())) continue;
     BALLAST_ASSIGN_OR_RETURN(const auto waves, store.List(absl::StrCat("wave/", id, "/")));
@@ -126,7 +134,10 @@ absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
     if (plan.waves_known() && static_cast<int>(waves_[id].size()) != plan.plan().waves_total()) {
       return Damaged(absl::StrCat("wave/", id));
     }
-    if (plan.plan().state() == v1::PLAN_STATE_COMMITTING) force_by_ = now + options_.timing.force_deadline;
+  }
+  if (const store::PlanRecord* plan = ActivePlan();
+      plan != nullptr && plan->plan().state() == v1::PLAN_STATE_COMMITTING) {
+    force_by_ = now + options_.timing.force_deadline;
   }
 
   store::ReportMarks marks;

@@ -92,6 +92,43 @@ TEST(CrashAtEveryPoint, OfADrain) {
   }
 }
 
+// Releases before this rule could leave a record that calls a plan active beside one that says it is proposed.
+TEST(Load, OfAPlanThatIsNotUnderWayHoldsUpNoOther) {
+  GroupHarness h(GroupHarness::Small());
+  h.FormGroup();
+  h.LoadWindowSkewed();
+  const auto plan = h.CreatePlan();
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const std::string id = plan->plan().id();
+  const std::string key = "group/" + h.group().name();
+  auto stored = h.stored();
+  store::GroupRecord record;
+  ASSERT_TRUE(record.ParseFromString(stored.at(key)));
+  record.set_active_plan(id);
+  stored[key] = record.SerializeAsString();
+  auto group = Group::Load(GroupHarness::Small().group, Term(9), MemoryStore(stored), h.now());
+  ASSERT_TRUE(group.ok()) << group.status();
+  EXPECT_EQ((*group)->record().active_plan(), "");
+  Effects effects;
+  const absl::StatusOr<v1::Plan> approved = (*group)->Approve(id, "an operator", h.now(), effects);
+  EXPECT_TRUE(approved.ok()) << approved.status();
+
+  // What was to follow it does.
+  store::PlanRecord rollback;
+  ASSERT_TRUE(rollback.ParseFromString(stored.at("plan/" + id)));
+  rollback.mutable_plan()->set_id("next");
+  rollback.mutable_plan()->set_state(v1::PLAN_STATE_APPROVED);
+  rollback.set_rollback(true);
+  rollback.set_waves_known(false);
+  stored["plan/next"] = rollback.SerializeAsString();
+  record.set_next_plan("next");
+  stored[key] = record.SerializeAsString();
+  group = Group::Load(GroupHarness::Small().group, Term(9), MemoryStore(stored), h.now());
+  ASSERT_TRUE(group.ok()) << group.status();
+  EXPECT_EQ((*group)->record().active_plan(), "next");
+  EXPECT_EQ((*group)->record().next_plan(), "");
+}
+
 TEST(CrashAtEveryPoint, OfForming) {
   int actions = 0;
   for (int n = -1; n < actions && !HasFailure(); ++n) {

@@ -152,7 +152,10 @@ bool Runtime::Write(const std::vector<StoreWrite>& writes) {
     answered_.NotifyAll();
     const absl::Time until = clock_.Now() + options_.store_retry;
     while (!stopping_ && clock_.Now() < until) clock_.WaitUntil(work_, mu_, until);
-    if (stopping_) return false;
+    if (stopping_) {
+      gave_up_ = true;
+      return false;
+    }
   }
 }
 
@@ -247,7 +250,7 @@ void Runtime::TickAll(absl::Time now) {
   for (auto& [name, group] : groups_) {
     Effects effects;
     group->Tick(now, effects);
-    Perform(*group, std::move(effects));
+    if (!Perform(*group, std::move(effects))) return;
     if (!gauges) continue;
     gauges_.at(name)->Update(*group, now);
     changed_[name] = true;
@@ -260,8 +263,12 @@ void Runtime::Round(std::deque<Event> events, absl::Time now) {
     group->StoodStill(now - next_tick_, now, effects);
     Perform(*group, std::move(effects));
   }
-  for (Event& event : events) event.run(event.at);
+  for (Event& event : events) {
+    event.run(event.at);
+    if (gave_up_) return;
+  }
   if (now >= next_tick_) TickAll(now);
+  if (gave_up_) return;
   for (auto& [name, group] : groups_) {
     if (changed_[name]) Publish(*group, now);
   }

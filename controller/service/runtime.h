@@ -39,7 +39,8 @@ class SessionSink {
 };
 
 // Thread-safe. Performing an effect, the runtime writes to the store before it sends, and while the store cannot be
-// written it tries again and does nothing else: workers serve on, operators get UNAVAILABLE.
+// written it tries again and does nothing else: workers serve on, operators get UNAVAILABLE. A write that is given up
+// because the runtime stops is the last thing that it does: nothing that came after it is stored or sent.
 //
 // To the groups time never goes back: a round of the loop takes what has arrived, each at its own time, and then ticks
 // at the time of taking it. So no lease runs out while a heartbeat waits; and a round that comes late (a store that
@@ -145,7 +146,7 @@ class Runtime {
 
   // On the loop's thread alone.
   void Loop();
-  // What has arrived until `now`, and a tick where one is due.
+  // What has arrived until `now`, and a tick where one is due; less once a write was given up.
   void Round(std::deque<Event> events, absl::Time now);
   void PlannerLoop();
   void OnMessage(SessionId id, const v1::ConnectRequest& message, absl::Time now);
@@ -175,6 +176,8 @@ class Runtime {
   uint64_t last_call_ = 0;
   absl::Time next_tick_;
   absl::Time next_gauges_;
+  // A write was given up. The groups are ahead of the store for good: nothing more of theirs may be stored.
+  bool gave_up_ = false;
 
   mutable Mutex mu_;
   CondVar work_;

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "controller/service/planning.h"
 #include "controller/store/flaky_store.h"
+#include "controller/store/records.pb.h"
 #include "gtest/gtest.h"
 #include "proto/base/clock.h"
 #include "proto/base/release.h"
@@ -174,6 +175,32 @@ class RuntimeTest : public ::testing::Test {
     EXPECT_EQ(group.view().members_size(), 2);
     EXPECT_EQ(group.state(), v1::GROUP_STATE_SERVING);
   }
+  absl::StatusOr<v1::Plan> Approve(const std::string& id, absl::Time deadline) {
+    return Call<v1::Plan>(deadline, [id](ballast::Group& g, absl::Time now, Effects& effects) {
+      return g.Approve(id, "an operator", now, effects);
+    });
+  }
+  v1::Plan CreatePlan() {
+    v1::ConnectRequest request;
+    v1::LoadReport& report = *request.mutable_load_report();
+    report.set_sequence(1);
+    report.add_task_tokens()->set_decode_tokens(100'000);
+    for (int l = 0; l < kLayers; ++l) {
+      for (int e = 0; e < kExperts; ++e) {
+        v1::LoadCount& count = *report.add_counts();
+        count.set_layer(l);
+        count.set_expert(e);
+        count.set_phase(v1::PHASE_DECODE);
+        count.set_tokens(100'000 / (e + 1));
+      }
+    }
+    runtime_->Receive(sinks_[0]->session, request);
+    v1::CreatePlanRequest create;
+    create.set_group("g");
+    const auto created = runtime_->CreatePlan(create, absl::InfiniteFuture());
+    EXPECT_TRUE(created.ok()) << created.status();
+    return created.ok() ? created->plan() : v1::Plan();
+  }
 
   FlakyStore store_;
   SimulatedClock clock_;
@@ -261,6 +288,35 @@ TEST_F(RuntimeTest, StopEndsSessionsThatTheLoopNeverCameTo) {
   runtime_->Stop();
   EXPECT_EQ(sinks_[1]->closed, absl::StatusCode::kUnavailable);
   EXPECT_EQ(sinks_[1].use_count(), 1) << "its stream can go";
+}
+
+TEST_F(RuntimeTest, NothingIsStoredBehindAWriteThatWasGivenUp) {
+  FormGroup();
+  const v1::Plan plan = CreatePlan();
+  ASSERT_EQ(plan.state(), v1::PLAN_STATE_PROPOSED);
+  HoldTheLoop();
+  // One batch of events: an approval whose caller does not wait for it, and a worker that is back.
+  EXPECT_EQ(Approve(plan.id(), clock_.Now()).status().code(), absl::StatusCode::kDeadlineExceeded);
+  Connect(1);
+  store_.LetOne();
+  store_.AwaitHeld();
+  store_.broken = true;
+  store_.LetOne();
+  const auto before = store_.contents();
+  store_.broken = false;
+  store_.Release();
+  runtime_->Stop();
+  EXPECT_TRUE(store_.contents() == before);
+  store::GroupRecord record;
+  ASSERT_TRUE(record.ParseFromString(before.at("group/g")));
+  EXPECT_EQ(record.active_plan(), "");
+
+  StartRuntime();
+  Connect(0);
+  Connect(1);
+  const absl::StatusOr<v1::Plan> approved = Approve(plan.id(), absl::InfiniteFuture());
+  ASSERT_TRUE(approved.ok()) << approved.status();
+  EXPECT_EQ(approved->state(), v1::PLAN_STATE_PREPARING);
 }
 
 }  // namespace
