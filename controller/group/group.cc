@@ -188,6 +188,7 @@ void Group::MakeLoadWindow(const v1::ModelIdentity& model) {
   const size_t experts = static_cast<size_t>(placement_.num_layers) * placement_.num_experts;
   counted_prefill_.assign(experts, 0);
   counted_decode_.assign(experts, 0);
+  ++counted_generation_;
 }
 
 void Group::Say(Turn& turn, Severity severity, std::string text) {

@@ -102,6 +102,8 @@ class Group {
   const std::vector<double>& counted(v1::Phase phase) const {
     return phase == v1::PHASE_PREFILL ? counted_prefill_ : counted_decode_;
   }
+  // Counts of another generation began at 0: the group was formed anew.
+  uint64_t counted_generation() const { return counted_generation_; }
   // What a plan is made for: the window by phase, and loads remembered from before. The group is formed.
   std::vector<PlanScenario> PlanScenarios(absl::Time now) const;
   // What the window's tokens chose, tasks weighted by the recent mix. No tasks: nothing is known.
@@ -309,6 +311,7 @@ class Group {
   ReportLedger ledger_;
   std::vector<double> counted_prefill_;
   std::vector<double> counted_decode_;
+  uint64_t counted_generation_ = 0;
   absl::Time newest_report_ = absl::InfinitePast();
   std::set<std::string> counted_tasks_;
   absl::Time next_checkpoint_;

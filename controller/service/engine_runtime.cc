@@ -1,10 +1,12 @@
 #include "controller/service/engine_runtime.h"
 
+#include <algorithm>
 #include <optional>
 #include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "controller/store/records.pb.h"
 #include "google/protobuf/util/message_differencer.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
@@ -13,6 +15,8 @@ namespace ballast {
 namespace {
 
 constexpr size_t kMostReporterName = 253;
+// An EngineRecord of last_epoch alone.
+constexpr char kRemovedKey[] = "removed_engines";
 
 absl::Status Stopping() { return absl::UnavailableError("the controller is stopping"); }
 
@@ -25,13 +29,21 @@ absl::StatusOr<std::unique_ptr<EngineRuntime>> EngineRuntime::Start(Options opti
                                                                     Metrics& metrics) {
   auto runtime = std::unique_ptr<EngineRuntime>(new EngineRuntime(std::move(options), store, clock, metrics));
   BALLAST_ASSIGN_OR_RETURN(const auto records, store.List(EngineGroup::kStorePrefix));
+  BALLAST_ASSIGN_OR_RETURN(const std::optional<std::string> removed, store.Get(kRemovedKey));
   {
     MutexLock lock(runtime->mu_);
+    if (removed.has_value()) {
+      store::EngineRecord record;
+      if (!record.ParseFromString(*removed)) {
+        return absl::DataLossError(absl::StrCat("store: record '", kRemovedKey, "' is damaged"));
+      }
+      runtime->removed_epoch_ = record.last_epoch();
+    }
     for (const auto& [key, value] : records) {
       const std::string name = key.substr(std::string_view(EngineGroup::kStorePrefix).size());
       BALLAST_ASSIGN_OR_RETURN(std::shared_ptr<EngineGroup> group,
                                EngineGroup::Load(name, store, runtime->options_.group));
-      runtime->engines_.emplace(name, std::move(group));
+      runtime->engines_[name] = {std::move(group), ++runtime->last_generation_};
     }
   }
   runtime->planner_ = std::thread([r = runtime.get()] { r->PlannerLoop(); });
@@ -53,17 +65,19 @@ void EngineRuntime::Stop() {
 absl::StatusOr<std::shared_ptr<EngineGroup>> EngineRuntime::Find(const std::string& engine) const {
   if (engine.empty()) return absl::InvalidArgumentError("engine: is empty");
   const auto found = engines_.find(engine);
-  if (found != engines_.end()) return found->second;
+  if (found != engines_.end()) return found->second.group;
   return absl::NotFoundError(absl::StrCat("engine: there is no engine '", engine, "'"));
 }
 
-absl::Status EngineRuntime::Flush(EngineGroup& group) {
-  const std::vector<StoreWrite> writes = group.Unstored();
+absl::Status EngineRuntime::Apply(const std::vector<StoreWrite>& writes) {
   if (writes.empty()) return absl::OkStatus();
   const absl::Status status = store_.Apply(writes);
-  if (!status.ok()) {
-    return absl::UnavailableError(absl::StrCat("the store cannot be written: ", std::string(status.message())));
-  }
+  if (status.ok()) return status;
+  return absl::UnavailableError(absl::StrCat("the store cannot be written: ", std::string(status.message())));
+}
+
+absl::Status EngineRuntime::Flush(EngineGroup& group) {
+  BALLAST_RETURN_IF_ERROR(Apply(group.Unstored()));
   group.Stored();
   return absl::OkStatus();
 }
@@ -82,29 +96,32 @@ absl::StatusOr<v1::RegisterEngineResponse> EngineRuntime::Register(const v1::Reg
   MutexLock lock(mu_);
   if (stopping_) return Stopping();
   const auto found = engines_.find(engine.name());
-  uint64_t last_epoch = 0;
+  std::shared_ptr<EngineGroup> group;
+  uint64_t last_epoch = removed_epoch_;
+  std::vector<StoreWrite> writes;
   if (found != engines_.end()) {
     google::protobuf::util::MessageDifferencer differencer;
     std::string differences;
     differencer.ReportDifferencesToString(&differences);
-    if (!differencer.Compare(found->second->engine(), engine)) {
-      if (!request.replace()) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("engine: '", engine.name(), "' is known with another definition; set replace to forget it: ",
-                         differences.substr(0, differences.find('\n'))));
-      }
-      BALLAST_ASSIGN_OR_RETURN(const std::vector<StoreWrite> forget, EngineGroup::Forget(engine.name(), store_));
-      if (const absl::Status status = store_.Apply(forget); !status.ok()) {
-        return absl::UnavailableError(absl::StrCat("the store cannot be written: ", std::string(status.message())));
-      }
-      last_epoch = found->second->last_epoch();
-      engines_.erase(found);
+    if (differencer.Compare(found->second.group->engine(), engine)) {
+      group = found->second.group;
+    } else if (request.replace()) {
+      last_epoch = found->second.group->last_epoch();
+      BALLAST_ASSIGN_OR_RETURN(writes, EngineGroup::Forget(engine.name(), store_));
+    } else {
+      return absl::FailedPreconditionError(
+          absl::StrCat("engine: '", engine.name(), "' is known with another definition; set replace to forget it: ",
+                       differences.substr(0, differences.find('\n'))));
     }
   }
-  std::shared_ptr<EngineGroup>& group = engines_[engine.name()];
-  if (group == nullptr) group = std::make_shared<EngineGroup>(engine, last_epoch, options_.group);
+  const bool anew = group == nullptr;
+  if (anew) group = std::make_shared<EngineGroup>(engine, last_epoch, options_.group);
   group->BeginStream(request.reporter(), request.report_stream());
-  BALLAST_RETURN_IF_ERROR(Flush(*group));
+  // The old definition goes in the batch that brings the new one.
+  for (StoreWrite& write : group->Unstored()) writes.push_back(std::move(write));
+  BALLAST_RETURN_IF_ERROR(Apply(writes));
+  group->Stored();
+  if (anew) engines_[engine.name()] = {group, ++last_generation_};
   v1::RegisterEngineResponse response;
   *response.mutable_status() = group->Describe(clock_.Now());
   response.set_reports_stored(group->reports_stored(request.reporter()));
@@ -174,12 +191,15 @@ absl::StatusOr<v1::EngineStatus> EngineRuntime::Describe(const std::string& engi
 absl::Status EngineRuntime::Remove(const std::string& engine) {
   if (engine.empty()) return absl::InvalidArgumentError("engine: is empty");
   MutexLock lock(mu_);
-  if (!engines_.contains(engine)) return absl::OkStatus();
-  BALLAST_ASSIGN_OR_RETURN(const std::vector<StoreWrite> forget, EngineGroup::Forget(engine, store_));
-  if (const absl::Status status = store_.Apply(forget); !status.ok()) {
-    return absl::UnavailableError(absl::StrCat("the store cannot be written: ", std::string(status.message())));
-  }
-  engines_.erase(engine);
+  const auto found = engines_.find(engine);
+  if (found == engines_.end()) return absl::OkStatus();
+  BALLAST_ASSIGN_OR_RETURN(std::vector<StoreWrite> writes, EngineGroup::Forget(engine, store_));
+  store::EngineRecord removed;
+  removed.set_last_epoch(std::max(removed_epoch_, found->second.group->last_epoch()));
+  writes.push_back({kRemovedKey, removed.SerializeAsString()});
+  BALLAST_RETURN_IF_ERROR(Apply(writes));
+  removed_epoch_ = removed.last_epoch();
+  engines_.erase(found);
   planned_.NotifyAll();
   return absl::OkStatus();
 }
@@ -187,7 +207,7 @@ absl::Status EngineRuntime::Remove(const std::string& engine) {
 std::vector<std::string> EngineRuntime::names() const {
   MutexLock lock(mu_);
   std::vector<std::string> names;
-  for (const auto& [name, group] : engines_) names.push_back(name);
+  for (const auto& [name, known] : engines_) names.push_back(name);
   return names;
 }
 
@@ -195,7 +215,8 @@ absl::StatusOr<EngineRuntime::Counts> EngineRuntime::Counted(const std::string& 
   MutexLock lock(mu_);
   if (stopping_) return Stopping();
   BALLAST_ASSIGN_OR_RETURN(const std::shared_ptr<EngineGroup> group, Find(engine));
-  return Counts{.layers = group->engine().num_layers(),
+  return Counts{.generation = engines_.at(engine).generation,
+                .layers = group->engine().num_layers(),
                 .experts = group->engine().num_experts(),
                 .prefill = group->counted(v1::PHASE_PREFILL),
                 .decode = group->counted(v1::PHASE_DECODE)};
@@ -210,8 +231,8 @@ void EngineRuntime::PlannerLoop() {
       while (!request.has_value()) {
         if (stopping_) return;
         for (const auto& [name, candidate] : engines_) {
-          request = candidate->MaybePlan(clock_.Now());
-          group = candidate;
+          request = candidate.group->MaybePlan(clock_.Now());
+          group = candidate.group;
           if (request.has_value()) break;
         }
         if (!request.has_value()) clock_.WaitUntil(reported_, mu_, clock_.Now() + options_.tick);
@@ -221,7 +242,7 @@ void EngineRuntime::PlannerLoop() {
     MutexLock lock(mu_);
     const std::string& name = group->engine().name();
     const auto still = engines_.find(name);
-    if (still == engines_.end() || still->second != group) continue;
+    if (still == engines_.end() || still->second.group != group) continue;
     std::string why;
     const bool taken = group->Planned(plan, clock_.Now(), why);
     Log(plan.ok() ? Severity::kInfo : Severity::kError,

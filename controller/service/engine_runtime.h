@@ -59,8 +59,10 @@ class EngineRuntime {
   // Sorted.
   std::vector<std::string> names() const BALLAST_EXCLUDES(mu_);
 
-  // Tokens counted by this process, [layers][experts].
+  // Tokens counted by this process, [layers][experts]. Those of another generation began at 0: what is counted was
+  // formed anew, defined anew, or removed and registered again.
   struct Counts {
+    uint64_t generation = 0;
     int32_t layers = 0;
     int32_t experts = 0;
     std::vector<double> prefill;
@@ -69,8 +71,16 @@ class EngineRuntime {
   absl::StatusOr<Counts> Counted(const std::string& engine) const BALLAST_EXCLUDES(mu_);
 
  private:
+  struct Known {
+    // Shared with a plan under way.
+    std::shared_ptr<EngineGroup> group;
+    // Of its counts.
+    uint64_t generation = 0;
+  };
+
   EngineRuntime(Options options, Store& store, Clock& clock, Metrics& metrics);
   absl::StatusOr<std::shared_ptr<EngineGroup>> Find(const std::string& engine) const BALLAST_REQUIRES(mu_);
+  absl::Status Apply(const std::vector<StoreWrite>& writes) BALLAST_REQUIRES(mu_);
   absl::Status Flush(EngineGroup& group) BALLAST_REQUIRES(mu_);
   void PlannerLoop() BALLAST_EXCLUDES(mu_);
 
@@ -82,8 +92,10 @@ class EngineRuntime {
   mutable Mutex mu_;
   CondVar reported_;
   CondVar planned_;
-  // Shared with a plan under way.
-  std::map<std::string, std::shared_ptr<EngineGroup>> engines_ BALLAST_GUARDED_BY(mu_);
+  std::map<std::string, Known> engines_ BALLAST_GUARDED_BY(mu_);
+  uint64_t last_generation_ BALLAST_GUARDED_BY(mu_) = 0;
+  // The highest epoch of an engine that was removed: those of a name that comes back go on above it.
+  uint64_t removed_epoch_ BALLAST_GUARDED_BY(mu_) = 0;
   bool stopping_ BALLAST_GUARDED_BY(mu_) = false;
 
   std::thread planner_;

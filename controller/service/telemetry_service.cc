@@ -32,7 +32,7 @@ grpc::Status Answer(absl::StatusOr<T> value, T* out) {
   return grpc::Status::OK;
 }
 
-// What came since `before`. A group that was formed anew counts from nothing.
+// `before` is empty or as long as `now`.
 void AddPhase(v1::Phase phase, const EngineRuntime::Counts& shape, const std::vector<double>& before,
               const std::vector<double>& now, v1::WatchLoadResponse& response) {
   v1::PhaseTokens tokens;
@@ -42,7 +42,7 @@ void AddPhase(v1::Phase phase, const EngineRuntime::Counts& shape, const std::ve
     v1::LayerTokens& layer = *tokens.add_layers();
     for (int32_t e = 0; e < shape.experts; ++e) {
       const size_t i = static_cast<size_t>(l) * shape.experts + e;
-      const double more = now[i] - (before.size() == now.size() ? before[i] : 0);
+      const double more = now[i] - (before.empty() ? 0 : before[i]);
       any = any || more > 0;
       layer.add_tokens(more);
     }
@@ -51,6 +51,17 @@ void AddPhase(v1::Phase phase, const EngineRuntime::Counts& shape, const std::ve
 }
 
 }  // namespace
+
+v1::WatchLoadResponse LoadBetween(const EngineRuntime::Counts& before, const EngineRuntime::Counts& now) {
+  v1::WatchLoadResponse response;
+  response.set_num_layers(now.layers);
+  response.set_num_experts(now.experts);
+  const EngineRuntime::Counts nothing;
+  const EngineRuntime::Counts& from = before.generation == now.generation ? before : nothing;
+  AddPhase(v1::PHASE_PREFILL, now, from.prefill, now.prefill, response);
+  AddPhase(v1::PHASE_DECODE, now, from.decode, now.decode, response);
+  return response;
+}
 
 grpc::Status TelemetryServiceImpl::RegisterEngine(grpc::ServerContext* context,
                                                   const v1::RegisterEngineRequest* request,
@@ -118,7 +129,8 @@ absl::StatusOr<EngineRuntime::Counts> TelemetryServiceImpl::Counted(const std::s
   return groups_.Call<EngineRuntime::Counts>(
       group, groups_.clock().Now() + kLongestCall,
       [](Group& g, absl::Time now, Effects& effects) -> absl::StatusOr<EngineRuntime::Counts> {
-        return EngineRuntime::Counts{.layers = g.placement().num_layers,
+        return EngineRuntime::Counts{.generation = g.counted_generation(),
+                                     .layers = g.placement().num_layers,
                                      .experts = g.placement().num_experts,
                                      .prefill = g.counted(v1::PHASE_PREFILL),
                                      .decode = g.counted(v1::PHASE_DECODE)};
@@ -150,15 +162,9 @@ grpc::Status TelemetryServiceImpl::WatchLoad(grpc::ServerContext* context, const
     const absl::Time end = clock.Now();
     absl::StatusOr<EngineRuntime::Counts> now = Counted(request->group());
     if (!now.ok()) return ToGrpc(now.status());
-    v1::WatchLoadResponse response;
+    v1::WatchLoadResponse response = LoadBetween(*before, *now);
     *response.mutable_start() = ToProto(start);
     *response.mutable_end() = ToProto(end);
-    response.set_num_layers(now->layers);
-    response.set_num_experts(now->experts);
-    if (!now->prefill.empty()) {
-      AddPhase(v1::PHASE_PREFILL, *now, before->prefill, now->prefill, response);
-      AddPhase(v1::PHASE_DECODE, *now, before->decode, now->decode, response);
-    }
     if (!writer->Write(response)) return grpc::Status::CANCELLED;
     before = std::move(now);
     start = end;

@@ -8,6 +8,10 @@
 
 namespace ballast {
 
+// What `now` counts beyond `before`, counts of one group or engine: layers, experts and phases. All of `now` where its
+// generation is another.
+v1::WatchLoadResponse LoadBetween(const EngineRuntime::Counts& before, const EngineRuntime::Counts& now);
+
 // Thread-safe; what it is given must outlive it. Errors as the proto says.
 class TelemetryServiceImpl final : public v1::TelemetryService::Service {
  public:

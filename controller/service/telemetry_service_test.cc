@@ -1,4 +1,6 @@
 // TelemetryService over a real socket: the daemon in this process, an engine's reporter that retries.
+#include "controller/service/telemetry_service.h"
+
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
@@ -19,6 +21,7 @@
 namespace ballast {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Stub = v1::TelemetryService::Stub;
 
@@ -279,6 +282,31 @@ TEST_F(TelemetryServiceTest, WatchedLoadIsEveryTokenOnce) {
   EXPECT_EQ(refused(request).error_code(), grpc::StatusCode::NOT_FOUND);
   request.mutable_interval()->set_seconds(4000);
   EXPECT_THAT(refused(request).error_message(), HasSubstr("interval: 1h6m40.1s is not in 100ms to 1h"));
+}
+
+TEST(LoadBetween, IsWhatCameSinceAndAllOfWhatBeganAnew) {
+  const EngineRuntime::Counts before{
+      .generation = 1, .layers = 1, .experts = 2, .prefill = {5, 7}, .decode = {1000, 2000}};
+  EngineRuntime::Counts now = before;
+  now.decode = {1003, 2000};
+  v1::WatchLoadResponse response = LoadBetween(before, now);
+  EXPECT_EQ(response.num_layers(), 1);
+  EXPECT_EQ(response.num_experts(), 2);
+  ASSERT_EQ(response.phases_size(), 1);
+  EXPECT_EQ(response.phases(0).phase(), v1::PHASE_DECODE);
+  EXPECT_THAT(response.phases(0).layers(0).tokens(), ElementsAre(3, 0));
+
+  // Replaced by an engine of the same size.
+  now = {.generation = 2, .layers = 1, .experts = 2, .prefill = {0, 0}, .decode = {0, 10}};
+  response = LoadBetween(before, now);
+  ASSERT_EQ(response.phases_size(), 1);
+  EXPECT_THAT(response.phases(0).layers(0).tokens(), ElementsAre(0, 10));
+
+  // A group that is not formed.
+  EXPECT_EQ(LoadBetween({}, {}).phases_size(), 0);
+  response = LoadBetween({}, now);
+  ASSERT_EQ(response.phases_size(), 1);
+  EXPECT_THAT(response.phases(0).layers(0).tokens(), ElementsAre(0, 10));
 }
 
 }  // namespace
