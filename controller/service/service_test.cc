@@ -106,14 +106,17 @@ class FakeWorker {
         count.set_tokens(tokens / (e + 1));
       }
     }
-    // First and last together, second and last but one, ...
+    // First and last together, second and last but one, ..., each of them often enough that a part of the sample shows
+    // the task level too.
+    constexpr int kTimes = 8;
     v1::RouteSample& sample = *report.add_route_samples();
     sample.set_phase(v1::PHASE_DECODE);
-    sample.set_tokens(kExperts / 2);
-    for (int t = 0; t < kExperts / 2; ++t) {
+    sample.set_tokens(kTimes * kExperts / 2);
+    for (int t = 0; t < kTimes * kExperts / 2; ++t) {
+      const int first = t % (kExperts / 2);
       for (int l = 0; l < kLayers; ++l) {
-        sample.add_experts(t);
-        sample.add_experts(kExperts - 1 - t);
+        sample.add_experts(first);
+        sample.add_experts(kExperts - 1 - first);
       }
     }
     Write(request);
