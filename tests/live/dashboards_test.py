@@ -11,8 +11,9 @@ import live  # noqa: E402
 import metric_table  # noqa: E402
 
 GENERATED = pathlib.Path("dashboards/generated")
-# What Grafana puts in the place of its variables.
-VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$before": "1s", "$group": ".*", "$phase": ".*",
+# What Grafana puts in the place of its variables. Rates over all the time of a test: what happens once in it, like a rollback,
+# stays in them however long a look at everything takes.
+VARIABLES = {"$__rate_interval": "1h", "$__range": "1h", "$before": "1s", "$group": ".*", "$phase": ".*",
              "$task": "[^*]*"}
 
 

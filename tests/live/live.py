@@ -3,7 +3,6 @@ import json
 import os
 import pathlib
 import re
-import select
 import subprocess
 import tempfile
 import time
@@ -64,25 +63,27 @@ class Prometheus:
             "scrape_configs": [{"job_name": "ballast", "static_configs": [{"targets": self._addresses}]}],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-        self._process = subprocess.Popen(
-            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-             "--web.listen-address=127.0.0.1:0", "--log.format=json"],
-            stderr=subprocess.PIPE, text=True)
-        self._log = []
-        while True:
-            line = self._process.stderr.readline()
-            if not line:
-                self.__exit__()
-                raise RuntimeError("prometheus ended:\n" + "".join(self._log))
-            self._log.append(line)
-            if match := re.search(r'"address":"(127\.0\.0\.1:[1-9]\d*)".*"msg":"(?:Listening on|TLS is disabled)', line):
-                self.address = match.group(1)
-            if "Server is ready to receive web requests" in line:
-                return self
+        self._log = folder / "log"
+        with open(self._log, "w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+                 "--web.listen-address=127.0.0.1:0", "--log.format=json"], stderr=log)
+        try:
+            while True:
+                # In whatever order it says so.
+                log = self._log.read_text(encoding="utf-8")
+                match = re.search(r'"address":"(127\.0\.0\.1:[1-9]\d*)".*"msg":"(?:Listening on|TLS is disabled)', log)
+                if match and "Server is ready to receive web requests" in log:
+                    self.address = match.group(1)
+                    return self
+                self.wait(.1)
+        except RuntimeError:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_):
         self._process.terminate()
-        self._process.communicate()
+        self._process.wait()
         self._folder.cleanup()
 
     def get(self, path, **parameters):
@@ -96,9 +97,11 @@ class Prometheus:
 
     def wait(self, seconds):
         """Passes the time until Prometheus may have scraped again; RuntimeError if it has ended meanwhile."""
-        ready, _, _ = select.select([self._process.stderr], [], [], seconds)
-        if ready and not self._process.stderr.readline():
-            raise RuntimeError("prometheus ended:\n" + "".join(self._log))
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+        raise RuntimeError("prometheus ended:\n" + self._log.read_text(encoding="utf-8"))
 
     def await_data(self, queries):
         """Asks until each of `queries` has given a sample that is a number; those that have not by the deadline."""

@@ -27,8 +27,6 @@ namespace ballast {
 namespace {
 
 constexpr char kGroup[] = "chat";
-// For what a busy machine may take; nothing depends on it but how soon a failure is seen.
-constexpr absl::Duration kPatience = absl::Minutes(10);
 
 struct Options {
   std::string bin = "bin";
@@ -123,10 +121,10 @@ absl::Status Run(const Options& options) {
   shape.model = options.model;
   shape.directory = options.directory;
   shape.groups = {absl::StrCat("name=", kGroup, ",size=", options.workers, ",mode=approve,policy=task-aware")};
-  // Nobody is taken for dead because the machine is busy.
-  shape.controller_flags = {"--lease=120s", "--rollout-deadline=10m", "--report-interval=500ms", "--load-window=5m",
+  shape.controller_flags = {"--report-interval=500ms", "--load-window=1h",
                             // No plans but those that are asked for.
-                            "--planning-interval=24h"};
+                            "--planning-interval=24h", "--plan-below=0"};
+  MakePatient(shape);
   const TestAuthority authority("live");
   if (options.tls) shape.tls = authority.Issue(options.directory + "/peer");
   BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<Cluster> cluster, Cluster::Start(shape));
@@ -135,7 +133,7 @@ absl::Status Run(const Options& options) {
     workers.push_back({.name = absl::StrCat("worker-", i),
                        .group = kGroup,
                        .slots = options.slots,
-                       .extra_flags = {"--step-timeout=120", absl::StrCat("--classify-tasks=", options.classify)}});
+                       .extra_flags = {absl::StrCat("--classify-tasks=", options.classify)}});
   }
   BALLAST_RETURN_IF_ERROR(cluster->StartWorkers(workers));
   BALLAST_RETURN_IF_ERROR(cluster->AwaitServing(kGroup, options.workers, kPatience).status());

@@ -3,12 +3,23 @@
 const fs = require('node:fs');
 const {chromium} = require('playwright-core');
 
+// Only what hangs comes near.
+const PATIENCE_MS = 240_000;
+
 // What a test draws looks the same on every machine: no GPU, no animation. As root Chromium has no sandbox of its own.
 async function openBrowser() {
   return chromium.launch({
     executablePath: '/usr/bin/chromium',
     args: ['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu', '--font-render-hinting=none'],
+    timeout: PATIENCE_MS,
   });
+}
+
+// A page of its own profile, with options of Browser.newContext.
+async function openPage(browser, options = {}) {
+  const context = await browser.newContext(options);
+  context.setDefaultTimeout(PATIENCE_MS);
+  return context.newPage();
 }
 
 // What axe-core finds wrong with the page, one string a finding: the rule, and the elements that break it. Empty: nothing
@@ -20,4 +31,4 @@ async function accessibilityFindings(page) {
   return violations.map(v => `${v.id}: ${v.help}: ${v.nodes.map(n => n.target.join(' ')).join(', ')}`);
 }
 
-module.exports = {openBrowser, accessibilityFindings};
+module.exports = {openBrowser, openPage, accessibilityFindings};

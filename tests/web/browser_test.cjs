@@ -1,14 +1,14 @@
 'use strict';
 const assert = require('node:assert/strict');
 const {test, before, after} = require('node:test');
-const {openBrowser, accessibilityFindings} = require('./browser.cjs');
+const {openBrowser, openPage, accessibilityFindings} = require('./browser.cjs');
 
 let browser;
 before(async () => { browser = await openBrowser(); });
 after(() => browser.close());
 
 const page = async body => {
-  const opened = await browser.newPage();
+  const opened = await openPage(browser);
   await opened.setContent(`<!doctype html><html lang="en"><title>Deck</title><main><h1>Deck</h1>${body}</main></html>`);
   return opened;
 };

@@ -3,7 +3,7 @@
 const assert = require('node:assert/strict');
 const path = require('node:path');
 const {test, before, after} = require('node:test');
-const {openBrowser, accessibilityFindings} = require('./browser.cjs');
+const {openBrowser, openPage, accessibilityFindings} = require('./browser.cjs');
 const {start} = require('./served.cjs');
 
 let browser, live, page;
@@ -12,8 +12,7 @@ const wrong = [];  // what the page says on its console
 before(async () => {
   live = await start(process.env.LIVE_CONSOLE);
   browser = await openBrowser();
-  page = await browser.newPage({viewport: {width: 1280, height: 900}});
-  page.setDefaultTimeout(120_000);
+  page = await openPage(browser, {viewport: {width: 1280, height: 900}});
   page.on('pageerror', error => wrong.push(String(error)));
   page.on('console', message => { if (message.type() === 'error') wrong.push(message.text()); });
   await page.goto(`http://${live.fields.console}/`);
@@ -111,13 +110,10 @@ test('over TLS a viewer reads and cannot approve, and nobody is let in without a
   const folder = path.join(process.env.TEST_TMPDIR, 'certificates');
   const served = await start(process.env.LIVE_CONSOLE, 'tls', folder);
   const origin = `https://${served.fields.console}`;
-  const open = async role => {
-    const context = await browser.newContext({
-      ignoreHTTPSErrors: true,
-      clientCertificates: role ? [{origin, certPath: path.join(folder, `${role}.crt`), keyPath: path.join(folder, `${role}.key`)}] : [],
-    });
-    return context.newPage();
-  };
+  const open = role => openPage(browser, {
+    ignoreHTTPSErrors: true,
+    clientCertificates: role ? [{origin, certPath: path.join(folder, `${role}.crt`), keyPath: path.join(folder, `${role}.key`)}] : [],
+  });
   const approve = opened => opened.evaluate(async () => (await fetch('/api/call/ballast.v1.GroupService/Pause', {
     method: 'POST', headers: {'Content-Type': 'application/json', 'X-Ballast-Console': '1'}, body: '{"group": "demo"}',
   })).status);
@@ -145,7 +141,7 @@ test('over TLS a viewer reads and cannot approve, and nobody is let in without a
 
 test('a group of 1,024 GPUs, 61 layers and 256 experts is drawn whole', async () => {
   const served = await start(process.env.SYNTHETIC_CONSOLE, '61', '256', '1024');
-  const big = await browser.newPage({viewport: {width: 1920, height: 1080}});
+  const big = await openPage(browser, {viewport: {width: 1920, height: 1080}});
   try {
     await big.goto(`http://${served.fields.console}/#group=big&layer=60`);
     await big.waitForSelector('body[data-ready]');
@@ -179,7 +175,7 @@ test('a group of 1,024 GPUs, 61 layers and 256 experts is drawn whole', async ()
 
 test('a controller of engines alone shows these', async () => {
   const served = await start(process.env.SYNTHETIC_CONSOLE, '2', '8', '4');
-  const alone = await browser.newPage({viewport: {width: 1280, height: 900}});
+  const alone = await openPage(browser, {viewport: {width: 1280, height: 900}});
   try {
     await alone.route('**/api/groups', route => route.fulfill({json: {groups: []}}));
     await alone.goto(`http://${served.fields.console}/`);
@@ -204,7 +200,7 @@ takesPictures('pictures for the pages', async () => {
   for (const width of [1280, 1920]) {
     for (const colorScheme of ['light', 'dark']) {
       for (const [name, address] of [['console', live.fields.console], ['console-1024-gpus', served.fields.console]]) {
-        const shot = await browser.newPage({viewport: {width, height: width === 1280 ? 900 : 1080}, colorScheme});
+        const shot = await openPage(browser, {viewport: {width, height: width === 1280 ? 900 : 1080}, colorScheme});
         await shot.goto(`http://${address}/`);
         await shot.waitForSelector('body[data-ready]');
         await shot.screenshot({path: path.join(process.env.PICTURES, `${name}-${width}-${colorScheme}.png`), fullPage: true});

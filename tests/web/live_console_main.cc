@@ -19,7 +19,6 @@ namespace ballast {
 namespace {
 
 constexpr int kSlots = 66;
-constexpr absl::Duration kPatience = absl::Minutes(4);
 
 std::string WorkerName(int i) { return absl::StrCat("gpu-", i); }
 
@@ -55,7 +54,10 @@ int Main(bool tls, const std::string& certificates) {
   std::filesystem::create_directories(options.directory);
   const int workers = tls ? 2 : 4;
   options.groups = {absl::StrCat("name=demo,size=", workers, ",mode=approve,policy=cost-aware")};
-  options.controller_flags = {"--report-interval=200ms", "--load-window=10m"};
+  options.controller_flags = {"--report-interval=200ms", "--load-window=1h", "--plan-expiry=1h",
+                              // No plan but the one that is asked for.
+                              "--planning-interval=24h", "--plan-below=0"};
+  MakePatient(options);
   const TestAuthority authority("console");
   if (tls) {
     std::filesystem::create_directories(certificates);
