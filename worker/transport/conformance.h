@@ -29,7 +29,7 @@ struct MeshMaker {
 };
 
 // Generous: only a hang reaches it.
-inline absl::Time Soon() { return Clock::Real().Now() + absl::Seconds(20); }
+inline absl::Time Soon() { return Clock::Real().Now() + absl::Minutes(4); }
 
 // Contents that tell sender, receiver and tag apart.
 inline std::vector<std::byte> Pattern(int from, int to, Tag tag, size_t bytes) {
