@@ -1,6 +1,3 @@
-#include <unistd.h>
-
-#include <fstream>
 #include <string>
 #include <utility>
 
@@ -8,21 +5,13 @@
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/fingerprint.h"
 #include "proto/base/status_macros.h"
+#include "worker/daemon/memory_limit.h"
 #include "worker/daemon/processor.h"
 #include "worker/decoder/decoder.h"
 #include "worker/step/cpu_step_model.h"
 
 namespace ballast {
 namespace {
-
-int64_t AvailableMemory() {
-  std::ifstream file("/proc/meminfo");
-  std::string key, unit;
-  for (int64_t kib = 0; file >> key >> kib; std::getline(file, unit)) {
-    if (key == "MemAvailable:") return kib * 1024;
-  }
-  return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
-}
 
 struct CpuBase {
   explicit CpuBase(int threads) : pool(threads) {}
@@ -48,7 +37,7 @@ absl::StatusOr<Processor> OpenCpu(const WorkerConfig& config, const Checkpoint& 
   BALLAST_ASSIGN_OR_RETURN(base->decoder, Decoder::Create(checkpoint, base->pool, {.max_rows = config.capacity}));
   const KvCache::Shape shape = base->decoder->kv_shape();
   BALLAST_ASSIGN_OR_RETURN(const auto one_block, KvCache::Create(shape, 1));
-  const MemoryNeeds needs = NeedsOf(checkpoint, one_block->block_bytes(), AvailableMemory());
+  const MemoryNeeds needs = NeedsOf(checkpoint, one_block->block_bytes(), AvailableMemoryBytes());
   const int kv_blocks = config.kv_blocks > 0 ? config.kv_blocks : DefaultKvBlocks(needs, config.max_running);
   BALLAST_ASSIGN_OR_RETURN(out.kv_cache, KvCache::Create(shape, kv_blocks));
   const int slots = config.slots > 0 ? config.slots : DefaultSlots(needs, config.staging_slots);
