@@ -52,7 +52,8 @@ class TableError(Exception):
 def _parse(section, cells):
     name = cells[0].strip("`")
     kind, unit, meaning = cells[1], cells[2], cells[4]
-    labels = tuple(re.findall(r"`([^`]+)`", cells[3]))
+    # All of a worker's have its group.
+    labels = (("group",) if section == "Worker" else ()) + tuple(re.findall(r"`([^`]+)`", cells[3]))
     where, _, quiet = (cells[5] if len(cells) > 5 else "").partition("; quiet: ")
     if where.startswith("none: "):
         return Metric(name, kind, unit, labels, meaning, None, "", None, (), where[len("none: "):], quiet or None)

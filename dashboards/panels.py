@@ -67,9 +67,9 @@ PANELS = (
           "stat", ((f"max by (group) (ballast_missing_experts{{{GROUP}}})", "{{group}}"),), "1", 4, 5, "none"),
     Panel("Overview", "Level", "Requests that fail",
           "Part of the requests that ended with something else than OK, CANCELLED or the caller's mistake.",
-          "stat", ((f'sum(rate(ballast_requests_total{{code!~"OK|CANCELLED|INVALID_ARGUMENT"}}[{RATE}]) or '
-                    f"0 * rate(ballast_requests_total[{RATE}])) / "
-                    f"sum(rate(ballast_requests_total[{RATE}]))", "failed"),),
+          "stat", ((f'sum(rate(ballast_requests_total{{{GROUP},code!~"OK|CANCELLED|INVALID_ARGUMENT"}}[{RATE}]) or '
+                    f"0 * rate(ballast_requests_total{{{GROUP}}}[{RATE}])) / "
+                    f"sum(rate(ballast_requests_total{{{GROUP}}}[{RATE}]))", "failed"),),
           "percent", 4, 5, "none"),
     Panel("Overview", "Level", "Level over time",
           "Mean over layers, by phase, over the planning window; dashed: what the newest plan predicts.",
@@ -106,7 +106,7 @@ PANELS = (
                     (f"max by (group) (ballast_task_mix_noise_ratio{{{GROUP}}})", "{{group}} noise")), "ratio", 12),
     Panel("Tasks", "Traffic", "Requests that fail, by task",
           "A second, ended with something else than OK, CANCELLED or the caller's mistake; 0 where there are none.",
-          "lines", ((f'sum by (task) (rate(ballast_requests_total{{task=~"$task",'
+          "lines", ((f'sum by (task) (rate(ballast_requests_total{{{GROUP},task=~"$task",'
                      f'code!~"OK|CANCELLED|INVALID_ARGUMENT"}}[{RATE}]) or '
-                     f'0 * rate(ballast_requests_total{{task=~"$task"}}[{RATE}]))', "{{task}}"),), "1 a second", 12),
+                     f'0 * rate(ballast_requests_total{{{GROUP},task=~"$task"}}[{RATE}]))', "{{task}}"),), "1 a second", 12),
 )

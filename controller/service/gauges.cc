@@ -23,7 +23,7 @@ const std::vector<MetricDef>& ControllerMetrics() {
        "ratio",
        {"model", "group", "phase", "task", "layer"},
        "Mean over max of the workers' tokens in a layer, over the planning window, under the placement in force; "
-       "task `*` is all of them."},
+       "task `*` is all of them. A layer without load has none."},
       {"ballast_worker_layer_load_ratio",
        MetricType::kGauge,
        "ratio",
@@ -187,15 +187,18 @@ void Gauges::Update(const Group& group, absl::Time now) {
 void Gauges::UpdateBalance(const Group& group, absl::Time now) {
   const std::string& model = group.record().model().name();
   const std::string& name = group.name();
-  std::set<std::string> tasks = {kAllTasks};
+  std::set<std::string> tasks;
+  std::set<std::vector<std::string>> levels;
   for (const v1::Phase phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE}) {
     const auto show = [&](const LoadWindow::Selection& selection, const std::string& task) {
       const auto load = group.Load(selection, now);
       for (const v1::LayerLoad& layer : load->layers()) {
-        metrics_
-            .Gauge("ballast_layer_balancedness_ratio",
-                   {model, name, PhaseName(phase), task, absl::StrCat(layer.layer())})
-            .Set(layer.balancedness());
+        // Nothing to do is not level: it would hide what is not among means.
+        const auto& tokens = layer.worker_tokens();
+        if (std::all_of(tokens.begin(), tokens.end(), [](double t) { return t == 0; })) continue;
+        std::vector<std::string> labels = {model, name, PhaseName(phase), task, absl::StrCat(layer.layer())};
+        metrics_.Gauge("ballast_layer_balancedness_ratio", labels).Set(layer.balancedness());
+        levels.insert(std::move(labels));
       }
       return load;
     };
@@ -208,13 +211,13 @@ void Gauges::UpdateBalance(const Group& group, absl::Time now) {
     }
   }
   for (const std::string& task : tasks_) {
-    if (tasks.contains(task)) continue;
-    metrics_.Remove("ballast_task_routes", {model, name, task});
-    for (const char* phase : {"prefill", "decode"}) {
-      metrics_.Remove("ballast_layer_balancedness_ratio", {model, name, phase, task});
-    }
+    if (!tasks.contains(task)) metrics_.Remove("ballast_task_routes", {model, name, task});
   }
   tasks_ = std::move(tasks);
+  for (const std::vector<std::string>& labels : levels_) {
+    if (!levels.contains(labels)) metrics_.Remove("ballast_layer_balancedness_ratio", labels);
+  }
+  levels_ = std::move(levels);
 }
 
 void Gauges::UpdateWorkerLoads(const Group& group, v1::Phase phase, const v1::GetLoadResponse& load, absl::Time now) {

@@ -35,7 +35,9 @@ class Gauges {
 
   Metrics& metrics_;
   const int top_;
+  // What ballast_task_routes was last shown of, and the labels of ballast_layer_balancedness_ratio.
   std::set<std::string> tasks_;
+  std::set<std::vector<std::string>> levels_;
   // By phase: what ballast_worker_layer_load_ratio was last shown of.
   std::map<int, std::set<WorkerLayer>> worker_layers_;
   struct Shown {

@@ -45,7 +45,15 @@ TEST(Gauges, LoadsOfWorkersAreWhatBalancednessIsMadeOf) {
     ASSERT_EQ(level.size(), 1u);
     EXPECT_NEAR(*std::max_element(loads.begin(), loads.end()) * level[0], 1, 1e-6) << "layer " << layer;
   }
-  EXPECT_THAT(ValuesOf(metrics, "ballast_worker_layer_load_ratio", {"phase=\"prefill\""}), testing::IsEmpty());
+  for (const char* of_loads : {"ballast_worker_layer_load_ratio", "ballast_layer_balancedness_ratio"}) {
+    EXPECT_THAT(ValuesOf(metrics, of_loads, {"phase=\"prefill\""}), testing::IsEmpty()) << "nothing is not level";
+  }
+  // When the window has passed.
+  h.Advance(absl::Minutes(10));
+  gauges.Update(h.group(), h.now());
+  for (const char* of_loads : {"ballast_worker_layer_load_ratio", "ballast_layer_balancedness_ratio"}) {
+    EXPECT_THAT(ValuesOf(metrics, of_loads, {}), testing::IsEmpty());
+  }
 }
 
 TEST(Gauges, TopLeavesTheLessLoadedWorkersOut) {

@@ -131,7 +131,11 @@ struct Metrics::Impl {
   int port = 0;
 };
 
-Metrics::Metrics(std::span<const MetricDef> defs) : impl_(std::make_unique<Impl>()) {
+Metrics::Metrics(std::span<const MetricDef> defs, const std::map<std::string, std::string>& common)
+    : impl_(std::make_unique<Impl>()) {
+  const auto build = [&](auto builder, const Impl::Entry& entry) {
+    return &builder.Name(entry.name).Help(entry.meaning).Labels(common).Register(*impl_->registry);
+  };
   MutexLock lock(impl_->mu);
   for (const MetricDef& def : defs) {
     BALLAST_CHECK((def.type == MetricType::kHistogram) == !def.buckets.empty()) << def.name;
@@ -142,14 +146,13 @@ Metrics::Metrics(std::span<const MetricDef> defs) : impl_(std::make_unique<Impl>
                       .buckets = def.buckets};
     switch (def.type) {
       case MetricType::kCounter:
-        entry.counters = &prometheus::BuildCounter().Name(entry.name).Help(entry.meaning).Register(*impl_->registry);
+        entry.counters = build(prometheus::BuildCounter(), entry);
         break;
       case MetricType::kGauge:
-        entry.gauges = &prometheus::BuildGauge().Name(entry.name).Help(entry.meaning).Register(*impl_->registry);
+        entry.gauges = build(prometheus::BuildGauge(), entry);
         break;
       case MetricType::kHistogram:
-        entry.histograms =
-            &prometheus::BuildHistogram().Name(entry.name).Help(entry.meaning).Register(*impl_->registry);
+        entry.histograms = build(prometheus::BuildHistogram(), entry);
         break;
     }
     const bool inserted = impl_->entries.try_emplace(std::string(def.name), std::move(entry)).second;

@@ -10,6 +10,7 @@
 #ifndef BALLAST_PROTO_BASE_METRICS_H_
 #define BALLAST_PROTO_BASE_METRICS_H_
 
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -74,8 +75,9 @@ class HistogramHandle {
 
 class Metrics {
  public:
-  // `defs` are copied. Checks that names are unique and that only histograms have buckets.
-  explicit Metrics(std::span<const MetricDef> defs);
+  // `defs` are copied. Every series has the labels `common` beside those of its definition. Checks that names are
+  // unique and that only histograms have buckets.
+  explicit Metrics(std::span<const MetricDef> defs, const std::map<std::string, std::string>& common = {});
   ~Metrics();
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;

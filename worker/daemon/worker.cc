@@ -257,7 +257,7 @@ void Worker::Impl::StartSession() {
 
 absl::Status Worker::Impl::Start() {
   BALLAST_ASSIGN_OR_RETURN(security_, TransportSecurity::Create(config_.tls, clock_.Now()));
-  metrics_ = std::make_unique<WorkerMetrics>(config_.name);
+  metrics_ = std::make_unique<WorkerMetrics>(config_.name, config_.group);
   BALLAST_ASSIGN_OR_RETURN(
       model_, OpenModel(config_, clock_, [this](const Classification& told) { metrics_->RequestClassified(told); }));
   BALLAST_RETURN_IF_ERROR(StartDataPort());

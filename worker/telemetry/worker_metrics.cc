@@ -89,9 +89,9 @@ std::span<const MetricDef> WorkerMetricDefs() {
 
 std::string CodeLabel(absl::StatusCode code) { return absl::StatusCodeToString(code); }
 
-WorkerMetrics::WorkerMetrics(std::string worker)
+WorkerMetrics::WorkerMetrics(std::string worker, const std::string& group)
     : worker_(std::move(worker)),
-      metrics_(WorkerMetricDefs()),
+      metrics_(WorkerMetricDefs(), {{"group", group}}),
       prefill_tokens_(metrics_.Counter("ballast_worker_tokens_total", {worker_, "prefill"})),
       decode_tokens_(metrics_.Counter("ballast_worker_tokens_total", {worker_, "decode"})),
       copies_self_(metrics_.Counter("ballast_dispatch_copies_total", {"self"})),

@@ -31,7 +31,8 @@ class WorkerMetrics {
   // Labels that clients choose get series of their own up to this many; further ones are counted as "_other".
   static constexpr size_t kMaxTasks = 64;
 
-  explicit WorkerMetrics(std::string worker);
+  // All series have the label `group`.
+  WorkerMetrics(std::string worker, const std::string& group);
 
   Metrics& registry() { return metrics_; }
 

@@ -22,7 +22,7 @@ TEST(WorkerMetricsTest, TableSaysTheSame) {
 }
 
 TEST(WorkerMetricsTest, CountsWhatItIsTold) {
-  WorkerMetrics metrics("w0");
+  WorkerMetrics metrics("w0", "g");
   MoeStepStats stats;
   stats.copies_node = 3;
   stats.route = absl::Milliseconds(2);
@@ -36,28 +36,32 @@ TEST(WorkerMetricsTest, CountsWhatItIsTold) {
   metrics.TokenTimes(absl::Milliseconds(3), -absl::InfiniteDuration());
   metrics.MoveBytes(100, 0);
   const std::string text = metrics.registry().Text();
-  EXPECT_THAT(text, HasSubstr("ballast_worker_tokens_total{phase=\"prefill\",worker=\"w0\"} 5"));
-  EXPECT_THAT(text, HasSubstr("ballast_worker_tokens_total{phase=\"decode\",worker=\"w0\"} 2"));
-  EXPECT_THAT(text, HasSubstr("ballast_dispatch_copies_total{link=\"node\"} 3"));
-  EXPECT_THAT(text, HasSubstr("ballast_layer_duration_seconds_sum{stage=\"route\"} 0.0005"));
-  EXPECT_THAT(text, HasSubstr("ballast_layer_duration_seconds_count{stage=\"share\"} 1"));
-  EXPECT_THAT(text, HasSubstr("ballast_requests_total{code=\"UNAVAILABLE\",task=\"chat\"} 1"));
-  EXPECT_THAT(text, HasSubstr("ballast_requests_routed_total{result=\"OK\",route=\"home\",task=\"chat\"} 1"));
-  EXPECT_THAT(text, HasSubstr("ballast_requests_routed_total{result=\"came_back\",route=\"spilled\",task=\"chat\"} 1"));
-  EXPECT_THAT(text, HasSubstr("ballast_requests_classified_total{task=\"code\"} 1"));
-  EXPECT_THAT(text, HasSubstr("ballast_requests_classified_total{task=\"\"} 1"));
-  EXPECT_THAT(text, HasSubstr("ballast_classification_confidence_ratio_sum 1.37"));
-  EXPECT_THAT(text, HasSubstr("ballast_time_to_first_token_seconds_count 1"));
-  EXPECT_THAT(text, HasSubstr("ballast_time_per_output_token_seconds_count 0"));
-  EXPECT_THAT(text, HasSubstr("ballast_move_bytes_total{source=\"peer\",worker=\"w0\"} 100"));
+  EXPECT_THAT(text, HasSubstr("ballast_worker_tokens_total{group=\"g\",phase=\"prefill\",worker=\"w0\"} 5"));
+  EXPECT_THAT(text, HasSubstr("ballast_worker_tokens_total{group=\"g\",phase=\"decode\",worker=\"w0\"} 2"));
+  EXPECT_THAT(text, HasSubstr("ballast_dispatch_copies_total{group=\"g\",link=\"node\"} 3"));
+  EXPECT_THAT(text, HasSubstr("ballast_layer_duration_seconds_sum{group=\"g\",stage=\"route\"} 0.0005"));
+  EXPECT_THAT(text, HasSubstr("ballast_layer_duration_seconds_count{group=\"g\",stage=\"share\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_requests_total{group=\"g\",code=\"UNAVAILABLE\",task=\"chat\"} 1"));
+  EXPECT_THAT(text,
+              HasSubstr("ballast_requests_routed_total{group=\"g\",result=\"OK\",route=\"home\",task=\"chat\"} 1"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("ballast_requests_routed_total{group=\"g\",result=\"came_back\",route=\"spilled\",task=\"chat\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_requests_classified_total{group=\"g\",task=\"code\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_requests_classified_total{group=\"g\",task=\"\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_classification_confidence_ratio_sum{group=\"g\"} 1.37"));
+  EXPECT_THAT(text, HasSubstr("ballast_time_to_first_token_seconds_count{group=\"g\"} 1"));
+  EXPECT_THAT(text, HasSubstr("ballast_time_per_output_token_seconds_count{group=\"g\"} 0"));
+  EXPECT_THAT(text, HasSubstr("ballast_move_bytes_total{group=\"g\",source=\"peer\",worker=\"w0\"} 100"));
 }
 
 TEST(WorkerMetricsTest, TasksAreBounded) {
-  WorkerMetrics metrics("w0");
+  WorkerMetrics metrics("w0", "g");
   for (size_t i = 0; i < WorkerMetrics::kMaxTasks + 5; ++i) {
     metrics.RequestEnded("t" + std::to_string(i), absl::StatusCode::kOk);
   }
-  EXPECT_THAT(metrics.registry().Text(), HasSubstr("ballast_requests_total{code=\"OK\",task=\"_other\"} 5"));
+  EXPECT_THAT(metrics.registry().Text(),
+              HasSubstr("ballast_requests_total{group=\"g\",code=\"OK\",task=\"_other\"} 5"));
   EXPECT_THAT(metrics.registry().Text(), Not(HasSubstr("task=\"t64\"")));
 }
 
