@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -13,6 +12,7 @@
 #include "controller/ctl/output.h"
 #include "grpcpp/grpcpp.h"
 #include "proto/base/grpc_status.h"
+#include "proto/base/loopback.h"
 #include "proto/base/status_macros.h"
 #include "proto/base/version.h"
 
@@ -86,18 +86,14 @@ std::string TypeOf(std::string_view name) {
 // The name in a Host header, without its port.
 std::string HostName(const std::string& host) {
   const size_t colon = host.rfind(':');
-  return absl::AsciiStrToLower(colon == std::string::npos || host.ends_with("]") ? host : host.substr(0, colon));
-}
-
-bool OfThisMachine(const std::string& name) {
-  return name == "localhost" || name == "[::1]" || absl::StartsWith(name, "127.");
+  return colon == std::string::npos || host.ends_with("]") ? host : host.substr(0, colon);
 }
 
 absl::Status Refused(const std::string& why) { return absl::PermissionDeniedError(why); }
 
 absl::Status CheckHost(const HttpRequest& request, ConsoleAccess access) {
   const std::string host = request.Header("host");
-  if (access != ConsoleAccess::kLoopback || OfThisMachine(HostName(host))) return absl::OkStatus();
+  if (access != ConsoleAccess::kLoopback || IsLoopback(HostName(host))) return absl::OkStatus();
   return Refused(absl::StrCat("Host: '", host, "' is no name of this machine; open the console as localhost"));
 }
 

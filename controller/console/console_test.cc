@@ -143,7 +143,8 @@ TEST_F(ConsoleTest, OtherSitesPagesDoNothing) {
   EXPECT_THAT(services_.calls(), IsEmpty());
   // A name that leads here, but is not this machine's: the page there may not even read.
   HttpRequest rebound = Get("/api/groups");
-  for (const char* host : {"evil.example:7072", "evil.example", "10.0.0.1:7072", "[::2]:7072"}) {
+  for (const char* host :
+       {"evil.example:7072", "evil.example", "10.0.0.1:7072", "[::2]:7072", "127.evil.example:7072"}) {
     rebound.headers["host"] = host;
     EXPECT_EQ(api_.Handle(rebound).status, 403) << host;
   }
@@ -160,14 +161,14 @@ TEST_F(ConsoleTest, RolesComeFromTheCertificateAndPlansKeepTheName) {
   const auto as = [&](Roles roles, HttpRequest request) {
     request.headers["host"] = "controller.example:7072";
     if (request.method == "POST") request.headers["origin"] = "https://controller.example:7072";
-    request.caller = {.name = "ann", .roles = roles};
+    request.caller = {.name = "Jörg", .roles = roles};
     return api.Handle(request);
   };
   const HttpRequest approve = Post(kApprove, "{\"id\": \"big-1\"}");
   EXPECT_EQ(as(Role::kViewer, Get("/api/groups")).status, 200);
   const HttpResponse refused = as(Role::kViewer, approve);
   EXPECT_EQ(refused.status, 403);
-  EXPECT_THAT(refused.body, HasSubstr("'ann' has role viewer, needed is one of: operator"));
+  EXPECT_THAT(refused.body, HasSubstr("'Jörg' has role viewer, needed is one of: operator"));
   EXPECT_EQ(as(Role::kWorker, Get("/api/groups")).status, 403);
   EXPECT_EQ(as({}, Get("/api/overview", {{"group", "big"}})).status, 403);
   EXPECT_EQ(as({}, Get("/api/engines")).status, 403);
@@ -176,7 +177,7 @@ TEST_F(ConsoleTest, RolesComeFromTheCertificateAndPlansKeepTheName) {
   EXPECT_FALSE(json::parse(as(Role::kViewer, Get("/api/session")).body)["operates"]);
 
   EXPECT_EQ(as(Role::kOperator, approve).status, 200);
-  EXPECT_THAT(services_.calls(), ElementsAre("ApprovePlan big-1 by ann"));
+  EXPECT_THAT(services_.calls(), ElementsAre("ApprovePlan big-1 by Jörg"));
   const HttpResponse again = as(Role::kOperator, approve);
   EXPECT_EQ(again.status, 409);
   EXPECT_EQ(json::parse(again.body)["error"]["code"], "FAILED_PRECONDITION");

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "controller/service/planning.h"
+#include "proto/base/loopback.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast {
@@ -109,8 +110,7 @@ absl::Status CheckListen(std::string_view option, std::string_view address, bool
     return absl::InvalidArgumentError(absl::StrCat(std::string(option), ": '", std::string(address),
                                                    "' is not HOST:PORT with a port from 0 to 65535"));
   }
-  const std::string_view host = address.substr(0, colon);
-  if (may_leave_machine || host.starts_with("127.") || host == "localhost" || host == "[::1]") return absl::OkStatus();
+  if (may_leave_machine || IsLoopback(std::string(address.substr(0, colon)))) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       std::string(option), ": ", std::string(address),
       " can be reached from other machines, and without TLS anyone there could read prompts' statistics, "

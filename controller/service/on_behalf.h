@@ -10,7 +10,8 @@
 
 namespace ballast {
 
-inline constexpr char kOnBehalf[] = "ballast-on-behalf";
+// "-bin": gRPC ends the process over other metadata with a value that is not ASCII, as names may be.
+inline constexpr char kOnBehalf[] = "ballast-on-behalf-bin";
 
 // Empty: nobody in particular.
 inline void SetOnBehalf(const std::string& caller, grpc::ClientContext& call) {

@@ -69,7 +69,6 @@ struct HostPort {
 absl::StatusOr<HostPort> ParseHostPort(std::string_view address);
 // "host:port", brackets around an IPv6 address.
 std::string JoinHostPort(const std::string& host, int port);
-bool IsLoopback(const std::string& host);
 // Every interface: "0.0.0.0" or "::".
 bool IsWildcard(const std::string& host);
 

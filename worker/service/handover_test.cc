@@ -180,7 +180,7 @@ class HandoverTest : public ::testing::Test {
         *batcher_, InferenceServiceOptions{.rules = {.vocab_size = kVocab},
                                            .serving = [] { return absl::OkStatus(); },
                                            .router = router_.get(),
-                                           .worker = "w0",
+                                           .worker = "wörker",
                                            .ended = [this](const RequestRecord& record) { Ended(record); }});
     grpc::ServerBuilder builder;
     int port = 0;
@@ -295,7 +295,7 @@ TEST_F(HandoverTest, TheHomeAnswersThroughThisWorker) {
   EXPECT_EQ(answer.finish->prompt_tokens(), 3);
   EXPECT_EQ(answer.finish->generated_tokens(), 3);
   EXPECT_EQ(home_.asked(), 1);
-  EXPECT_EQ(home_.handed_over_by(), "w0");
+  EXPECT_EQ(home_.handed_over_by(), "wörker");
   EXPECT_TRUE(home_.had_deadline());
   EXPECT_EQ(home_.last().task(), "far");
   EXPECT_EQ(home_.last().max_tokens(), 4);
@@ -343,7 +343,7 @@ TEST_F(HandoverTest, OfAWorkerThatIsToGo_EveryRequestIsAnothers) {
   context.AddMetadata(kHandedOverBy, "w7");
   const Answer refused = Generate(Prompt("near"), context);
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE) << "w7 stays, and runs it";
-  EXPECT_THAT(refused.status.error_message(), HasSubstr("worker w0 is to go"));
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("worker wörker is to go"));
 }
 
 TEST_F(HandoverTest, WhatOthersHandOver_IsCountedUntilItIsAnswered) {

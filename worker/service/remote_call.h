@@ -14,8 +14,9 @@
 
 namespace ballast {
 
-// Metadata of a request that was handed over: the name of the worker that did. Such a request is not handed on.
-inline constexpr char kHandedOverBy[] = "ballast-handed-over-by";
+// Metadata of a request that was handed over: the name of the worker that did. Such a request is not handed on. "-bin":
+// gRPC ends the process over other metadata with a value that is not ASCII.
+inline constexpr char kHandedOverBy[] = "ballast-handed-over-by-bin";
 
 // A channel to a worker's services at `address`, host:port. Gives up connecting after two seconds, and does not limit
 // what answers may weigh. It may go away where another with callback calls stays, as a worker's to its controller does
