@@ -38,11 +38,14 @@ class Api(unittest.TestCase):
             cls.server.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         cls.server.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "moe-ballast"}}, RESTRICTED)
 
-    def command(self, line):
-        """Runs a command of the README; returns what it prints."""
+    def helm(self, line):
         home = Path(self.folder.name, "helm")
         env = {**os.environ, "PATH": f"{TOOLS}/bin:/usr/bin:/bin", "KUBECONFIG": str(self.server.kubeconfig), "HOME": str(home)}
-        done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, check=False)
+        return subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, check=False)
+
+    def command(self, line):
+        """Runs a command of the README; returns what it prints."""
+        done = self.helm(line)
         self.assertEqual(done.returncode, 0, f"{line}\n{done.stdout}{done.stderr}")
         return done.stdout
 
@@ -130,6 +133,15 @@ class Api(unittest.TestCase):
 
     def after_status(self, out):
         self.assertIn("STATUS: deployed", out)
+        # As a cluster with nodes would say it.
+        status = f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/moe-ballast-main/status"
+        for ready, refused in ((1, True), (0, False)):
+            self.server.text(status, "PATCH", {"status": {"replicas": 2, "readyReplicas": ready}}, "application/merge-patch+json")
+            done = self.helm("helm upgrade moe deploy/helm/ballast --namespace serving --reuse-values --dry-run=server "
+                             "--set groups[0].name=main,groups[0].size=3")
+            self.assertEqual(done.returncode != 0, refused, done.stderr)
+            if refused:
+                self.assertIn("size is 3, and the group has formed with 2 workers", done.stderr)
 
     def after_upgrade(self, _):
         self.assertEqual(self.grace(), 930)

@@ -81,6 +81,8 @@ class Rendered(unittest.TestCase):
         controller = objects["Certificate", "moe-ballast-controller"]["spec"]
         self.assertNotIn("subject", controller)
         self.assertIn("moe-ballast-controller.serving.svc", controller["dnsNames"])
+        # Through a forwarded port.
+        self.assertIn("localhost", controller["dnsNames"])
         self.assertEqual(controller["issuerRef"]["name"], "moe-ballast")
 
     def test_issuer_of_ones_own(self):
@@ -105,6 +107,25 @@ class Rendered(unittest.TestCase):
         self.assertEqual(worker["livenessProbe"]["grpc"], {"port": 7080})
         self.assertIn("--allow-insecure", worker["args"])
         self.assertFalse([name for kind, name in objects if kind in ("Certificate", "Issuer")])
+
+    def test_certificates_end_no_pod(self):
+        """Liveness over TLS asks nothing that takes one; a pod that is not ready for it is replaced by an upgrade."""
+        objects = self.rendered(MODEL)
+        for name, port in (("controller", 7070), ("main", 7080)):
+            stateful_set = objects["StatefulSet", f"moe-ballast-{name}"]
+            liveness = container(stateful_set)["livenessProbe"]
+            self.assertEqual(liveness["tcpSocket"], {"port": port})
+            self.assertNotIn("exec", liveness)
+            self.assertEqual(stateful_set["spec"]["podManagementPolicy"], "Parallel")
+
+    def test_node_drains_end(self):
+        groups = [{"name": "cpu", "size": 2}, {"name": "gpu", "size": 1, "device": "cuda"}, {"name": "gpus", "size": 2, "device": "cuda"}]
+        objects = self.rendered(MODEL, groups=groups)
+        budgets = {name: o["spec"] for (kind, name), o in objects.items() if kind == "PodDisruptionBudget"}
+        # The pods of the last are on one node, and no budget keeps some of them there.
+        self.assertEqual(sorted(budgets), ["moe-ballast-cpu", "moe-ballast-gpu"])
+        for budget in budgets.values():
+            self.assertEqual(budget["unhealthyPodEvictionPolicy"], "AlwaysAllow")
 
     def test_grace_is_longer_than_the_drain(self):
         for seconds in (0, 90, 3600):
@@ -152,6 +173,18 @@ class Rendered(unittest.TestCase):
         self.assertEqual(everything[0]["from"][0]["podSelector"]["matchLabels"]["ballast/group"], "main")
         self.assertEqual({p["port"] for rule in policy["ingress"] for p in rule.get("ports", [])}, {"grpc", "metrics"})
 
+    def test_nobody_in_a_list_is_nobody(self):
+        """A rule whose `from` is empty would let everybody in."""
+        objects = self.rendered(MODEL, controller={"console": {"enabled": True}},
+                                networkPolicy={"clients": [], "operators": [], "monitoring": []})
+        ports = {}
+        for (kind, name), o in objects.items():
+            if kind == "NetworkPolicy":
+                for rule in o["spec"]["ingress"]:
+                    self.assertTrue(rule["from"], name)
+                ports[name] = [p["port"] for rule in o["spec"]["ingress"] for p in rule.get("ports", [])]
+        self.assertEqual(ports, {"moe-ballast-controller": ["grpc"], "moe-ballast-main": []})
+
     def test_selectors_select_the_pods(self):
         objects = self.rendered(MODEL, OPEN)
         labels = {name: o["spec"]["template"]["metadata"]["labels"] for (kind, name), o in objects.items() if kind == "StatefulSet"}
@@ -174,6 +207,9 @@ class Rendered(unittest.TestCase):
         self.assertNotIn("BallastStoreDown", names)
         for rule in rules:
             self.assertTrue(rule["annotations"]["runbook_url"].startswith("https://docs.example/runbooks.md#"))
+        # Another release's controller does not stand for this one's.
+        gone = next(r for r in rules if r["alert"] == "BallastControllerGone")
+        self.assertEqual(gone["expr"], 'absent(ballast_store_up{namespace="serving",service="moe-ballast-controller"})')
         dashboards = objects["ConfigMap", "moe-ballast-dashboards"]
         self.assertEqual(dashboards["metadata"]["labels"]["grafana_dashboard"], "1")
         self.assertIn("ballast-overview.json", dashboards["data"])

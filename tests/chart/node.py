@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -139,7 +140,14 @@ class Pod:
 
     def probe(self, which):
         """Whether the probe `which` passes now: started, live, ready."""
-        return self.run(*self.container[f"{which}Probe"]["exec"]["command"]).returncode == 0
+        probe = self.container[f"{which}Probe"]
+        if "tcpSocket" not in probe:
+            return self.run(*probe["exec"]["command"]).returncode == 0
+        try:
+            socket.create_connection((self.address, probe["tcpSocket"]["port"]), probe["timeoutSeconds"]).close()
+            return True
+        except OSError:
+            return False
 
     def output(self):
         return self.log.read_text(encoding="utf-8", errors="replace")

@@ -10,11 +10,14 @@ import time
 import unittest
 from pathlib import Path
 
+import yaml
+
 import images
-from charts import render
+from charts import CHART, render
 from node import Node
 
 NAMESPACE = "serving"
+README = CHART / "README.md"
 CONTROLLER = "moe-ballast-controller-0"
 WORKERS = ("moe-ballast-main-0", "moe-ballast-main-1")
 API = f"moe-ballast-main-api.{NAMESPACE}.svc:7080"
@@ -134,13 +137,25 @@ class Pods(unittest.TestCase):
         leaving.start()
         leaving.wait_ready()
 
+    def store_pod(self, name, *command):
+        """The pod of the README that runs ballastctl on the store's claim."""
+        document = yaml.safe_load(re.search(r"(?s)`store.yaml`.*?```yaml\n(.*?)```", README.read_text(encoding="utf-8")).group(1))
+        if command:
+            document["spec"]["containers"][0]["command"] = ["/usr/bin/ballastctl", *command]
+        self.node.add({("Pod", name): document})
+        pod = self.pod(name)
+        pod.start()
+        self.assertEqual(pod.finish(), 0, pod.output())
+
     def controller_is_replaced(self):
-        """Its store is on the claim; workers serve on."""
+        """Its store is on the claim, is kept and taken back; workers serve on."""
         controller = self.pod(CONTROLLER)
         before = re.search(r'^ballast_view\{group="main"\} (\d+)', controller.metrics(), re.M).group(1)
         self.assertEqual(controller.terminate(), 0, controller.output())
         for name in WORKERS:
             self.pod(name).wait("readiness", lambda name=name: self.pod(name).probe("readiness"))
+        self.store_pod("store-1")
+        self.store_pod("store-2", "restore", "--overwrite", "/store/backup.db", "/store/controller.db")
         controller.start()
         controller.wait_ready()
         after = re.search(r'^ballast_view\{group="main"\} (\d+)', controller.metrics(), re.M).group(1)

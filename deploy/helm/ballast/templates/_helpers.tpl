@@ -90,6 +90,17 @@ timeoutSeconds: 5
 {{- end }}
 {{- end }}
 
+{{/* (dict "root" $ "port" PORT). Over TLS that the port is open: to ask takes a certificate, and one that is bad or out of time must
+     not end pods that serve by connections that they have. */}}
+{{- define "ballast.liveness" -}}
+{{- if include "ballast.tls" .root }}
+tcpSocket: {port: {{ .port }}}
+timeoutSeconds: 10
+{{- else }}
+{{- include "ballast.probe" (dict "root" .root "port" .port "service" "") }}
+{{- end }}
+{{- end }}
+
 {{- define "ballast.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -218,7 +229,7 @@ spec:
         periodSeconds: 5
         failureThreshold: {{ div (add $g.startupSeconds 4) 5 }}
       livenessProbe:
-        {{- include "ballast.probe" (dict "root" $root "port" 7080 "service" "" "name" $service) | nindent 8 }}
+        {{- include "ballast.liveness" (dict "root" $root "port" 7080) | nindent 8 }}
         periodSeconds: 20
         failureThreshold: 6
       readinessProbe:
