@@ -13,33 +13,33 @@ namespace {
 // Pairs by expert.
 using Part = std::vector<int64_t>;
 
-// Of each task in turn.
-std::vector<Part> PartsOf(const LayerRoutes& layer, int64_t of_task) {
-  std::vector<Part> parts;
+// Of each task in turn, in as many parts as `parts_of` says of it; those without pairs are left out.
+template <typename PartsOf, typename Visit>
+void ForParts(const LayerRoutes& layer, PartsOf parts_of, Visit visit) {
+  Part part(layer.experts);
   for (const LayerRoutes::Task& task : layer.tasks) {
+    const int64_t of_task = parts_of(task.tokens);
     for (int64_t p = 0; p < of_task; ++p) {
-      Part& part = parts.emplace_back(layer.experts);
+      std::fill(part.begin(), part.end(), 0);
       const int64_t begin = task.tokens * p / of_task, end = task.tokens * (p + 1) / of_task;
       for (const int32_t e : task.experts.subspan(begin * layer.top_k, (end - begin) * layer.top_k)) {
         if (e >= 0) ++part[e];
       }
-      if (std::all_of(part.begin(), part.end(), [](int64_t n) { return n == 0; })) parts.pop_back();
+      const int64_t pairs = std::accumulate(part.begin(), part.end(), int64_t{0});
+      if (pairs > 0) visit(part, static_cast<double>(pairs), of_task);
     }
   }
-  return parts;
 }
-
-int64_t Sum(const Part& part) { return std::accumulate(part.begin(), part.end(), int64_t{0}); }
 
 }  // namespace
 
 double LeastTaskMaxVio(const LayerRoutes& layer, std::span<const int32_t> slots, std::span<const uint32_t> speed) {
   // The most of any task.
   std::vector<double> most(layer.experts);
-  for (const Part& part : PartsOf(layer, 1)) {
-    const auto pairs = static_cast<double>(Sum(part));
+  const auto whole = [](int64_t) { return 1; };
+  ForParts(layer, whole, [&](const Part& part, double pairs, int64_t) {
     for (int32_t e = 0; e < layer.experts; ++e) most[e] = std::max(most[e], static_cast<double>(part[e]) / pairs);
-  }
+  });
   // Parts of the fastest workers with slots, summed: those of one, of two, ...
   std::vector<double> together;
   double sum = 0;
@@ -72,6 +72,11 @@ double LeastTaskMaxVio(const LayerRoutes& layer, std::span<const int32_t> slots,
   return low - 1;
 }
 
+int64_t TasksAlone::PartsOfTask(int64_t pairs, int32_t workers) {
+  // By chance the most of 64 a worker differs from them by a quarter or so, which is about what limits are.
+  return std::clamp<int64_t>(pairs / (int64_t{64} * workers), 1, kMostParts);
+}
+
 TasksAlone::TasksAlone(const LayerRoutes& layer, std::span<const double> speed_part, double limit)
     : experts_(layer.experts),
       workers_(static_cast<int32_t>(speed_part.size())),
@@ -79,15 +84,15 @@ TasksAlone::TasksAlone(const LayerRoutes& layer, std::span<const double> speed_p
       experts_on_(workers_),
       from_(workers_),
       by_(workers_) {
-  for (const Part& part : PartsOf(layer, kParts)) {
+  const auto parts_of = [&](int64_t tokens) { return PartsOfTask(tokens * layer.top_k, workers_); };
+  ForParts(layer, parts_of, [&](const Part& part, double pairs, int64_t of_task) {
     ++parts_;
     count_.insert(count_.end(), part.begin(), part.end());
-    const auto pairs = static_cast<double>(Sum(part));
-    pair_.push_back(1 / pairs / kParts);
+    pair_.push_back(1 / pairs / static_cast<double>(of_task));
     for (const double s : speed_part) {
       capacity_.push_back(static_cast<int64_t>(std::max(std::ceil(pairs * s), std::floor((1 + limit) * pairs * s))));
     }
-  }
+  });
   state_.resize((static_cast<size_t>(experts_) + 1) * workers_ * parts_);
 }
 

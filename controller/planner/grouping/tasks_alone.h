@@ -26,8 +26,10 @@ class TasksAlone {
  public:
   // A task's tokens, in the order of the routes, are parted into as many stretches of equal length, each with shares of
   // its own. What holds for the task as a whole is what was planned for and no more: another sample of as many tokens
-  // differs from it, on the worst of some 16 workers by about as much as the worst of four stretches does.
-  static constexpr int32_t kParts = 4;
+  // differs from it, on the worst of some 16 workers by about as much as the worst of four stretches does. Of few
+  // tokens fewer stretches are taken: what chance does to short ones is more than what is wanted to be held.
+  static constexpr int64_t kMostParts = 4;
+  static int64_t PartsOfTask(int64_t pairs, int32_t workers);
   // A worker may have (1 + limit) times its part of a task's pairs, at least its part rounded up. `speed_part`
   // [workers], summing to 1. `layer` is read here alone. Experts have no workers yet.
   TasksAlone(const LayerRoutes& layer, std::span<const double> speed_part, double limit);

@@ -16,7 +16,7 @@
 namespace ballast {
 namespace {
 
-// [tasks * parts][experts], a task's parts one after the other.
+// [tasks * parts][experts], a task's parts one after the other; all tasks have as many tokens.
 std::vector<std::vector<int64_t>> Counts(const LayerRoutes& layer, int64_t parts) {
   std::vector<std::vector<int64_t>> out;
   for (const LayerRoutes::Task& task : layer.tasks) {
@@ -36,7 +36,8 @@ double BruteForce(const LayerRoutes& layer, const std::vector<std::vector<int32_
                   std::span<const double> part, double limit) {
   double out = 0;
   const auto workers = static_cast<uint32_t>(part.size());
-  for (const std::vector<int64_t>& count : Counts(layer, TasksAlone::kParts)) {
+  const int64_t parts = TasksAlone::PartsOfTask(layer.tasks[0].tokens * layer.top_k, static_cast<int32_t>(workers));
+  for (const std::vector<int64_t>& count : Counts(layer, parts)) {
     const auto pairs = static_cast<double>(std::accumulate(count.begin(), count.end(), int64_t{0}));
     int64_t most = 0;
     for (uint32_t set = 1; set < 1u << workers; ++set) {
@@ -54,7 +55,7 @@ double BruteForce(const LayerRoutes& layer, const std::vector<std::vector<int32_
       }
       most = std::max(most, beyond);
     }
-    out += static_cast<double>(most) / pairs / TasksAlone::kParts;
+    out += static_cast<double>(most) / pairs / static_cast<double>(parts);
   }
   return out;
 }
@@ -63,8 +64,10 @@ TEST(TasksAlone, IsTheLeastExcessWhileReplicasMove) {
   std::mt19937 random(1);
   const auto below = [&](int32_t n) { return static_cast<int32_t>(random() % static_cast<uint32_t>(n)); };
   for (uint32_t seed = 0; seed < 6; ++seed) {
+    // In one part, or in four.
+    const int32_t tokens = seed < 3 ? 90 : 450;
     const Routes routes =
-        RandomRoutes({.experts = 10, .top_k = 3, .tasks = 3, .tokens = 90, .community = 3, .together = .8}, seed);
+        RandomRoutes({.experts = 10, .top_k = 3, .tasks = 3, .tokens = tokens, .community = 3, .together = .8}, seed);
     const LayerRoutes layer = LayerOf(routes, 0);
     const std::vector<double> part =
         seed % 2 == 0 ? std::vector<double>{.2, .2, .2, .2, .2} : std::vector<double>{.3, .1, .2, .15, .25};
@@ -105,6 +108,13 @@ TEST(TasksAlone, IsTheLeastExcessWhileReplicasMove) {
       alone.Keep();
     }
   }
+}
+
+TEST(TasksAlone, FewTokensAreNotParted) {
+  EXPECT_EQ(TasksAlone::PartsOfTask(0, 16), 1);
+  EXPECT_EQ(TasksAlone::PartsOfTask(2047, 16), 1);
+  EXPECT_EQ(TasksAlone::PartsOfTask(2048, 16), 2);
+  EXPECT_EQ(TasksAlone::PartsOfTask(1'000'000, 16), TasksAlone::kMostParts);
 }
 
 // No placement is below the bound, and where one expert is all that counts it is exact.
