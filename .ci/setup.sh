@@ -150,6 +150,8 @@ wheel.extractall(sys.argv[1], [n for n in wheel.namelist() if "/include/cublas" 
     mv "$1/nvidia/cu13"/* "$1" && rm -rf "$1/venv" "$1/wheels" "$1/nvidia"
 }
 
+make_ucx() { pip_install .ci/ucx-requirements.txt --target "$1"; }
+
 make_cublas_headers() {
   if [ -d "$tools/$pinned-run" ]; then cp -r "$tools/$pinned-run/include" "$1"; else make_cublas /include/cublas "$1"; fi
 }
@@ -190,6 +192,11 @@ if [ "$group" = cuda ] || [ "$group" = image ] || [ "$group" = test ]; then
     fi
   elif [ ! -x "$CUDA_HOME/bin/nvcc" ]; then
     die "CUDA_HOME is $CUDA_HOME, which has no bin/nvcc: unset it, and the pinned toolkit is fetched"
+  fi
+  if has_gpu; then
+    pinned=ucx-$(sha256sum .ci/ucx-requirements.txt | cut -c1-12)
+    build_once "$pinned" make_ucx
+    link_current "$pinned" ucx
   fi
 fi
 if [ "$group" = test ]; then

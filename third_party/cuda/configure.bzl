@@ -4,6 +4,9 @@
 _PINNED = "/.cache/ballast/tools/cuda"
 _PINNED_CUBLAS = "/.cache/ballast/tools/cublas"
 
+# UCX with CUDA, where there is a GPU.
+_PINNED_UCX = "/.cache/ballast/tools/ucx/libucx"
+
 def _impl(ctx):
     home = ctx.os.environ.get("CUDA_HOME", "") or ctx.os.environ.get("HOME", "/") + _PINNED
 
@@ -28,6 +31,7 @@ def _impl(ctx):
     ctx.template("BUILD", Label("//third_party/cuda:cuda.BUILD.tpl"), {
         "%{CUBLAS}": cublas,
         "%{HOME}": home,
+        "%{UCX}": ctx.os.environ.get("HOME", "/") + _PINNED_UCX,
         "%{VERSION}": version,
     })
 

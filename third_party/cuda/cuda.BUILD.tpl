@@ -60,3 +60,9 @@ cc_library(
     ],
     deps = [":nv"],
 )
+
+# Programs that link @system//:ucx and this find the UCX with CUDA, where there is one, in place of Debian's.
+cc_library(
+    name = "ucx",
+    linkopts = ["-Wl,-rpath,%{UCX}/lib"],
+)

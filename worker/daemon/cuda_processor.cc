@@ -120,11 +120,12 @@ absl::StatusOr<Processor> OpenCuda(const WorkerConfig& config, int index, const 
           source, {.worker = config.name, .capacity = {.slots = slot_count, .staging_slots = config.staging_slots}},
           std::move(made_slots)));
 
+  out.enter_thread = [index] { cudaSetDevice(index); };
   BALLAST_ASSIGN_OR_RETURN(base->copier, DeviceCopier::Create());
   BALLAST_ASSIGN_OR_RETURN(PinnedMemory staging, PinnedMemory::Allocate(expert_bytes));
   base->staging.emplace(std::move(staging));
   base->moves = std::make_unique<DeviceMoves>(
-      *base->copier, [index] { cudaSetDevice(index); },
+      *base->copier, out.enter_thread,
       [store = out.store.get()] {
         const auto table = store->in_force();
         return table == nullptr ? Placement{} : table->placement();

@@ -15,7 +15,11 @@
 namespace ballast {
 
 // Both ends of weights on the move: pulls replicas from peers for the move agent, and serves them this worker's own.
-// Into a GPU's slots they come from GPUs within direct reach, and else, as out of them, by way of host memory.
+// Into a GPU's slots they come, the first that there is:
+//   1. from slots within direct reach (device_moves.h): NVLink, on a stream of the lowest priority
+//   2. through UCX from slot to slot, where this worker's UCX has CUDA. Any peer that serves them, its UCX as it may be
+//   3. through UCX to host memory and from there
+// Out of a GPU's slots UCX takes them where it has CUDA, else from a copy in host memory.
 class PeerExperts final : public ReplicaPuller {
  public:
   // `listener` and `processor` must outlive it. Errors as ExpertServer::Start.
@@ -28,13 +32,14 @@ class PeerExperts final : public ReplicaPuller {
 
  private:
   PeerExperts(std::shared_ptr<UcxContext> context, const GroupIdentity& identity, DeviceMoves* moves)
-      : moves_(moves), fetcher_(std::move(context), identity) {}
+      : moves_(moves), ucx_has_cuda_(context->has_cuda()), fetcher_(std::move(context), identity) {}
 
-  absl::Status Fetch(const std::string& address, ExpertId expert, std::span<std::byte> out,
+  absl::Status Fetch(const std::string& address, ExpertId expert, std::span<std::byte> out, UcxMemory memory,
                      int64_t max_bytes_per_second, absl::Time deadline) BALLAST_EXCLUDES(mu_);
 
   // Null: slots are plain memory.
   DeviceMoves* const moves_;
+  const bool ucx_has_cuda_;
   ExpertFetcher fetcher_;
   std::unique_ptr<ExpertServer> server_;
 

@@ -35,6 +35,8 @@ struct Processor {
   // `base`; null: plain memory.
   DeviceMoves* moves = nullptr;
   std::function<absl::Status(std::span<const std::byte> slot, std::span<std::byte> host)> copy_out;
+  // Makes the GPU current in the calling thread; empty: there is none.
+  std::function<void()> enter_thread;
   // What entering a view of several members may take.
   absl::Duration connect_timeout = absl::Seconds(5);
 };

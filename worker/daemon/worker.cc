@@ -165,7 +165,10 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
 absl::Status Worker::Impl::StartDataPort() {
   BALLAST_ASSIGN_OR_RETURN(const HostPort data, ParseHostPort(config_.data_listen));
   BALLAST_ASSIGN_OR_RETURN(std::string secret, ReadSecret(config_.group_secret_file));
-  BALLAST_ASSIGN_OR_RETURN(ucx_, UcxContext::Create());
+  BALLAST_ASSIGN_OR_RETURN(ucx_, UcxContext::Create(model_->processor.enter_thread));
+  if (model_->processor.moves != nullptr) {
+    Log(Severity::kInfo, "UCX", {{"version", ucp_get_version_string()}, {"cuda", ucx_->has_cuda() ? "yes" : "no"}});
+  }
   const std::string host = data.host == "localhost" ? "127.0.0.1" : data.host;
   BALLAST_ASSIGN_OR_RETURN(listener_,
                            MeshListener::Start({.host = host,

@@ -14,13 +14,6 @@ constexpr int kChunksInFlight = 3;
 
 }  // namespace
 
-size_t MoveChunkBytes(int64_t bytes_per_second) {
-  constexpr int64_t kLeast = int64_t{256} << 10, kMost = int64_t{32} << 20;
-  if (bytes_per_second == 0) return kMost;
-  // Whole pages.
-  return static_cast<size_t>(std::clamp(bytes_per_second / 5000, kLeast, kMost)) & ~size_t{4095};
-}
-
 absl::Status ExpertMover::AwaitTurn(size_t done, size_t bytes, absl::Time deadline) {
   MutexLock lock(mu_);
   for (;;) {

@@ -26,10 +26,6 @@ class ChunkCopier {
   virtual absl::Status AwaitAllBut(int left) = 0;
 };
 
-// The size of the pieces of a move: what its rate allows in 200 us, between 256 KiB and 32 MiB; 32 MiB without a limit
-// (0). Small pieces leave memory and links to others in between, large ones use them fully.
-size_t MoveChunkBytes(int64_t bytes_per_second);
-
 // Cancel may be called by any thread, all else by one.
 class ExpertMover {
  public:

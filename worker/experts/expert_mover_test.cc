@@ -70,13 +70,6 @@ std::vector<std::byte> Bytes(size_t size) {
   return bytes;
 }
 
-TEST(MoveChunkBytes, FollowsTheRate) {
-  EXPECT_EQ(MoveChunkBytes(0), size_t{32} << 20);
-  EXPECT_EQ(MoveChunkBytes(1), size_t{256} << 10);
-  EXPECT_EQ(MoveChunkBytes(10'000'000'000), size_t{1'998'848});
-  EXPECT_EQ(MoveChunkBytes(int64_t{1} << 50), size_t{32} << 20);
-}
-
 TEST(ExpertMover, WithoutALimit_CopiesAllInLargePieces) {
   SimulatedClock clock;
   FakeCopier copier(clock);

@@ -23,6 +23,13 @@ bool MayUseSharedMemory() {
   return false;
 }
 
+// The oldest release whose CUDA support was run.
+bool Since122() {
+  unsigned major = 0, minor = 0, patch = 0;
+  ucp_get_version(&major, &minor, &patch);
+  return major > 1 || (major == 1 && minor >= 22);
+}
+
 void Set(ucp_config_t* config, const char* name, const char* value) {
   // The environment's word is last.
   if (std::getenv(absl::StrCat("UCX_", name).c_str()) != nullptr) return;
@@ -48,7 +55,13 @@ absl::Status UcxError(std::string_view what, ucs_status_t status) {
   }
 }
 
-absl::StatusOr<std::shared_ptr<UcxContext>> UcxContext::Create() {
+void SetMemory(UcxMemory memory, ucp_request_param_t& param) {
+  param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE;
+  param.memory_type = memory == UcxMemory::kCuda ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
+}
+
+absl::StatusOr<std::shared_ptr<UcxContext>> UcxContext::Create(std::function<void()> enter_thread) {
+  if (enter_thread) enter_thread();
   ucp_config_t* config = nullptr;
   if (const ucs_status_t status = ucp_config_read(nullptr, nullptr, &config); status != UCS_OK) {
     return UcxError("UCX configuration", status);
@@ -60,6 +73,9 @@ absl::StatusOr<std::shared_ptr<UcxContext>> UcxContext::Create() {
   Set(config, "RNDV_THRESH", "256k");
   // Off, UCX leaves shared memory out for endpoints that survive their peer, and takes TCP within a host.
   if (MayUseSharedMemory()) Set(config, "MM_ERROR_HANDLING", "y");
+  // Two workers that have announced the same bytes share their registration. UCX 1.22 ends an announcement of the first
+  // only when the second's has ended too, and then writes to the first worker, which may be gone by then.
+  if (Since122()) Set(config, "RCACHE_ENABLE", "n");
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED;
   params.features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP;
@@ -68,12 +84,17 @@ absl::StatusOr<std::shared_ptr<UcxContext>> UcxContext::Create() {
   const ucs_status_t status = ucp_init(&params, config, &handle);
   ucp_config_release(config);
   if (status != UCS_OK) return UcxError("UCX start", status);
-  return std::shared_ptr<UcxContext>(new UcxContext(handle));
+  ucp_context_attr_t attributes{};
+  attributes.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
+  const bool has_cuda = Since122() && enter_thread && ucp_context_query(handle, &attributes) == UCS_OK &&
+                        (attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0;
+  return std::shared_ptr<UcxContext>(new UcxContext(handle, has_cuda, std::move(enter_thread)));
 }
 
 UcxContext::~UcxContext() { ucp_cleanup(handle_); }
 
 absl::StatusOr<std::unique_ptr<UcxWorker>> UcxWorker::Create(std::shared_ptr<UcxContext> context) {
+  context->EnterThread();
   ucp_worker_params_t params{};
   params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_EVENTS;
   params.thread_mode = UCS_THREAD_MODE_SERIALIZED;

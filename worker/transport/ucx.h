@@ -2,8 +2,10 @@
 // time.
 //
 // Environment: UCX_TLS, UCX_NET_DEVICES and every other variable of UCX hold. Without them UCX picks: shared memory on
-// one host, else TCP or what the machine has. What differs from UCX's
-// defaults (keep-alive probes, the rendezvous threshold, error handling of shared memory) stands in ucx.cc.
+// one host, else TCP or what the machine has. What differs from UCX's defaults (keep-alive probes, the rendezvous
+// threshold, error handling of shared memory, shared registrations) stands in ucx.cc.
+//
+// The library is the one that the dynamic linker finds, 1.13 or later: Debian's, or one with CUDA (docs/toolchain.md).
 #ifndef BALLAST_WORKER_TRANSPORT_UCX_H_
 #define BALLAST_WORKER_TRANSPORT_UCX_H_
 
@@ -12,6 +14,8 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,18 +26,34 @@ namespace ballast {
 // UCX's status as ours; Unavailable for a lost peer, else Internal. `what` says what was tried.
 absl::Status UcxError(std::string_view what, ucs_status_t status);
 
+// Where the bytes of a message lie.
+enum class UcxMemory { kHost, kCuda };
+
+// For an operation of UCX, which else looks addresses up.
+void SetMemory(UcxMemory memory, ucp_request_param_t& param);
+
 class UcxContext {
  public:
+  // `enter_thread`, unless empty, makes the worker's GPU current in the calling thread; CUDA memory needs it.
   // Internal: UCX cannot start, e.g. UCX_TLS names nothing that this machine has.
-  static absl::StatusOr<std::shared_ptr<UcxContext>> Create();
+  static absl::StatusOr<std::shared_ptr<UcxContext>> Create(std::function<void()> enter_thread = {});
   ~UcxContext();
   UcxContext(const UcxContext&) = delete;
   UcxContext& operator=(const UcxContext&) = delete;
   ucp_context_h handle() const { return handle_; }
+  // Whether messages may lie in CUDA memory.
+  bool has_cuda() const { return has_cuda_; }
+  // Called by a thread before it makes a worker.
+  void EnterThread() const {
+    if (enter_thread_) enter_thread_();
+  }
 
  private:
-  explicit UcxContext(ucp_context_h handle) : handle_(handle) {}
+  UcxContext(ucp_context_h handle, bool has_cuda, std::function<void()> enter_thread)
+      : handle_(handle), has_cuda_(has_cuda), enter_thread_(std::move(enter_thread)) {}
   const ucp_context_h handle_;
+  const bool has_cuda_;
+  const std::function<void()> enter_thread_;
 };
 
 class UcxEndpoint;

@@ -23,6 +23,8 @@ static_assert(kChunksAhead < internal::kMaxPullsInFlight);
 constexpr absl::Duration kDrainLimit = absl::Milliseconds(50);
 // How often to try again when the peer has no room: the background's work must not take the serving's cores.
 constexpr absl::Duration kRoomInterval = absl::Milliseconds(1);
+// Waits end up to 2 ms late, which what may go ahead of the rate makes up for.
+constexpr int64_t kWaitsPerSecond = 500;
 // For the connection and the handshake.
 constexpr absl::Duration kOpenLimit = absl::Seconds(5);
 
@@ -63,7 +65,10 @@ class ExpertFetcher::Link {
   // Bytes of the chunks that arrived since the last call.
   size_t TakeArrived() { return std::exchange(arrived_, 0); }
 
-  absl::Status Ask(ExpertId expert, size_t offset, std::span<std::byte> buffer) {
+  // What the peer has said that it sends at once.
+  size_t max_chunk_bytes() const { return max_chunk_bytes_; }
+
+  absl::Status Ask(ExpertId expert, size_t offset, std::span<std::byte> buffer, UcxMemory memory) {
     Chunk& chunk = chunks_.emplace_back();
     chunk.tag = ++last_tag_;
     chunk.bytes = buffer.size();
@@ -71,6 +76,7 @@ class ExpertFetcher::Link {
     ucp_request_param_t param{};
     param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
     param.user_data = &chunk;
+    SetMemory(memory, param);
     param.cb.recv = [](void* ucx, ucs_status_t status, const ucp_tag_recv_info_t* info, void* user) {
       Chunk& done = *static_cast<Chunk*>(user);
       done.ucx = nullptr;
@@ -158,6 +164,7 @@ class ExpertFetcher::Link {
     }
     BALLAST_RETURN_IF_ERROR(reply.status);
     chunk->promised = true;
+    max_chunk_bytes_ = reply.max_chunk_bytes;
     return absl::OkStatus();
   }
 
@@ -171,6 +178,7 @@ class ExpertFetcher::Link {
   bool connected_ = false;
   bool open_ = false;
   uint64_t last_tag_ = 0;
+  size_t max_chunk_bytes_ = internal::kMaxChunkBytes;
   int receiving_ = 0;
   // In the order they were asked for. A deque: their addresses stay.
   std::deque<Chunk> chunks_;
@@ -275,6 +283,7 @@ absl::Status ExpertFetcher::Run(const Job& job) {
 absl::Status ExpertFetcher::Transfer(const Job& job) {
   const ExpertPull& pull = job.pull;
   if (pull.buffer.empty()) return absl::InvalidArgumentError("an empty buffer");
+  BALLAST_CHECK(pull.memory == UcxMemory::kHost || context_->has_cuda());
   size_t asked = 0, arrived = 0;
   const auto check = [&](absl::Time now) {
     const absl::Status status = CheckGoingOn(job, now);
@@ -306,8 +315,8 @@ absl::Status ExpertFetcher::Transfer(const Job& job) {
     }
     if (link_->open() && link_->can_ask() && asked < pull.buffer.size()) {
       if (bucket_.ReadyAt() <= now) {
-        const size_t bytes = std::min<size_t>(options_.chunk_bytes, pull.buffer.size() - asked);
-        BALLAST_RETURN_IF_ERROR(link_->Ask(pull.expert, asked, pull.buffer.subspan(asked, bytes)));
+        const size_t bytes = ChunkBytes(pull.memory, pull.buffer.size() - asked);
+        BALLAST_RETURN_IF_ERROR(link_->Ask(pull.expert, asked, pull.buffer.subspan(asked, bytes), pull.memory));
         bucket_.Spend(static_cast<int64_t>(bytes), now);
         asked += bytes;
         continue;
@@ -318,11 +327,20 @@ absl::Status ExpertFetcher::Transfer(const Job& job) {
   }
 }
 
+size_t ExpertFetcher::ChunkBytes(UcxMemory memory, size_t left) {
+  size_t bytes = options_.chunk_bytes;
+  if (memory == UcxMemory::kCuda && link_->max_chunk_bytes() > internal::kMaxChunkBytes) {
+    MutexLock lock(mu_);
+    bytes = std::min(MoveChunkBytes(bytes_per_second_), link_->max_chunk_bytes());
+  }
+  return std::min(bytes, left);
+}
+
 absl::Status ExpertFetcher::CheckGoingOn(const Job& job, absl::Time now) {
   MutexLock lock(mu_);
   if (job.cancelled) return absl::CancelledError("cancelled");
   if (now >= job.pull.deadline) return absl::DeadlineExceededError("deadline passed");
-  bucket_.SetRate(bytes_per_second_);
+  bucket_.SetRate(bytes_per_second_, std::max(options_.chunk_bytes, bytes_per_second_ / kWaitsPerSecond));
   return absl::OkStatus();
 }
 

@@ -34,6 +34,8 @@ struct ExpertPull {
   // Takes the weights in the slot layout; exactly one replica long. The caller's until `done` is called; its contents
   // are undefined unless the pull succeeded, and then they are what the peer sent: the caller verifies the checksum.
   std::span<std::byte> buffer;
+  // Of the buffer. kCuda needs a context with CUDA.
+  UcxMemory memory = UcxMemory::kHost;
   absl::Time deadline = absl::InfiniteFuture();
   // Called by the fetcher's thread after every chunk with the bytes there so far; may be empty.
   std::function<void(size_t bytes)> on_progress;
@@ -53,7 +55,7 @@ struct ExpertPull {
 using PullId = StrongInt<struct PullTag, uint64_t>;
 
 struct ExpertFetcherOptions {
-  // At most 128 KiB.
+  // At most 128 KiB. Into CUDA memory, from a peer that sends from it: MoveChunkBytes of the rate.
   int64_t chunk_bytes = 128 * 1024;
   // 0: no limit.
   int64_t bytes_per_second = 0;
@@ -90,6 +92,8 @@ class ExpertFetcher {
   void Loop();
   absl::Status Run(const Job& job);
   absl::Status Transfer(const Job& job);
+  // The next chunk's bytes, at most `left`.
+  size_t ChunkBytes(UcxMemory memory, size_t left) BALLAST_EXCLUDES(mu_);
   // Not OK when the pull has to end before its time.
   absl::Status CheckGoingOn(const Job& job, absl::Time now) BALLAST_EXCLUDES(mu_);
 

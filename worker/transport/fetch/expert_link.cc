@@ -36,7 +36,7 @@ absl::StatusOr<ChunkRequest> DecodeChunkRequest(const Frame& frame) {
 std::string EncodeChunkReply(const ChunkReply& reply) {
   const absl::string_view text = reply.status.message();
   WireWriter out;
-  out.Put(reply.tag).Put(static_cast<uint8_t>(reply.status.code())).Put(reply.replica_bytes);
+  out.Put(reply.tag).Put(static_cast<uint8_t>(reply.status.code())).Put(reply.replica_bytes).Put(reply.max_chunk_bytes);
   out.PutString(std::string_view(text.data(), std::min(text.size(), kMaxText)));
   return EncodeFrame(static_cast<uint8_t>(LinkFrame::kPullReply), std::move(out).Take());
 }
@@ -47,6 +47,7 @@ absl::StatusOr<ChunkReply> DecodeChunkReply(const Frame& frame) {
   reply.tag = in.Get<uint64_t>();
   const uint8_t code = in.Get<uint8_t>();
   reply.replica_bytes = in.Get<uint64_t>();
+  reply.max_chunk_bytes = in.Get<uint64_t>();
   const std::string text(in.GetString(kMaxText));
   if (frame.type != static_cast<uint8_t>(LinkFrame::kPullReply) || !in.AtEnd() || code > 16) {
     return absl::InvalidArgumentError("malformed expert reply");

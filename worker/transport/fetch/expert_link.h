@@ -3,7 +3,7 @@
 //   fetcher                                            server
 //   kPullAddress {address of its UCX worker}       ->
 //   kPullRequest {tag, expert, offset, length}     ->
-//                                                  <-  kPullReply {tag, code, replica's bytes, text}
+//                                                  <-  kPullReply {tag, code, replica's bytes, largest chunk, text}
 //                                                  <-  the chunk, through UCX, with that tag (if the code is OK)
 //
 // Requests are answered in order. Either side closes the link to end it.
@@ -25,6 +25,9 @@ inline constexpr int kMaxPullsInFlight = 4;
 // Below ucx.cc's rendezvous threshold: a receiver that gives up in the middle of a rendezvous cannot end its UCX
 // worker, for UCX 1.13 insists that the answer it owes is sent first, and aborts.
 inline constexpr uint64_t kMaxChunkBytes = uint64_t{128} << 10;
+// Between two GPUs, whose UCX is a later one: only a rendezvous goes from one's memory into the other's, and it takes
+// the same messages to and fro for few bytes as for many.
+inline constexpr uint64_t kMaxCudaChunkBytes = uint64_t{32} << 20;
 
 struct ChunkRequest {
   uint64_t tag = 0;
@@ -39,6 +42,8 @@ struct ChunkReply {
   absl::Status status;
   // Of the whole replica; 0 when there is none.
   uint64_t replica_bytes = 0;
+  // The longest chunk that may be asked for from now on.
+  uint64_t max_chunk_bytes = kMaxChunkBytes;
 };
 
 std::string EncodeChunkRequest(const ChunkRequest& request);

@@ -123,9 +123,7 @@ absl::Status ExpertServer::OnFrame(uint64_t id, Link& link, const Frame& frame) 
 
 absl::Status ExpertServer::Serve(Link& link, const Frame& frame) {
   BALLAST_ASSIGN_OR_RETURN(const internal::ChunkRequest request, internal::DecodeChunkRequest(frame));
-  if (link.sends.size() >= internal::kMaxPullsInFlight || request.length > internal::kMaxChunkBytes) {
-    return absl::ResourceExhaustedError("too much at once");
-  }
+  if (link.sends.size() >= internal::kMaxPullsInFlight) return absl::ResourceExhaustedError("too much at once");
   link.last_request = Clock::Real().Now();
   if (!link.replica || link.expert != request.expert) {
     link.replica.reset();
@@ -134,19 +132,23 @@ absl::Status ExpertServer::Serve(Link& link, const Frame& frame) {
     link.expert = request.expert;
     link.replica = *std::move(replica);
   }
+  const UcxMemory memory = link.replica->memory;
+  const uint64_t max_chunk = memory == UcxMemory::kCuda ? internal::kMaxCudaChunkBytes : internal::kMaxChunkBytes;
+  if (request.length > max_chunk) return absl::ResourceExhaustedError("too much at once");
   const std::span<const std::byte> weights = link.replica->weights;
   if (request.offset > weights.size() || request.length > weights.size() - request.offset) {
     return link.socket.Send(internal::EncodeChunkReply(
         {request.tag, absl::OutOfRangeError("a chunk past the end of the replica"), weights.size()}));
   }
   BALLAST_RETURN_IF_ERROR(
-      link.socket.Send(internal::EncodeChunkReply({request.tag, absl::OkStatus(), weights.size()})));
+      link.socket.Send(internal::EncodeChunkReply({request.tag, absl::OkStatus(), weights.size(), max_chunk})));
   link.sends.push_front({.link = &link, .pin = link.replica->pin});
   const auto send = link.sends.begin();
   send->self = send;
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.user_data = &*send;
+  SetMemory(memory, param);
   param.cb.send = [](void* ucx, ucs_status_t status, void* user) {
     OnSent(*static_cast<ChunkSend*>(user), status);
     ucp_request_free(ucx);

@@ -30,6 +30,8 @@ struct PinnedReplica {
   // In the slot layout: gate, up, down.
   std::span<const std::byte> weights;
   std::shared_ptr<const void> pin;
+  // Of the weights. kCuda needs a context with CUDA.
+  UcxMemory memory = UcxMemory::kHost;
 };
 
 // Thread-safe.
