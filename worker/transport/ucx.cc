@@ -68,6 +68,8 @@ absl::StatusOr<std::shared_ptr<UcxContext>> UcxContext::Create(std::function<voi
   }
   // The bootstrap's sockets tell of a dead peer; UCX's own probes would wake idle workers.
   Set(config, "KEEPALIVE_INTERVAL", "inf");
+  // UCX 1.13 aborts the process when a TCP peer closes its end while it sends from the caller's memory.
+  if (!Since122()) Set(config, "ZCOPY_THRESH", "inf");
   // A step's messages are at most this long. Announcing them first, as UCX would from a few KB on, costs two more
   // wake-ups each: with two processes a core that doubles the processor time of an exchange.
   Set(config, "RNDV_THRESH", "256k");

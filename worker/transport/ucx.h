@@ -3,7 +3,7 @@
 //
 // Environment: UCX_TLS, UCX_NET_DEVICES and every other variable of UCX hold. Without them UCX picks: shared memory on
 // one host, else TCP or what the machine has. What differs from UCX's defaults (keep-alive probes, the rendezvous
-// threshold, error handling of shared memory, shared registrations) stands in ucx.cc.
+// threshold, copying, error handling of shared memory, shared registrations) stands in ucx.cc.
 //
 // The library is the one that the dynamic linker finds, 1.13 or later: Debian's, or one with CUDA (docs/toolchain.md).
 #ifndef BALLAST_WORKER_TRANSPORT_UCX_H_
