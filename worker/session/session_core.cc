@@ -305,10 +305,14 @@ SessionActions SessionCore::OnClosed(const absl::Status& status, absl::Time now)
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kPermissionDenied:
-      state_ = State::kStopped;
-      Schedule(absl::InfiniteFuture());
-      actions.push_back(GiveUp{status});
-      return actions;
+      // Once welcome it serves on: the controller's certificates or configuration may be what changed.
+      if (term_ == Term()) {
+        state_ = State::kStopped;
+        Schedule(absl::InfiniteFuture());
+        actions.push_back(GiveUp{status});
+        return actions;
+      }
+      [[fallthrough]];
     case absl::StatusCode::kFailedPrecondition:
       Log(Severity::kError, "the controller refuses this worker; retrying slowly", {{"status", status}});
       Retry(now, options_.refused_backoff);

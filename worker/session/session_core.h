@@ -33,7 +33,8 @@ struct SessionOptions {
   // than an eighth of the lease, once it is known: a controller that restarts counts it anew and must be found in time.
   absl::Duration min_backoff = absl::Milliseconds(100);
   absl::Duration max_backoff = absl::Seconds(1);
-  // After FAILED_PRECONDITION, or a controller of a version too far off: an operator must act first.
+  // An operator must act first: after FAILED_PRECONDITION, a controller of a version too far off, or, once there was a
+  // session, INVALID_ARGUMENT and PERMISSION_DENIED.
   absl::Duration refused_backoff = absl::Seconds(10);
   // An attempt without Welcome ends after this.
   absl::Duration greeting_timeout = absl::Seconds(5);
@@ -112,7 +113,7 @@ struct NoteDrain {
 struct ReportEvery {
   absl::Duration interval;
 };
-// The controller refuses this process for good: end it.
+// The controller refuses this process, which was never in a session: end it.
 struct GiveUp {
   absl::Status status;
 };

@@ -231,8 +231,8 @@ TEST_F(SessionCoreTest, StreamErrors) {
     absl::Duration at_least, at_most;
   };
   const Case cases[] = {
-      {absl::StatusCode::kInvalidArgument, "give-up", absl::InfiniteDuration(), absl::InfiniteDuration()},
-      {absl::StatusCode::kPermissionDenied, "give-up", absl::InfiniteDuration(), absl::InfiniteDuration()},
+      {absl::StatusCode::kInvalidArgument, "", absl::Seconds(10), absl::Seconds(10)},
+      {absl::StatusCode::kPermissionDenied, "", absl::Seconds(10), absl::Seconds(10)},
       {absl::StatusCode::kFailedPrecondition, "", absl::Seconds(10), absl::Seconds(10)},
       {absl::StatusCode::kAlreadyExists, "", absl::Milliseconds(100), absl::Milliseconds(126)},
       {absl::StatusCode::kAborted, "leave", absl::Milliseconds(100), absl::Milliseconds(126)},
@@ -245,6 +245,15 @@ TEST_F(SessionCoreTest, StreamErrors) {
     EXPECT_EQ(Show(Close(c.code)), c.actions);
     EXPECT_GE(core_.next_tick() - now_, c.at_least);
     EXPECT_LE(core_.next_tick() - now_, c.at_most);
+  }
+}
+
+TEST_F(SessionCoreTest, RefusedBeforeTheFirstSession_GivesUp) {
+  for (const absl::StatusCode code : {absl::StatusCode::kInvalidArgument, absl::StatusCode::kPermissionDenied}) {
+    core_ = SessionCore(BaseHello(), SessionOptions{});
+    TickWhenDue();
+    EXPECT_EQ(Show(Close(code)), "give-up");
+    EXPECT_EQ(core_.next_tick(), absl::InfiniteFuture());
   }
 }
 
