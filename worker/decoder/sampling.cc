@@ -41,7 +41,9 @@ int32_t Sampler::Sample(std::span<const float> logits, const SamplingOptions& op
   candidates_.clear();
   double sum = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
-    const double p = std::exp((logits[i] - top) / options.temperature);
+    const double e = std::exp((logits[i] - top) / options.temperature);
+    // Never drawn, and not in the way of an order.
+    const double p = std::isfinite(e) ? e : 0;
     sum += p;
     candidates_.push_back({p, static_cast<int32_t>(i)});
   }

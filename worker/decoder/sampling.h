@@ -26,6 +26,7 @@ class Sampler {
  public:
   // The token for `position` (the position that the new token will take). The random number is a function of (seed,
   // position) alone, so the answer does not depend on what else the step held, or on how often the step was run.
+  // A logit that is not finite is the answer only where the largest (ArgMax) is not finite.
   // REQUIRES: valid options, logits not empty.
   int32_t Sample(std::span<const float> logits, const SamplingOptions& options, int64_t position);
 

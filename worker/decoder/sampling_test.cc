@@ -49,6 +49,30 @@ TEST(SamplerTest, TopPKeepsTheSmallestSetThatReachesTheMass) {
   EXPECT_EQ(sampler.Sample(logits, {.temperature = 1, .top_p = 1e-6f, .seed = 1}, 9), 1);
 }
 
+TEST(SamplerTest, LogitsThatAreNotANumber_AreNeverDrawn) {
+  std::vector<float> logits(10000, -100);
+  for (size_t i = 1; i < logits.size(); i += 777) logits[i] = std::nanf("");
+  logits[500] = logits[9000] = 3;
+  for (const float top_p : {0.9f, 1.0f}) {
+    Sampler sampler;
+    int first = 0, second = 0;
+    for (int i = 0; i < 100; ++i) {
+      const int32_t token = sampler.Sample(logits, {.temperature = 1, .top_p = top_p, .seed = 5}, i);
+      first += token == 500;
+      second += token == 9000;
+    }
+    EXPECT_EQ(first + second, 100);
+    EXPECT_GT(first, 0);
+    EXPECT_GT(second, 0);
+  }
+}
+
+TEST(SamplerTest, NothingFinite_GivesTheFirst) {
+  Sampler sampler;
+  const std::vector<float> logits(100, std::nanf(""));
+  EXPECT_EQ(sampler.Sample(logits, {.temperature = 1, .top_p = 0.5f}, 1), 0);
+}
+
 TEST(SamplerTest, DependsOnSeedAndPositionAlone) {
   const std::vector<float> logits(1000, 0.5f);
   Sampler fresh, used;

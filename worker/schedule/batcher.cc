@@ -1,6 +1,7 @@
 #include "worker/schedule/batcher.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -217,6 +218,10 @@ void Batcher::Commit(const StepResult& result) {
     }
     const std::span<const float> row(result.logits + static_cast<size_t>(piece.first_logit) * vocab_size_, vocab_size_);
     results_[i].token = sampler_.Sample(row, entry.request.sampling, piece.start_position + piece.num_rows);
+    if (!std::isfinite(row[results_[i].token])) {
+      results_[i].status = absl::InternalError("the next token's logits are not finite");
+      continue;
+    }
     if (entry.request.logprobs) token_logprobs[i] = static_cast<float>(LogProbability(row, results_[i].token));
   }
 

@@ -84,6 +84,19 @@ class BatcherTest : public ::testing::Test {
   int notified_ = 0;
 };
 
+TEST_F(BatcherTest, LogitsThatAreNotFinite_EndTheRequestAndNoOther) {
+  const auto bad = Submit(SequenceKind::kGenerate, {1, 2}, 3);
+  const auto good = Submit(SequenceKind::kGenerate, {3, 4}, 3);
+  ASSERT_TRUE(batcher_->HasWork());
+  const StepRows rows = batcher_->Next(8);
+  std::vector<float> logits(rows.input.logit_rows.size() * kVocab, 1);
+  std::fill_n(logits.begin(), kVocab, std::nanf(""));
+  batcher_->Commit({.logits = logits.data()});
+  while (batcher_->HasWork()) RunStep();
+  EXPECT_EQ(bad->status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(good->status, absl::OkStatus());
+}
+
 TEST_F(BatcherTest, Generates) {
   const auto outcome = Submit(SequenceKind::kGenerate, {1, 2, 3}, 3);
   EXPECT_EQ(notified_, 1);
