@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <map>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -38,11 +39,11 @@ absl::Status CheckTensor(const RequiredTensor& want, const TensorView& got) {
                                                  absl::StrJoin(want.shape, ", "), "]"));
 }
 
-std::string ComputeFingerprint(const ModelConfig& config, std::span<const TensorView> tensors) {
-  std::vector<Checksum> checksums(tensors.size());
+// Calls body(i) for i in [0, n), on several threads.
+void ForEach(size_t n, const std::function<void(size_t)>& body) {
   std::atomic<size_t> next = 0;
   const auto work = [&] {
-    for (size_t i = next++; i < tensors.size(); i = next++) checksums[i] = ComputeChecksum(tensors[i].data);
+    for (size_t i = next++; i < n; i = next++) body(i);
   };
   // More threads than this only wait for memory.
   constexpr unsigned kMaxThreads = 16;
@@ -50,7 +51,11 @@ std::string ComputeFingerprint(const ModelConfig& config, std::span<const Tensor
   for (unsigned i = 1; i < std::min(std::thread::hardware_concurrency(), kMaxThreads); ++i) helpers.emplace_back(work);
   work();
   for (std::thread& helper : helpers) helper.join();
+}
 
+// `checksums`: of the tensors.
+std::string ComputeFingerprint(const ModelConfig& config, std::span<const TensorView> tensors,
+                               std::span<const Checksum> checksums) {
   // Lengths first: a name cannot imitate the fields after it.
   std::string text = absl::StrCat("ballast-checkpoint-1\n", config.Canonical(), "\n");
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -177,13 +182,39 @@ absl::Status Checkpoint::ReadExpert(ExpertId id, std::span<std::byte> out) const
 }
 
 absl::StatusOr<Checksum> Checkpoint::ExpertChecksum(ExpertId id) const {
-  BALLAST_ASSIGN_OR_RETURN(const ExpertViews expert, FindExpert(id));
-  return ComputeExpertChecksum({expert.gate, expert.up, expert.down});
+  BALLAST_RETURN_IF_ERROR(FindExpert(id).status());
+  return sums().experts[static_cast<size_t>(id.layer) * config_.num_experts + id.expert];
 }
 
-const std::string& Checkpoint::fingerprint() const {
-  std::call_once(fingerprint_once_, [this] { fingerprint_ = ComputeFingerprint(config_, tensors_.tensors()); });
-  return fingerprint_;
+const std::string& Checkpoint::fingerprint() const { return sums().fingerprint; }
+
+const Checkpoint::Sums& Checkpoint::sums() const {
+  std::call_once(sums_once_, [this] {
+    const std::span<const TensorView> tensors = tensors_.tensors();
+    std::map<const std::byte*, size_t> tensor_at;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      // An empty one may begin where another does.
+      if (!tensors[i].data.empty()) tensor_at[tensors[i].data.data()] = i;
+    }
+    // An expert's tensors are read for both its sum and theirs while they are in memory.
+    std::vector<Checksum> checksums(tensors.size());
+    std::vector<uint8_t> done(tensors.size());
+    sums_.experts.resize(experts_.size());
+    ForEach(experts_.size(), [&](size_t i) {
+      const ExpertViews& expert = experts_[i];
+      for (const std::span<const std::byte> part : {expert.gate, expert.up, expert.down}) {
+        const size_t tensor = tensor_at.at(part.data());
+        checksums[tensor] = ComputeChecksum(part);
+        done[tensor] = 1;
+      }
+      sums_.experts[i] = ComputeExpertChecksum({expert.gate, expert.up, expert.down});
+    });
+    ForEach(tensors.size(), [&](size_t i) {
+      if (!done[i]) checksums[i] = ComputeChecksum(tensors[i].data);
+    });
+    sums_.fingerprint = ComputeFingerprint(config_, tensors, checksums);
+  });
+  return sums_;
 }
 
 }  // namespace ballast

@@ -59,8 +59,8 @@ class Checkpoint {
   size_t expert_bytes() const { return expert_bytes_; }
   // Copies one expert. InvalidArgument names the field: no such layer or expert, `out` is not expert_bytes() long.
   absl::Status ReadExpert(ExpertId id, std::span<std::byte> out) const;
-  // Of the slot layout, ComputeExpertChecksum of what ReadExpert gives; reads the expert's bytes at each call.
-  // InvalidArgument: no such expert.
+  // Of the slot layout, ComputeExpertChecksum of what ReadExpert gave when the fingerprint was computed, which the
+  // first call does: what has changed in the files since does not verify itself. InvalidArgument: no such expert.
   absl::StatusOr<Checksum> ExpertChecksum(ExpertId id) const;
 
   // 32 hex digits over the configuration and each tensor's name, dtype, shape and checksum. The same however the
@@ -73,9 +73,16 @@ class Checkpoint {
     std::span<const std::byte> gate, up, down;
   };
 
+  struct Sums {
+    std::string fingerprint;
+    // By (MoE layer, expert).
+    std::vector<Checksum> experts;
+  };
+
   Checkpoint(ModelConfig config, TensorStore tensors) : config_(std::move(config)), tensors_(std::move(tensors)) {}
   absl::Status CheckTensors();
   absl::StatusOr<ExpertViews> FindExpert(ExpertId id) const;
+  const Sums& sums() const;
 
   const ModelConfig config_;
   const TensorStore tensors_;
@@ -84,8 +91,8 @@ class Checkpoint {
   // By (MoE layer, expert).
   std::vector<ExpertViews> experts_;
 
-  mutable std::once_flag fingerprint_once_;
-  mutable std::string fingerprint_;
+  mutable std::once_flag sums_once_;
+  mutable Sums sums_;
 };
 
 }  // namespace ballast

@@ -75,6 +75,14 @@ class TinyCheckpoint {
     Write("model.safetensors", Serialize(tensors));
     return Checkpoint::Open(dir_.string());
   }
+  // In place, in the file that is open.
+  void FlipByteOf(const std::string& tensor) const {
+    const std::string bytes = Serialize(tensors);
+    const size_t at = bytes.find(tensors.at(tensor).data);
+    std::fstream file(dir_ / "model.safetensors", std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(static_cast<std::streamoff>(at));
+    file.put(static_cast<char>(bytes[at] ^ 1));
+  }
   // One shard a tensor name's last letter's parity: any split will do.
   absl::StatusOr<std::unique_ptr<Checkpoint>> OpenSharded() const {
     std::filesystem::remove(dir_ / "model.safetensors");
@@ -153,6 +161,20 @@ TEST(Checkpoint, FingerprintSeesEveryChange) {
   files.Write("config.json",
               absl::StrReplaceAll(kMixtralConfig, {{"\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 1"}}));
   EXPECT_NE((*files.Open())->fingerprint(), original);
+}
+
+TEST(Checkpoint, WhatChangesAfterTheFingerprintDoesNotVerifyItself) {
+  TinyCheckpoint files;
+  const auto checkpoint = files.Open();
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const ExpertId id{.layer = 1, .expert = 2};
+  (*checkpoint)->fingerprint();
+  std::vector<std::byte> slot((*checkpoint)->expert_bytes());
+  ASSERT_TRUE((*checkpoint)->ReadExpert(id, slot).ok());
+  EXPECT_EQ(*(*checkpoint)->ExpertChecksum(id), ComputeExpertChecksum(slot));
+  files.FlipByteOf("model.layers.1.block_sparse_moe.experts.2.w3.weight");
+  ASSERT_TRUE((*checkpoint)->ReadExpert(id, slot).ok());
+  EXPECT_NE(*(*checkpoint)->ExpertChecksum(id), ComputeExpertChecksum(slot));
 }
 
 TEST(Checkpoint, NamesTheTensorThatDoesNotFit) {
