@@ -171,7 +171,7 @@ class HandoverTest : public ::testing::Test {
     cache_ = *KvCache::Create({.num_layers = 1, .attention = {.num_heads = 1, .num_kv_heads = 1, .head_dim = 16}}, 64);
     batcher_ = *Batcher::Create(
         {.max_rows = 8, .max_logit_rows = 8, .max_running = 4, .max_waiting = 4, .max_positions = 1000}, kVocab,
-        *cache_, counters_, Clock::Real());
+        *cache_, counters_, clock_);
     steps_ = std::make_unique<Steps>(*batcher_);
     router_ = std::make_unique<RequestRouter>(
         "w0", [](const std::string& address) { return v1::Inference::NewStub(Channel(address)); },
@@ -181,7 +181,8 @@ class HandoverTest : public ::testing::Test {
                                            .serving = [] { return absl::OkStatus(); },
                                            .router = router_.get(),
                                            .worker = "wörker",
-                                           .ended = [this](const RequestRecord& record) { Ended(record); }});
+                                           .ended = [this](const RequestRecord& record) { Ended(record); },
+                                           .clock = &clock_});
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -270,6 +271,8 @@ class HandoverTest : public ::testing::Test {
     return record;
   }
 
+  // Days ahead of the system's, which may be set at any time.
+  SimulatedClock clock_{Clock::Real().Now() + absl::Hours(48)};
   FakeHome home_;
   LoadCounters counters_{1, 2, 1};
   std::unique_ptr<KvCache> cache_;

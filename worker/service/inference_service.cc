@@ -15,9 +15,11 @@
 namespace ballast {
 namespace {
 
-absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
+// By `clock`: gRPC has it by the system's, which may be set, also backwards.
+absl::Time DeadlineOf(const grpc::CallbackServerContext& context, Clock& clock) {
   const auto deadline = context.deadline();
-  return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture() : absl::FromChrono(deadline);
+  if (deadline == std::chrono::system_clock::time_point::max()) return absl::InfiniteFuture();
+  return clock.Now() + absl::FromChrono(deadline - std::chrono::system_clock::now());
 }
 
 uint64_t FreshSeed() {
@@ -285,12 +287,12 @@ class GenerateCall final : public RequestSink,
     // Tokens are made of the text once.
     remote.mutable_token_ids()->mutable_ids()->Assign(batched.spec.tokens.begin(), batched.spec.tokens.end());
     remote.set_seed(batched.sampling.seed);
-    const absl::Time deadline = batched.spec.deadline;
+    const absl::Duration timeout = batched.spec.deadline - options_.clock->Now();
     {
       MutexLock lock(mu_);
       batched_ = std::move(batched);
     }
-    submission_.HandOver(StartRemote(*peer_, options_.worker, std::move(remote), deadline, shared_from_this()));
+    submission_.HandOver(StartRemote(*peer_, options_.worker, std::move(remote), timeout, shared_from_this()));
     return absl::OkStatus();
   }
 
@@ -456,9 +458,9 @@ class ScoreCall final : public RequestSink, public RemoteScoreSink, public std::
     peer_ = std::move(target.peer);
     v1::ScoreRequest remote = request;
     remote.mutable_token_ids()->mutable_ids()->Assign(batched.spec.tokens.begin(), batched.spec.tokens.end());
-    const absl::Time deadline = batched.spec.deadline;
+    const absl::Duration timeout = batched.spec.deadline - options_.clock->Now();
     batched_ = std::move(batched);
-    submission_.HandOver(StartRemote(*peer_, options_.worker, std::move(remote), deadline, shared_from_this()));
+    submission_.HandOver(StartRemote(*peer_, options_.worker, std::move(remote), timeout, shared_from_this()));
     return absl::OkStatus();
   }
 
@@ -484,13 +486,14 @@ InferenceService::InferenceService(Batcher& batcher, InferenceServiceOptions opt
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                                            const v1::GenerateRequest* request) {
   return std::make_shared<GenerateCall>(batcher_, options_, *request, HandedIn(*context))
-      ->Start(*request, ToBatched(*request, options_.rules, DeadlineOf(*context), FreshSeed()), handed_in_);
+      ->Start(*request, ToBatched(*request, options_.rules, DeadlineOf(*context, *options_.clock), FreshSeed()),
+              handed_in_);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
                                                   v1::ScoreResponse* response) {
   return std::make_shared<ScoreCall>(batcher_, options_, *request, *response, HandedIn(*context))
-      ->Start(*request, ToBatched(*request, options_.rules, DeadlineOf(*context)), handed_in_);
+      ->Start(*request, ToBatched(*request, options_.rules, DeadlineOf(*context, *options_.clock)), handed_in_);
 }
 
 }  // namespace ballast

@@ -1,6 +1,7 @@
 #include "worker/service/remote_call.h"
 
 #include <atomic>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,8 +14,11 @@ namespace {
 // What both kinds of call share. A peer that has left the view may be silent for ever: the call is not left to it.
 class Call : public RemoteCall, public PeerWatcher, public std::enable_shared_from_this<Call> {
  public:
-  Call(Peer& peer, const std::string& own_name, absl::Time deadline) : peer_name_(peer.name()) {
-    if (deadline != absl::InfiniteFuture()) context_.set_deadline(absl::ToChronoTime(deadline));
+  Call(Peer& peer, const std::string& own_name, absl::Duration timeout) : peer_name_(peer.name()) {
+    if (timeout != absl::InfiniteDuration()) {
+      // By the system's clock, as gRPC wants it.
+      context_.set_deadline(absl::ToChronoTime(absl::FromChrono(std::chrono::system_clock::now()) + timeout));
+    }
     context_.AddMetadata(kHandedOverBy, own_name);
   }
 
@@ -40,9 +44,9 @@ class Call : public RemoteCall, public PeerWatcher, public std::enable_shared_fr
 
 class GenerateCall final : public Call, public grpc::ClientReadReactor<v1::GenerateResponse> {
  public:
-  GenerateCall(Peer& peer, const std::string& own_name, v1::GenerateRequest request, absl::Time deadline,
+  GenerateCall(Peer& peer, const std::string& own_name, v1::GenerateRequest request, absl::Duration timeout,
                std::shared_ptr<RemoteGenerateSink> sink)
-      : Call(peer, own_name, deadline), request_(std::move(request)), sink_(std::move(sink)) {}
+      : Call(peer, own_name, timeout), request_(std::move(request)), sink_(std::move(sink)) {}
 
   void Start(Peer& peer) {
     self_ = shared_from_this();
@@ -70,9 +74,9 @@ class GenerateCall final : public Call, public grpc::ClientReadReactor<v1::Gener
 
 class ScoreCall final : public Call {
  public:
-  ScoreCall(Peer& peer, const std::string& own_name, v1::ScoreRequest request, absl::Time deadline,
+  ScoreCall(Peer& peer, const std::string& own_name, v1::ScoreRequest request, absl::Duration timeout,
             std::shared_ptr<RemoteScoreSink> sink)
-      : Call(peer, own_name, deadline), request_(std::move(request)), sink_(std::move(sink)) {}
+      : Call(peer, own_name, timeout), request_(std::move(request)), sink_(std::move(sink)) {}
 
   void Start(Peer& peer) {
     peer.stub().async()->Score(&context_, &request_, &response_,
@@ -88,9 +92,9 @@ class ScoreCall final : public Call {
 };
 
 template <typename Kind, typename Request, typename Sink>
-std::shared_ptr<RemoteCall> Start(Peer& peer, const std::string& own_name, Request request, absl::Time deadline,
+std::shared_ptr<RemoteCall> Start(Peer& peer, const std::string& own_name, Request request, absl::Duration timeout,
                                   std::shared_ptr<Sink> sink) {
-  const auto call = std::make_shared<Kind>(peer, own_name, std::move(request), deadline, std::move(sink));
+  const auto call = std::make_shared<Kind>(peer, own_name, std::move(request), timeout, std::move(sink));
   call->Start(peer);
   peer.Watch(call);
   return call;
@@ -108,13 +112,13 @@ std::shared_ptr<grpc::Channel> OpenPeerChannel(const TransportSecurity& security
 }
 
 std::shared_ptr<RemoteCall> StartRemote(Peer& peer, const std::string& own_name, v1::GenerateRequest request,
-                                        absl::Time deadline, std::shared_ptr<RemoteGenerateSink> sink) {
-  return Start<GenerateCall>(peer, own_name, std::move(request), deadline, std::move(sink));
+                                        absl::Duration timeout, std::shared_ptr<RemoteGenerateSink> sink) {
+  return Start<GenerateCall>(peer, own_name, std::move(request), timeout, std::move(sink));
 }
 
 std::shared_ptr<RemoteCall> StartRemote(Peer& peer, const std::string& own_name, v1::ScoreRequest request,
-                                        absl::Time deadline, std::shared_ptr<RemoteScoreSink> sink) {
-  return Start<ScoreCall>(peer, own_name, std::move(request), deadline, std::move(sink));
+                                        absl::Duration timeout, std::shared_ptr<RemoteScoreSink> sink) {
+  return Start<ScoreCall>(peer, own_name, std::move(request), timeout, std::move(sink));
 }
 
 }  // namespace ballast

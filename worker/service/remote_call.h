@@ -46,11 +46,11 @@ class RemoteScoreSink {
   virtual void OnRemoteScored(const absl::Status& status, v1::ScoreResponse&& response) = 0;
 };
 
-// Begin the call, on behalf of the worker `own_name`.
+// Begin the call, on behalf of the worker `own_name`; an infinite timeout is none.
 std::shared_ptr<RemoteCall> StartRemote(Peer& peer, const std::string& own_name, v1::GenerateRequest request,
-                                        absl::Time deadline, std::shared_ptr<RemoteGenerateSink> sink);
+                                        absl::Duration timeout, std::shared_ptr<RemoteGenerateSink> sink);
 std::shared_ptr<RemoteCall> StartRemote(Peer& peer, const std::string& own_name, v1::ScoreRequest request,
-                                        absl::Time deadline, std::shared_ptr<RemoteScoreSink> sink);
+                                        absl::Duration timeout, std::shared_ptr<RemoteScoreSink> sink);
 
 }  // namespace ballast
 
