@@ -249,7 +249,7 @@ absl::Status DeviceMoeExecutor::Impl::BeginStep(const MoeStep& s, cudaStream_t s
   failed.assign(step.rows.size(), 0);
   failures.clear();
   late.clear();
-  stats = MoeStepStats{.any_more_work = step.more_work};
+  stats = MoeStepStats{.any_more_work = step.more_work, .least_capacity = options.capacity};
   for (const RowLabel& label : step.rows) stats.any_prefill |= label.phase == TokenPhase::kPrefill;
   // One layer of the step is timed, in turn; one that tells counts where there is one.
   timed_layer = static_cast<int>(step.step.value() % static_cast<uint64_t>(L()));
@@ -261,8 +261,7 @@ absl::Status DeviceMoeExecutor::Impl::BeginStep(const MoeStep& s, cudaStream_t s
   words[kStepRows] = rows();
   words[kStepPairs] = rows() * K();
   words[kStepRotation] = static_cast<int32_t>(static_cast<uint32_t>(view.rank + step.step.value()));
-  words[kStepFlags] =
-      static_cast<int32_t>((stats.any_prefill ? kDispatchHasPrefill : 0) | (step.more_work ? kDispatchMoreWork : 0));
+  words[kStepFlags] = static_cast<int32_t>(DispatchFlags(stats.any_prefill, step.more_work, options.capacity));
   words[kStepPerPair] = static_cast<int32_t>(Nanoseconds(per_pair));
   words[kStepExchange] = static_cast<int32_t>(Nanoseconds(exchange_time));
   BALLAST_RETURN_IF_ERROR(CudaStatus(
@@ -346,6 +345,7 @@ void DeviceMoeExecutor::Impl::TakeNotes() {
     const auto flags = static_cast<uint32_t>(notes(0, from)[at.flags]);
     stats.any_prefill |= (flags & kDispatchHasPrefill) != 0;
     stats.any_more_work |= (flags & kDispatchMoreWork) != 0;
+    stats.least_capacity = LeastCapacity(stats.least_capacity, flags);
     rank_seconds_per_pair[from] = notes(0, from)[at.nanoseconds_per_pair] * 1e-9;
     const auto took = static_cast<uint32_t>(notes(0, from)[at.exchange_nanoseconds]);
     if (took > 0 && (least == 0 || took < least)) least = took;

@@ -1,6 +1,7 @@
 #include "worker/moe/dispatch_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "proto/base/check.h"
 
@@ -34,9 +35,11 @@ void DispatchPlan::Count(const DispatchTable& table, std::span<const int32_t> ex
     }
     for (int k = 0; k < top_k_ && !failed[row]; ++k) {
       const int32_t e = of_row[k].expert;
-      if (table.begin[e] != table.begin[e + 1]) continue;
+      // Peers refuse such a message, and the view with it.
+      const bool not_finite = !std::isfinite(of_row[k].weight);
+      if (!not_finite && table.begin[e] != table.begin[e + 1]) continue;
       failed[row] = 1;
-      newly_failed_.push_back({.row = static_cast<int32_t>(row), .expert = e});
+      newly_failed_.push_back({.row = static_cast<int32_t>(row), .expert = e, .not_finite = not_finite});
     }
     for (int k = 0; k < top_k_; ++k) {
       experts_[row * top_k_ + k] = failed[row] ? -1 : of_row[k].expert;

@@ -28,8 +28,8 @@ class DispatchPlan {
   DispatchPlan(int num_experts, int top_k, int capacity);
 
   // First half: what is to be sent. `experts` and `weights` are [rows][top_k] as routed, `failed` [rows] is not 0 for
-  // rows that take no part any more. A row that needs an expert without a replica in `table` gets `failed` set and is
-  // put into newly_failed().
+  // rows that take no part any more. A row that needs an expert without a replica in `table`, or has a weight that is
+  // not finite, gets `failed` set and is put into newly_failed().
   void Count(const DispatchTable& table, std::span<const int32_t> experts, std::span<const float> weights,
              std::span<uint8_t> failed);
   // Pairs by expert, [experts].
@@ -45,18 +45,20 @@ class DispatchPlan {
   std::span<const int32_t> tokens_to() const { return tokens_to_; }
   std::span<const int32_t> pairs_to() const { return pairs_to_; }
 
-  struct Missing {
-    int32_t row;
-    int32_t expert;
+  struct Failed {
+    int32_t row = 0;
+    int32_t expert = 0;
+    // Its weight, not the expert, is what is wrong.
+    bool not_finite = false;
   };
-  std::span<const Missing> newly_failed() const { return newly_failed_; }
+  std::span<const Failed> newly_failed() const { return newly_failed_; }
 
  private:
   const int top_k_;
   std::vector<PlannedPair> pairs_;
   std::vector<int32_t> tokens_to_;
   std::vector<int32_t> pairs_to_;
-  std::vector<Missing> newly_failed_;
+  std::vector<Failed> newly_failed_;
   std::vector<int32_t> experts_;   // of pairs_, -1 where the row failed
   std::vector<int32_t> replicas_;  // chosen
   std::vector<int32_t> counts_;    // [experts]

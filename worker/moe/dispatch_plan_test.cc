@@ -1,6 +1,7 @@
 #include "worker/moe/dispatch_plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <random>
 #include <set>
@@ -60,6 +61,22 @@ TEST(DispatchPlan, ExpertWithoutReplica_FailsItsRowsAndNoOthers) {
   for (int row = 1; row < 4; ++row) {
     for (const PlannedPair& pair : plan.row(row)) EXPECT_EQ(pair.rank, -1);
   }
+}
+
+TEST(DispatchPlan, WeightsThatAreNotFinite_FailTheirRowsAndNoOthers) {
+  DispatchPlan plan(2, 2, 8);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const int32_t experts[] = {0, 1, 0, 1, 0, 1};
+  const float weights[] = {1, nan, 1, 1, std::numeric_limits<float>::infinity(), 1};
+  uint8_t failed[3] = {};
+  Plan(EqualTable({{0}, {1}}), {.rank = 0}, 2, 0, experts, weights, failed, plan);
+  EXPECT_EQ(std::vector<uint8_t>(failed, failed + 3), (std::vector<uint8_t>{1, 0, 1}));
+  ASSERT_EQ(plan.newly_failed().size(), 2u);
+  EXPECT_EQ(plan.newly_failed()[0].expert, 1);
+  EXPECT_TRUE(plan.newly_failed()[0].not_finite);
+  EXPECT_EQ(plan.newly_failed()[1].row, 2);
+  EXPECT_EQ(plan.tokens_to()[0], 1);
+  EXPECT_EQ(plan.tokens_to()[1], 1);
 }
 
 TEST(DispatchPlan, RandomPlans_EveryPairOnAReplicaAndNumbersDense) {

@@ -225,7 +225,7 @@ void MoeExecutor::Impl::BeginStep(const MoeStep& s) {
   failures.clear();
   balancedness_sum = 0;
   balanced_layers = 0;
-  stats = MoeStepStats{.any_more_work = step.more_work};
+  stats = MoeStepStats{.any_more_work = step.more_work, .least_capacity = options.capacity};
   for (const RowLabel& label : step.rows) stats.any_prefill |= label.phase == TokenPhase::kPrefill;
   if (!homes.empty()) {
     home_group.clear();
@@ -245,10 +245,10 @@ void MoeExecutor::Impl::CountRows(int layer, int rows) {
   const size_t pairs = static_cast<size_t>(rows) * K();
   plan.Count(shares.table(layer), std::span(routed_experts[layer]).first(pairs),
              std::span(routed_weights[layer]).first(pairs), failed);
-  for (const DispatchPlan::Missing& missing : plan.newly_failed()) {
-    RowFailure failure{.row = missing.row, .expert = {layer, missing.expert}};
+  for (const DispatchPlan::Failed& of : plan.newly_failed()) {
+    RowFailure failure{.row = of.row, .expert = {layer, of.expert}, .not_finite = of.not_finite};
     const LayerReplicas& replicas = table->layers()[layer];
-    for (int32_t i = replicas.begin[missing.expert]; i < replicas.begin[missing.expert + 1]; ++i) {
+    for (int32_t i = replicas.begin[of.expert]; i < replicas.begin[of.expert + 1] && !of.not_finite; ++i) {
       failure.workers.push_back(table->placement().workers[replicas.replicas[i].worker]);
     }
     failures.push_back(std::move(failure));
@@ -293,7 +293,7 @@ void MoeExecutor::Impl::SendRows(int layer, const float* hidden, int rows) {
         std::clamp<int64_t>(absl::ToInt64Nanoseconds(d), 0, std::numeric_limits<uint32_t>::max()));
   };
   exchange.SendRows(layer, plan, hidden, rows,
-                    {.flags = (stats.any_prefill ? kDispatchHasPrefill : 0) | (step.more_work ? kDispatchMoreWork : 0),
+                    {.flags = DispatchFlags(stats.any_prefill, step.more_work, options.capacity),
                      .nanoseconds_per_pair = nanoseconds(absl::Seconds(seconds_per_pair)),
                      .exchange_nanoseconds = nanoseconds(exchange_time),
                      .counts = CountsWithRows(layer) ? plan.counts() : std::span<const int32_t>()});
@@ -308,6 +308,7 @@ absl::Status MoeExecutor::Impl::TakeRows(int layer) {
     const int from = exchange.rank_of(p);
     stats.any_prefill |= (rows.flags & kDispatchHasPrefill) != 0;
     stats.any_more_work |= (rows.flags & kDispatchMoreWork) != 0;
+    stats.least_capacity = LeastCapacity(stats.least_capacity, rows.flags);
     rank_seconds_per_pair[from] = rows.nanoseconds_per_pair * 1e-9;
     const absl::Duration of_peer = absl::Nanoseconds(rows.exchange_nanoseconds);
     second = std::min(second, std::max(least, of_peer));

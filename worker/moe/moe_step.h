@@ -32,14 +32,17 @@ struct MoeStep {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
-// A row that needed an expert which no worker of the view holds. Its output from that layer on is zero and the row is
-// sent nowhere any more, so what the step computes for it, and for later rows of its sequence, is void.
+// A row that needed an expert which no worker of the view holds, or whose routing weights are not finite. Its output
+// from that layer on is zero and the row is sent nowhere any more, so what the step computes for it, and for later rows
+// of its sequence, is void.
 struct RowFailure {
   int row = 0;
   ExpertId expert;
   // The workers that the placement names for it, none of which is in the view.
   std::vector<std::string> workers;
-  // Unavailable, naming layer, expert and workers.
+  // The expert's weight is not finite: the expert is not missing.
+  bool not_finite = false;
+  // Unavailable, naming layer, expert and workers; Internal where the weight is not finite.
   absl::Status ToStatus() const;
 };
 
@@ -51,6 +54,8 @@ struct MoeStepStats {
   // Some rank brought prefill rows, or says that it has work after this step (own rank included). Complete on rank 0.
   bool any_prefill = false;
   bool any_more_work = false;
+  // Rows that every rank has room for, as far as ranks say (own rank included). Complete on rank 0.
+  int least_capacity = 0;
   // Rows of this rank sent to a rank: copies that stayed here, went to another worker of the node, left the node.
   int64_t copies_self = 0;
   int64_t copies_node = 0;

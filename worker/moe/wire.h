@@ -87,6 +87,19 @@ struct WirePair {
 
 inline constexpr uint32_t kDispatchHasPrefill = 1;
 inline constexpr uint32_t kDispatchMoreWork = 2;
+// The bits from here on: rows that the sender has room for (step capacity); 0: it does not say.
+inline constexpr int kDispatchCapacityShift = 8;
+
+// REQUIRES: 0 <= capacity < 2^24.
+constexpr uint32_t DispatchFlags(bool has_prefill, bool more_work, int capacity) {
+  return (has_prefill ? kDispatchHasPrefill : 0) | (more_work ? kDispatchMoreWork : 0) |
+         static_cast<uint32_t>(capacity) << kDispatchCapacityShift;
+}
+// The least of `least` and what `flags` say.
+constexpr int LeastCapacity(int least, uint32_t flags) {
+  const auto capacity = static_cast<int>(flags >> kDispatchCapacityShift);
+  return capacity > 0 && capacity < least ? capacity : least;
+}
 
 struct DispatchHeader {
   MessageHeader header;
@@ -94,7 +107,7 @@ struct DispatchHeader {
   uint32_t layer = 0;
   uint32_t tokens = 0;
   uint32_t pairs = 0;
-  // kDispatch* bits about the sender's part of the step.
+  // DispatchFlags about the sender and its part of the step.
   uint32_t flags = 0;
   // What a pair took the sender's experts in its step before; 0: not known.
   uint32_t nanoseconds_per_pair = 0;

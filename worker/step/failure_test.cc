@@ -1,5 +1,8 @@
 // What a group does when ranks die, stall or lack an expert: discard, next view, the same tokens in the end.
 #include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <set>
 #include <string>
 #include <vector>
@@ -229,6 +232,113 @@ TEST_F(FailureTest, NoView_RequestsFailAfterThePatienceAndAtOnceFromThenOn) {
   ASSERT_NO_FATAL_FAILURE(group.Install(group.placement()));
   result = Run(worker, job);
   ASSERT_NO_FATAL_FAILURE(ExpectRight(result.get(), job));
+}
+
+TEST_F(FailureTest, ViewsThatCannotBeInstalled_DoNotRenewThePatience) {
+  SimulatedClock clock;
+  TestGroup group(kTiny, 1, {.view_patience = absl::Milliseconds(20), .clock = &clock});
+  std::mt19937 random(7);
+  TestWorker& worker = *group.worker(0);
+  const int number = worker.source->Submit(RandomJob(random, 3));
+  Placement bad = group.placement();
+  bad.replicas.pop_back();
+  for (uint64_t view = 1; view <= 2; ++view) {
+    const GroupView asked{.view = ViewId(view), .members = {{.worker = "w0"}}};
+    ASSERT_EQ(worker.engine->InstallView(asked, bad), absl::OkStatus());
+    EXPECT_EQ(worker.events.AwaitInstalled(ViewId(view)).code(), absl::StatusCode::kInvalidArgument);
+    // The engine waits for the next view.
+    clock.AwaitWaiters(1);
+    clock.Advance(absl::Milliseconds(12));
+  }
+  const auto result = worker.source->Await(number);
+  ASSERT_NE(result, nullptr);
+  EXPECT_EQ(result->status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(result->status.message()), HasSubstr("view 2 could not be installed"));
+}
+
+TEST_F(FailureTest, PatienceIsOver_RequestsDoNotWaitForTheNextViewToForm) {
+  SimulatedClock clock;
+  TestGroup group(kTiny, 2, {.view_patience = absl::Milliseconds(20), .clock = &clock});
+  std::mt19937 random(7);
+  TestWorker& worker = *group.worker(0);
+  const int number = worker.source->Submit(RandomJob(random, 3));
+  // w1 never comes to either.
+  GroupView view{.view = ViewId(1), .members = {{.worker = "w0"}, {.worker = "w1"}}};
+  ASSERT_EQ(worker.engine->InstallView(view, group.placement()), absl::OkStatus());
+  clock.Advance(absl::Milliseconds(21));
+  view.view = ViewId(2);
+  ASSERT_EQ(worker.engine->InstallView(view, group.placement()), absl::OkStatus());
+  const auto result = worker.source->Await(number);
+  ASSERT_NE(result, nullptr);
+  EXPECT_EQ(result->status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(FailureTest, CapacitiesDiffer_TheLeastIsAnnounced) {
+  for (const int leader : {0, 1}) {
+    TestGroup group(kTiny, 2, {.capacities = {8, 4}});
+    ASSERT_NO_FATAL_FAILURE(group.Install(group.placement(), group.LedBy(leader)));
+    std::mt19937 random(9);
+    std::vector<std::pair<Job, int>> open[2];
+    for (int w = 0; w < 2; ++w) {
+      for (int i = 0; i < 3; ++i) {
+        const Job job = RandomJob(random, 5);
+        open[w].emplace_back(job, group.worker(w)->source->Submit(job));
+      }
+    }
+    for (int w = 0; w < 2; ++w) {
+      for (const auto& [job, number] : open[w]) {
+        ASSERT_NO_FATAL_FAILURE(ExpectRight(group.worker(w)->source->Await(number).get(), job));
+      }
+      EXPECT_TRUE(group.worker(w)->events.losses().empty());
+    }
+  }
+}
+
+// A copy of the tiny model in which the embedding of one token is NaN.
+std::string ModelWithBadToken(int32_t token) {
+  const std::filesystem::path dir = std::filesystem::path(::testing::TempDir()) / "bad_token";
+  std::filesystem::remove_all(dir);
+  std::filesystem::create_directories(dir);
+  for (const auto& file : std::filesystem::directory_iterator(kTiny)) {
+    std::ifstream in(file.path(), std::ios::binary);
+    std::string bytes{std::istreambuf_iterator<char>(in), {}};
+    if (file.path().filename() == "model.safetensors") {
+      const auto good = TestWorker::Value(Checkpoint::Open(kTiny));
+      const std::span<const std::byte> data = TestWorker::Value(good->Find("model.embed_tokens.weight")).data;
+      const size_t at = bytes.find(std::string(reinterpret_cast<const char*>(data.data()), data.size()));
+      BALLAST_CHECK(at != std::string::npos) << file.path();
+      const size_t row = data.size() / good->config().vocab_size;
+      std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(at + row * token), row, '\xff');
+    }
+    std::ofstream(dir / file.path().filename(), std::ios::binary) << bytes;
+  }
+  return dir.string();
+}
+
+TEST_F(FailureTest, RowThatIsNotFinite_EndsItsOwnRequestOnly) {
+  constexpr int32_t kBad = 5;
+  TestGroup group(ModelWithBadToken(kBad), 2);
+  ASSERT_NO_FATAL_FAILURE(group.Install(group.placement()));
+  const int guilty = group.worker(0)->source->Submit({.tokens = {1, kBad, 2}});
+  std::vector<std::pair<Job, int>> open[2];
+  for (int w = 0; w < 2; ++w) {
+    for (int32_t i = 0; i < 4; ++i) {
+      const Job job{.tokens = {6 + i, 7, 8}};
+      open[w].emplace_back(job, group.worker(w)->source->Submit(job));
+    }
+  }
+  const auto result = group.worker(0)->source->Await(guilty);
+  ASSERT_NE(result, nullptr);
+  EXPECT_EQ(result->status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(result->status.message()), HasSubstr("routing weight of layer 0 expert"));
+  for (int w = 0; w < 2; ++w) {
+    for (const auto& [job, number] : open[w]) {
+      const auto innocent = group.worker(w)->source->Await(number);
+      ASSERT_NE(innocent, nullptr);
+      EXPECT_EQ(innocent->status, absl::OkStatus());
+    }
+    EXPECT_TRUE(group.worker(w)->events.losses().empty());
+  }
 }
 
 TEST_F(FailureTest, IdleGroup_Sleeps) {

@@ -221,6 +221,9 @@ class RandomSource final : public StepSource {
   void Discard(const absl::Status& reason) override {
     BALLAST_CHECK(std::exchange(open_, false)) << "no step is open";
     ++discards_;
+    if (!absl::IsInvalidArgument(reason) && !absl::IsFailedPrecondition(reason)) return;
+    for (const Piece& piece : pieces_) End(*piece.job, reason);
+    std::erase_if(running_, [](const auto& job) { return job.second->ended; });
   }
 
   void NoView(const absl::Status& reason) override {
@@ -371,6 +374,8 @@ class RecordedEvents final : public StepEvents {
 struct TestWorkerOptions {
   CombineMode combine = CombineMode::kExact;
   int capacity = 32;
+  // Of a group's workers, where they differ.
+  std::vector<int> capacities;
   int threads = 1;
   absl::Duration view_patience = kTestPatience;
   // Of the engines and their transports.
@@ -569,6 +574,7 @@ class TestGroup {
   std::unique_ptr<TestWorker> Make(int i) {
     const absl::Duration step_timeout = i == options_.hasty_worker ? options_.hasty_step_timeout : kTestPatience;
     TestWorkerOptions options = options_;
+    if (!options_.capacities.empty()) options.capacity = options_.capacities[i];
     options.step_shares = options_.step_shares.value_or(kGroupShareModes[i % std::size(kGroupShareModes)]);
     return std::make_unique<TestWorker>(*checkpoint_, names_[i], views_, options, step_timeout,
                                         static_cast<uint32_t>(random_()));

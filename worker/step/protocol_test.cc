@@ -140,27 +140,34 @@ TEST_F(LeaderTest, AnnouncesTheViewsFirstStepAndThenOnlyWhatIsAskedFor) {
   EXPECT_EQ(first.header.step, 1u);
   EXPECT_EQ(first.epoch, 3u);
   EXPECT_EQ(first.shares_version, 1u);
-  EXPECT_EQ(first.capacity, 8u);
+  // What the others have room for is told in it.
+  EXPECT_EQ(first.capacity, 1u);
   PlayStep(1);
   // Of an older view, and of an older step: nothing follows from either.
   const Tag work = MakeTag(MessageKind::kWork, 0, 0);
   Send(work, Bytes(WorkRequest{.header = {.kind = MessageKind::kWork, .view = kView - 1, .step = 1}}));
   Send(work, Bytes(WorkRequest{.header = {.kind = MessageKind::kWork, .view = kView, .step = 0}}));
   Send(work, Bytes(WorkRequest{.header = {.kind = MessageKind::kWork, .view = kView, .step = 1}}));
-  EXPECT_EQ(ReceiveAnnouncement().header.step, 2u);
+  // This peer does not say.
+  const Announcement second = ReceiveAnnouncement();
+  EXPECT_EQ(second.header.step, 2u);
+  EXPECT_EQ(second.capacity, 8u);
   PlayStep(2);
   EXPECT_TRUE(worker_->events.losses().empty());
 }
 
-TEST_F(LeaderTest, WorkToComeIsSaidInTheStep) {
+TEST_F(LeaderTest, WorkToCome_AndRoomForIt_AreSaidInTheStep) {
   EXPECT_EQ(ReceiveAnnouncement().header.step, 1u);
   for (int layer = 0; layer < layers(); ++layer) {
-    Send(MakeTag(MessageKind::kDispatch, 1, layer), EmptyDispatch(kView, 1, layer, kDispatchMoreWork));
+    Send(MakeTag(MessageKind::kDispatch, 1, layer),
+         EmptyDispatch(kView, 1, layer, DispatchFlags(/*has_prefill=*/false, /*more_work=*/true, /*capacity=*/3)));
     const CombineHeader none{.header = {.kind = MessageKind::kCombine, .view = kView, .step = 1},
                              .layer = static_cast<uint32_t>(layer)};
     Send(MakeTag(MessageKind::kCombine, 1, layer), Bytes(none));
   }
-  EXPECT_EQ(ReceiveAnnouncement().header.step, 2u);
+  const Announcement second = ReceiveAnnouncement();
+  EXPECT_EQ(second.header.step, 2u);
+  EXPECT_EQ(second.capacity, 3u);
   PlayStep(2);
 }
 
@@ -179,6 +186,28 @@ TEST_F(LeaderTest, MalformedDispatch_EndsTheView) {
   message.push_back({});
   Send(MakeTag(MessageKind::kDispatch, 1, 0), message);
   ExpectViewEnds("message of rank 1: length is");
+}
+
+TEST_F(LeaderTest, MalformedDispatch_EndsNoRequestOfThisRank) {
+  EXPECT_EQ(ReceiveAnnouncement().header.step, 1u);
+  PlayStep(1);
+  const Job job{.tokens = {1, 2, 3}, .generate = 2};
+  const int number = worker_->source->Submit(job);
+  EXPECT_EQ(ReceiveAnnouncement().header.step, 2u);
+  std::vector<std::byte> message = EmptyDispatch(kView, 2, 0);
+  message.push_back({});
+  Send(MakeTag(MessageKind::kDispatch, 2, 0), message);
+  ExpectViewEnds("message of rank 1: length is");
+  Placement alone = worker_->store->in_force()->placement();
+  for (Replica& replica : alone.replicas) replica.worker = 0;
+  alone.epoch = Epoch(4);
+  ASSERT_EQ(worker_->engine->InstallView({.view = ViewId(kView + 1), .members = {{.worker = "engine"}}}, alone),
+            absl::OkStatus());
+  const auto result = worker_->source->Await(number);
+  ASSERT_NE(result, nullptr);
+  ASSERT_EQ(result->status, absl::OkStatus());
+  TestModel model(kTiny, /*threads=*/1, /*max_rows=*/64);
+  EXPECT_EQ(result->tokens, Reference(model, job).tokens);
 }
 
 TEST_F(LeaderTest, DispatchForAnExpertThatIsNotHere_EndsTheView) {

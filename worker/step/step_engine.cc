@@ -24,6 +24,7 @@ class StepEngine::Impl {
         model_(*parts.model),
         share_chooser_(options.step_shares, parts.model->shape().moe_layers),
         layer_shares_(parts.model->shape().moe_layers),
+        viewless_since_(Now()),
         thread_([this] { Loop(); }) {}
   ~Impl() { Stop(); }
 
@@ -50,7 +51,7 @@ class StepEngine::Impl {
   };
 
   void Loop() BALLAST_EXCLUDES(mu_);
-  // Waits for the next view, or gives nothing when the engine stops.
+  // Waits for the next view, or gives nothing when the engine stops. Ends requests once the patience is over.
   std::optional<ViewRequest> NextView() BALLAST_EXCLUDES(mu_);
   absl::Status Enter(ViewRequest request, std::vector<int>& unreachable) BALLAST_EXCLUDES(mu_);
   void Leave(const absl::Status& reason) BALLAST_EXCLUDES(mu_);
@@ -91,8 +92,12 @@ class StepEngine::Impl {
   // Leader: what decides on the forms; the phase of the step before.
   ShareChooser share_chooser_;
   TokenPhase last_phase_ = TokenPhase::kPrefill;
+  // Leader: rows of the next step. Each rank tells its room in a step's messages, so the first of a view has one row.
+  int capacity_ = 0;
   // Of the open step.
   std::vector<LayerShares> layer_shares_;
+  // Since when no view could be served in.
+  absl::Time viewless_since_;
   // Ranks to blame for the view's end.
   std::vector<int> blamed_;
   // A version whose first step has not ended here.
@@ -176,10 +181,11 @@ absl::Status StepEngine::Impl::InstallView(GroupView view, Placement placement, 
 }
 
 absl::Status StepEngine::Impl::CommitVersion(PlacementVersion version) {
-  const auto in_force = parts_.experts->in_force();
-  if (in_force != nullptr && version <= in_force->version()) return absl::OkStatus();
   const bool prepared = parts_.experts->Prepared(version);
   MutexLock lock(mu_);
+  // Under the lock, which FlipTo takes after the flip: what it has not flipped yet it drops from committed_ then.
+  const auto in_force = parts_.experts->in_force();
+  if (in_force != nullptr && version <= in_force->version()) return absl::OkStatus();
   if (!leads_ || serving_view_ == ViewId()) return absl::OkStatus();
   if (!prepared) {
     return absl::FailedPreconditionError(absl::StrCat("epoch ", version.epoch.value(), " shares ",
@@ -244,6 +250,7 @@ void StepEngine::Impl::Loop() {
     parts_.events->ViewInstalled(view, absl::OkStatus(), {});
     blamed_.clear();
     const absl::Status why = RunView();
+    viewless_since_ = Now();
     const bool asked = Interrupted();
     if (transport_ != nullptr) {
       for (const int rank : transport_->lost_peers()) blamed_.push_back(rank);
@@ -260,25 +267,28 @@ void StepEngine::Impl::Loop() {
 }
 
 std::optional<StepEngine::Impl::ViewRequest> StepEngine::Impl::NextView() {
-  const absl::Time since = Now();
+  const absl::Time overdue = viewless_since_ + options_.view_patience;
   bool told = false;
   while (true) {
     absl::Status reason;
+    std::optional<ViewRequest> next;
     {
       MutexLock lock(mu_);
       while (!stop_ && !next_view_.has_value()) {
         // After the patience requests are ended as they come, so that none waits for a view that may never be.
         if (told && work_notified_) break;
-        const absl::Time until = told ? absl::InfiniteFuture() : since + options_.view_patience;
-        if (!options_.clock->WaitUntil(changed_, mu_, until)) break;
+        if (!options_.clock->WaitUntil(changed_, mu_, told ? absl::InfiniteFuture() : overdue)) break;
       }
       if (stop_) return std::nullopt;
-      if (next_view_.has_value()) return std::exchange(next_view_, std::nullopt);
+      next = std::exchange(next_view_, std::nullopt);
+      // Entering one may take long, and fail as those before it: requests do not wait for that again.
+      if (next.has_value() && (told || Now() < overdue)) return next;
       work_notified_ = false;
       reason = not_serving_;
     }
     told = true;
     parts_.source->NoView(reason);
+    if (next.has_value()) return next;
   }
 }
 
@@ -302,6 +312,7 @@ absl::Status StepEngine::Impl::Enter(ViewRequest request, std::vector<int>& unre
   work_send_ = RequestId();
   share_chooser_.Enter();
   last_phase_ = TokenPhase::kPrefill;
+  capacity_ = view_.size() == 1 ? model_.shape().capacity : 1;
   if (view_.leads()) {
     followers_.resize(view_.size() - 1);
     for (size_t i = 0; i < followers_.size(); ++i) {
@@ -365,7 +376,7 @@ Announcement StepEngine::Impl::NextAnnouncement() {
       .epoch = version.epoch.value(),
       .shares_version = version.shares.value(),
       .policy_version = policy_version_,
-      .capacity = static_cast<uint32_t>(model_.shape().capacity)};
+      .capacity = static_cast<uint32_t>(capacity_)};
   // A step mostly is of the phase of the one before. Layers are judged by the placement of that one too: where a new
   // one has nothing to share, all forms are the same.
   share_chooser_.Choose(
@@ -464,6 +475,7 @@ absl::Status StepEngine::Impl::Announce() {
   BALLAST_RETURN_IF_ERROR(RunStep(announcement, start));
   // Who said in the step that more will come does not ask.
   work_asked_ = model_.stats().any_more_work;
+  capacity_ = model_.stats().least_capacity;
   return absl::OkStatus();
 }
 
@@ -571,7 +583,8 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
   }
   if (!status.ok()) {
     for (const int rank : model_.late_peers()) blamed_.push_back(rank);
-    if (offered) parts_.source->Discard(status);
+    // The step had begun, so what failed is the view, whatever the code: a peer's malformed message is InvalidArgument.
+    if (offered) parts_.source->Discard(absl::UnavailableError(status.message()));
     return status;
   }
   model_.CountStep(*parts_.counters);

@@ -120,7 +120,7 @@ struct StepEngineOptions {
   // From the announcement of a step, or from asking for one, to its end. After it the ranks waited for count as lost.
   absl::Duration step_timeout = absl::Seconds(5);
   absl::Duration connect_timeout = absl::Seconds(5);
-  // How long requests wait for a next view before they fail.
+  // How long requests wait, from the end of a view, for one that can be installed before they fail.
   absl::Duration view_patience = absl::Milliseconds(1500);
   // Where traffic shares come from in the steps that this rank leads.
   ShareMode step_shares = ShareMode::kAuto;

@@ -22,7 +22,7 @@ namespace ballast {
 struct StepModelShape {
   int moe_layers = 0;
   int vocab_size = 0;
-  // The most rows that any rank of the group brings to a step.
+  // The most rows that this rank takes or brings in a step. The leader announces the least of the view.
   int capacity = 0;
 };
 
