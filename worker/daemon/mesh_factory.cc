@@ -6,13 +6,12 @@ namespace ballast {
 
 absl::StatusOr<std::unique_ptr<Transport>> UcxMeshFactory::Connect(const GroupView& view, absl::Time deadline,
                                                                    std::vector<int>& unreachable) {
-  // The listener's errors name the members that are missing in words alone.
   unreachable.clear();
   MeshView mesh{.view = view.view, .rank = view.rank};
   for (const GroupMember& member : view.members) {
     mesh.members.push_back({.address = member.data_address, .incarnation = member.incarnation});
   }
-  return ConnectUcx(context_, listener_, mesh, deadline);
+  return ConnectUcx(context_, listener_, mesh, deadline, {}, &unreachable);
 }
 
 }  // namespace ballast

@@ -35,8 +35,9 @@ absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
 // The work of one Join: dials the lower ranks, takes the higher ranks' links from the listener.
 class MeshListener::Joiner {
  public:
-  Joiner(MeshListener& listener, Joining& joining, const MeshView& view, const std::string& payload)
-      : listener_(listener), joining_(joining), view_(view), payload_(payload) {
+  Joiner(MeshListener& listener, Joining& joining, const MeshView& view, const std::string& payload,
+         std::vector<int>* missing)
+      : listener_(listener), joining_(joining), view_(view), payload_(payload), missing_(missing) {
     poller_.Add(joining_.wake.fd(), kWake, /*readable=*/true, /*writable=*/false);
     for (int rank = 0; rank < size(); ++rank) {
       links_.emplace_back();
@@ -154,6 +155,7 @@ class MeshListener::Joiner {
     Link& link = links_[rank];
     if (!link.socket) return absl::OkStatus();
     if (link.state == State::kLinked) {
+      if (missing_ != nullptr) missing_->push_back(rank);
       return absl::UnavailableError(absl::StrCat(Name(rank), "left while the view was forming"));
     }
     const absl::Status status = Advance(rank, event);
@@ -271,6 +273,9 @@ class MeshListener::Joiner {
   }
 
   absl::Status Late() const {
+    for (int rank = 0; rank < size() && missing_ != nullptr; ++rank) {
+      if (links_[rank].state != State::kLinked) missing_->push_back(rank);
+    }
     MutexLock lock(listener_.mu_);
     return absl::DeadlineExceededError(
         absl::StrCat("view ", view_.view.value(), " did not form by its deadline:", Missing()));
@@ -293,6 +298,7 @@ class MeshListener::Joiner {
   Joining& joining_;
   const MeshView& view_;
   const std::string& payload_;
+  std::vector<int>* const missing_;
   Poller poller_;
   std::vector<Link> links_;
 };
@@ -327,7 +333,7 @@ MeshListener::~MeshListener() {
 }
 
 absl::StatusOr<std::vector<MeshLink>> MeshListener::Join(const MeshView& view, const std::string& payload,
-                                                         absl::Time deadline) {
+                                                         absl::Time deadline, std::vector<int>* missing) {
   BALLAST_CHECK(payload.size() <= kMaxMeshPayload) << "payload of " << payload.size() << " bytes";
   const size_t size = view.members.size();
   if (size == 0 || size > 4096 || view.rank < 0 || static_cast<size_t>(view.rank) >= size) {
@@ -346,7 +352,7 @@ absl::StatusOr<std::vector<MeshLink>> MeshListener::Join(const MeshView& view, c
     joining_ = &joining;
     RefuseOver();
   }
-  Joiner joiner(*this, joining, view, payload);
+  Joiner joiner(*this, joining, view, payload, missing);
   absl::StatusOr<std::vector<MeshLink>> links = joiner.Run(deadline);
   MutexLock lock(mu_);
   joining_ = nullptr;

@@ -98,7 +98,9 @@ class MeshListener {
   //   Unavailable        a peer left while the view formed
   //   DeadlineExceeded   names the members that are missing and the last refusals
   //   Cancelled          Abandon was called; names what DeadlineExceeded would name
-  absl::StatusOr<std::vector<MeshLink>> Join(const MeshView& view, const std::string& payload, absl::Time deadline);
+  // `missing` gets the ranks that were missing at the deadline, or that left, ascending; otherwise it stays as it is.
+  absl::StatusOr<std::vector<MeshLink>> Join(const MeshView& view, const std::string& payload, absl::Time deadline,
+                                             std::vector<int>* missing = nullptr);
 
   // Views up to this one are over: a Join of one ends with Cancelled, links of one are refused from now on.
   void Abandon(ViewId through) BALLAST_EXCLUDES(mu_);

@@ -105,6 +105,14 @@ TEST(MeshListenerTest, OneMember_NeedsNobody) {
   EXPECT_TRUE(links->empty());
 }
 
+TEST(MeshListenerTest, MembersThatAreMissing_AreToldByRank) {
+  const auto listeners = ThreeListeners();
+  std::vector<int> missing;
+  EXPECT_EQ(listeners[1]->Join(ViewOf(listeners, 1, 1), "", absl::InfinitePast(), &missing).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(missing, (std::vector<int>{0, 2}));
+}
+
 TEST(MeshListenerTest, EarlyPeers_AreParkedUntilTheViewIsKnown) {
   const auto listeners = ThreeListeners();
   // Ranks 1 and 2 know of the view long before rank 0.

@@ -354,10 +354,10 @@ class UcxTransport final : public Transport {
 
 absl::StatusOr<std::unique_ptr<Transport>> ConnectUcx(std::shared_ptr<UcxContext> context, MeshListener& listener,
                                                       const MeshView& view, absl::Time deadline,
-                                                      UcxTransportOptions options) {
+                                                      UcxTransportOptions options, std::vector<int>* missing) {
   BALLAST_ASSIGN_OR_RETURN(std::unique_ptr<UcxWorker> worker, UcxWorker::Create(std::move(context)));
   const std::string address = worker->address();
-  BALLAST_ASSIGN_OR_RETURN(std::vector<MeshLink> links, listener.Join(view, address, deadline));
+  BALLAST_ASSIGN_OR_RETURN(std::vector<MeshLink> links, listener.Join(view, address, deadline, missing));
   auto transport = std::make_unique<UcxTransport>(std::move(worker), view, options);
   BALLAST_RETURN_IF_ERROR(transport->Link(std::move(links)));
   return transport;

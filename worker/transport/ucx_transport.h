@@ -13,6 +13,7 @@
 #define BALLAST_WORKER_TRANSPORT_UCX_TRANSPORT_H_
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -30,10 +31,11 @@ struct UcxTransportOptions {
 
 // Joins `view` through `listener` (see MeshListener::Join for blocking, retries and errors; Internal is UCX's) and
 // returns this rank's end. Any thread may call it; the result then belongs to the step thread. Destroying the result
-// takes bounded time whether peers live or not, and is this rank's death for the others.
+// takes bounded time whether peers live or not, and is this rank's death for the others. `missing` is Join's.
 absl::StatusOr<std::unique_ptr<Transport>> ConnectUcx(std::shared_ptr<UcxContext> context, MeshListener& listener,
                                                       const MeshView& view, absl::Time deadline,
-                                                      UcxTransportOptions options = {});
+                                                      UcxTransportOptions options = {},
+                                                      std::vector<int>* missing = nullptr);
 
 }  // namespace ballast
 
