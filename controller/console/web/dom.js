@@ -20,13 +20,16 @@ function fill(node, attributes, children) {
 
 export const byId = id => document.getElementById(id);
 
-// Replaces the children, unless `key` is what it was at the last call: what did not change keeps focus and selection.
+// Replaces the children, unless `key` is what it was at the last call: what did not change keeps focus and selection. What
+// has an id keeps focus also when it is made anew.
 const keys = new WeakMap();
 export function put(node, key, build) {
   const text = JSON.stringify(key);
   if (keys.get(node) === text) return;
   keys.set(node, text);
+  const focused = node.contains(document.activeElement) && document.activeElement.id;
   node.replaceChildren(...[build()].flat());
+  if (focused) byId(focused)?.focus();
 }
 
 // A table; columns whose cells are numbers stand to the right. `rows` are arrays of texts, numbers or nodes.
