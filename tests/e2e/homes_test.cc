@@ -1,10 +1,17 @@
 // Requests find the homes of their tasks, through real processes: a live task-aware plan says where they are, workers
 // hand requests there, and nobody can tell from an answer.
 
+#include <algorithm>
 #include <map>
 #include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "tests/cluster/metrics.h"
@@ -19,30 +26,40 @@ class HomesTest : public ClusterTest {
     return {.workers = workers, .policy = "task-aware", .slots_per_layer = slots_per_layer};
   }
 
-  // Serves `prompts` until the window has enough of each task to plan from, and rolls the plan out. The homes by task.
-  static std::map<std::string, std::set<std::string>> PlanHomes(Cluster& cluster, int workers,
-                                                                const std::vector<Prompt>& prompts) {
+  // Serves `prompts` until the window has enough of each task to plan from, and rolls the plan out.
+  static absl::StatusOr<v1::Plan> Plan(Cluster& cluster, int workers, const std::vector<Prompt>& prompts) {
     {
       LoadGenerator load(prompts, Stubs(cluster, workers), {.concurrency = 8, .max_tokens = 8});
       const auto loaded =
           cluster.AwaitGroup("g", kPatience, [](const v1::Group& g) { return g.window_tokens() > 2000; });
       EXPECT_TRUE(loaded.ok()) << loaded.status();
     }
-    const auto plan = PlanAndRollOut(cluster);
+    auto plan = PlanAndRollOut(cluster);
     EXPECT_TRUE(plan.ok()) << plan.status();
-    if (!plan.ok()) return {};
-    EXPECT_EQ(plan->state(), v1::PLAN_STATE_DONE) << plan->ShortDebugString();
+    if (plan.ok()) {
+      EXPECT_EQ(plan->state(), v1::PLAN_STATE_DONE) << plan->ShortDebugString();
+    }
+    return plan;
+  }
+
+  static v1::Placement PlacementOf(Cluster& cluster) {
     grpc::ClientContext context;
     v1::GetPlacementRequest request;
     request.set_group("g");
     v1::GetPlacementResponse response;
     const grpc::Status status = cluster.groups().GetPlacement(&context, request, &response);
     EXPECT_TRUE(status.ok()) << status.error_message();
+    return response.placement();
+  }
+
+  // The homes by task.
+  static std::map<std::string, std::set<std::string>> PlanHomes(Cluster& cluster, int workers,
+                                                                const std::vector<Prompt>& prompts) {
+    if (!Plan(cluster, workers, prompts).ok()) return {};
+    const v1::Placement placement = PlacementOf(cluster);
     std::map<std::string, std::set<std::string>> homes;
-    for (const v1::TaskHomes& task : response.placement().task_homes()) {
-      for (const v1::TaskHome& home : task.homes()) {
-        homes[task.task()].insert(response.placement().workers(home.worker()));
-      }
+    for (const v1::TaskHomes& task : placement.task_homes()) {
+      for (const v1::TaskHome& home : task.homes()) homes[task.task()].insert(placement.workers(home.worker()));
     }
     return homes;
   }
@@ -137,6 +154,100 @@ TEST_F(HomesTest, ADeadHomeCostsNoRequestItsAnswer) {
     }
   }
   EXPECT_GT(answered, 0);
+}
+
+// What ballastctl says of a group that is grouped by task: why each replica of an expert is where it is, and how far
+// each task's tokens would travel with a plan made from routes that a worker recorded.
+TEST_F(HomesTest, CtlSaysWhyExpertsLiveWhereTheyDo_AndScoresByTask) {
+  constexpr int kWorkers = 2;
+  const std::vector<Prompt> prompts = SomePrompts(200);
+  const auto cluster = Serving(TaskAware(kWorkers, 20));
+  ASSERT_NE(cluster, nullptr);
+  const auto plan = Plan(*cluster, kWorkers, prompts);
+  ASSERT_TRUE(plan.ok());
+  const v1::Placement placement = PlacementOf(*cluster);
+  // By layer and expert: the workers.
+  std::map<std::pair<int, int>, std::set<std::string>> holders;
+  for (const v1::Replica& r : placement.replicas()) {
+    holders[{r.layer(), r.expert()}].insert(placement.workers(r.worker()));
+  }
+  ASSERT_EQ(holders.size(), static_cast<size_t>(kLayers * kExperts));
+  grpc::ClientContext context;
+  v1::GetPlanRequest request;
+  request.set_id(plan->id());
+  v1::GetPlanResponse response;
+  const grpc::Status status = cluster->plans().GetPlan(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_GT(response.reasons_size(), 0);
+  // One whose move saves hops, one on one worker alone, one on both.
+  std::vector<std::pair<int, int>> experts = {{response.reasons(0).layer(), response.reasons(0).expert()}};
+  for (const size_t replicas : {1, 2}) {
+    const auto found =
+        std::find_if(holders.begin(), holders.end(), [&](const auto& h) { return h.second.size() == replicas; });
+    ASSERT_NE(found, holders.end());
+    experts.push_back(found->first);
+  }
+  std::string text;
+  for (const auto& [layer, expert] : experts) {
+    ASSERT_EQ(cluster->Ctl({"describe", "plan", plan->id(), absl::StrCat("--expert=", layer, "/", expert)}, &text), 0)
+        << text;
+    const std::set<std::string>& workers = holders[{layer, expert}];
+    const std::vector<std::string> lines = absl::StrSplit(text, '\n', absl::SkipWhitespace());
+    std::set<std::string> said;
+    for (const std::string& line : lines) {
+      for (const std::string& worker : workers) {
+        for (const char* how : {"is on", "moves to"}) {
+          const std::string start = absl::StrCat("  layer ", layer, " expert ", expert, " ", how, " ", worker, ",");
+          if (absl::StartsWith(line, start)) said.insert(worker);
+        }
+      }
+      EXPECT_TRUE(absl::EndsWith(line, " hops a token")) << line;
+    }
+    EXPECT_EQ(lines.size(), workers.size()) << text;
+    EXPECT_EQ(said, workers) << text;
+    // An expert that nobody chose is of no task.
+    if (std::pair(layer, expert) == experts[0]) {
+      EXPECT_TRUE(absl::StrContains(text, "moves to")) << text;
+      EXPECT_TRUE(absl::StrContains(text, "; they are of ")) << text;
+    }
+  }
+  EXPECT_NE(cluster->Ctl({"describe", "plan", plan->id(), "--expert=0/32"}, &text), 0) << text;
+  EXPECT_TRUE(absl::StrContains(text, "32")) << text;
+
+  std::vector<std::string> score = {"score", absl::StrCat("--plan=", ::testing::TempDir(), "/plan.json")};
+  std::vector<std::string> make = {"plan", "--policy=task-aware", "--gpus=2", "--slots-per-gpu=20",
+                                   absl::StrCat("--out=", ::testing::TempDir(), "/plan.json")};
+  const std::string de = ::testing::TempDir() + "/de.csv.gz", python = ::testing::TempDir() + "/python.csv.gz";
+  for (const auto& [task, file] : {std::pair("de", de), std::pair("python", python)}) {
+    ASSERT_EQ(cluster->Ctl({"trace", "record", absl::StrCat("--worker=", cluster->worker_address("w0")),
+                            "--prompts=testdata/prompts.jsonl", absl::StrCat("--task=", task), "--max-tokens=400",
+                            "--max-prompt-bytes=200", absl::StrCat("--out=", file)},
+                           &text),
+              0)
+        << text;
+    score.push_back(absl::StrCat("--load=", file));
+    make.push_back(absl::StrCat("--scenario=", task, "=", file));
+  }
+  ASSERT_EQ(cluster->Ctl(make, &text), 0) << text;
+  ASSERT_EQ(cluster->Ctl(score, &text), 0) << text;
+  // The mix and each task, which has its file's name: "NAME: HOPS hops a token; ...".
+  std::map<std::string, double> hops;
+  for (const std::string& line : std::vector<std::string>(absl::StrSplit(text, '\n'))) {
+    const std::vector<std::string> parts = absl::StrSplit(line, absl::MaxSplits(": ", 1));
+    double value = 0;
+    if (parts.size() == 2 && absl::StrContains(parts[1], " hops a token") &&
+        absl::SimpleAtod(parts[1].substr(0, parts[1].find(' ')), &value)) {
+      hops[parts[0]] = value;
+    }
+  }
+  ASSERT_EQ(hops.size(), 3u) << text;
+  // Over 6 layers a token makes at most one hop in each, on two workers; tasks count the same.
+  for (const auto& [name, value] : hops) {
+    EXPECT_GT(value, 0) << name;
+    EXPECT_LT(value, kLayers) << name;
+  }
+  // Printed to two digits.
+  EXPECT_NEAR(hops["tasks, each counting the same"], (hops[de] + hops[python]) / 2, .011) << text;
 }
 
 }  // namespace
