@@ -23,6 +23,9 @@ constexpr absl::Duration kViewWorks = absl::Seconds(10);
 constexpr absl::Duration kForgiven = absl::Hours(1);
 // How often a wait is doubled.
 constexpr int kMostDoublings = 5;
+// What a group that nobody serves waits for more of its workers after the last one came, in heal_after's: all are
+// starting then, and some slowly.
+constexpr int kStartPatience = 10;
 
 absl::Status Damaged(const std::string& key) {
   return absl::DataLossError(absl::StrCat("store: record '", key, "' is damaged; restore a backup"));
@@ -283,6 +286,8 @@ void Group::StoodStill(absl::Duration lasted, absl::Time now, Effects& effects) 
     any = true;
   }
   if (!any) return;
+  // What others should have said by now they could not.
+  for (absl::Time* due : {&force_by_, &reissue_at_, &waiting_since_, &incomplete_since_}) *due += lasted;
   Turn turn{effects, now, {}};
   Say(turn, Severity::kWarning,
       absl::StrCat("the controller stood still for ", absl::FormatDuration(absl::Trunc(lasted, absl::Milliseconds(1))),
@@ -384,7 +389,9 @@ DriftReport Group::Drift(absl::Time now) const {
 void Group::MaybePlan(Turn& turn) {
   if (!formed() || MaybeDrain(turn)) return;
   const bool complete = GroupComplete(placement_);
-  incomplete_since_ = complete ? absl::InfiniteFuture() : std::min(incomplete_since_, turn.now);
+  // Where nobody serves all are on their way, and what they hold is not rebuilt on those that come first.
+  const bool waits = record_.members_size() == 0;
+  incomplete_since_ = complete || waits ? absl::InfiniteFuture() : std::min(incomplete_since_, turn.now);
   // The load's level costs a pass over it: now and then, when nothing else speaks against a plan.
   if (complete && !pace_.Due(turn.now, options_.planning.interval)) return;
   PlanningFacts facts{.group_complete = complete,
@@ -490,13 +497,18 @@ void Group::NoteTimes(absl::Time now) {
   const bool has_view = record_.members_size() > 0;
   installed_at_ = has_view && ViewInstalledEverywhere() ? std::min(installed_at_, now) : absl::InfiniteFuture();
   // Before the first view the group forms anew without whoever is gone.
-  const bool waiting =
-      !has_view && record_.last_view() != 0 && std::any_of(workers_.begin(), workers_.end(), [this](const auto& entry) {
-        const Worker& worker = entry.second;
-        return worker.alive && worker.session != 0 && !worker.leaving &&
-               worker.loaded_epoch == placement_.epoch.value();
-      });
-  waiting_since_ = waiting ? std::min(waiting_since_, now) : absl::InfiniteFuture();
+  int here = 0, loaded = 0;
+  for (const auto& [name, worker] : workers_) {
+    if (!worker.alive || worker.session == 0 || worker.leaving) continue;
+    ++here;
+    if (worker.loaded_epoch == placement_.epoch.value()) ++loaded;
+  }
+  const bool waiting = !has_view && record_.last_view() != 0 && loaded > 0;
+  // Whoever comes says that more may.
+  const int arrived = waiting ? here + loaded : 0;
+  if (arrived > arrived_) waiting_since_ = now;
+  if (!waiting) waiting_since_ = absl::InfiniteFuture();
+  arrived_ = arrived;
 }
 
 MembershipFacts Group::Facts(absl::Time now) const {
@@ -507,7 +519,7 @@ MembershipFacts Group::Facts(absl::Time now) const {
                         .had_view = record_.last_view() != 0,
                         .has_view = record_.members_size() > 0,
                         .reissue_at = std::min(reissue_at_, force_by_),
-                        .start_at = waiting_since_ + options_.planning.heal_after};
+                        .start_at = waiting_since_ + kStartPatience * options_.planning.heal_after};
   const std::vector<std::string> in_view = ViewWorkers();
   const std::vector<bool> blamed = BlamedNow();
   for (const auto& [name, worker] : workers_) {

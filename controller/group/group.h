@@ -330,8 +330,10 @@ class Group {
     absl::Time until = absl::InfinitePast();
   };
   std::map<std::string, KeptOut> kept_out_;
-  // Since when some worker could serve and no view has members.
+  // While some worker could serve and no view has members: when the last one came or had loaded, and how many steps of
+  // that kind were seen.
   absl::Time waiting_since_ = absl::InfiniteFuture();
+  int arrived_ = 0;
   // Of the wave under way.
   std::string wave_failure_;
 

@@ -118,10 +118,15 @@ TEST(Start, OfAWholeGroupDoesNotWaitForEverForOneThatIsGone) {
   for (int i = 0; i < 4; ++i) h.KillProcess(i);
   h.Advance(absl::Minutes(2));
   ASSERT_EQ(State(h).view().members_size(), 0);
-  for (int i = 0; i < 3; ++i) h.StartProcess(i);
-  h.Advance(absl::Seconds(25));
-  EXPECT_EQ(State(h).view().members_size(), 0) << "however long they were all gone";
-  h.Advance(absl::Seconds(10));
+  for (int i = 0; i < 2; ++i) h.StartProcess(i);
+  h.Advance(absl::Minutes(4));
+  h.StartProcess(2);
+  h.Advance(absl::Minutes(4));
+  EXPECT_EQ(State(h).view().members_size(), 0) << "the last one came 4 minutes ago, and more may come";
+  h.Advance(absl::Minutes(1) + absl::Seconds(20));
+  EXPECT_EQ(State(h).view().members_size(), 3);
+  EXPECT_NE(State(h).missing_total(), 0) << "whose experts are not rebuilt at once";
+  h.Advance(absl::Seconds(30));
   EXPECT_EQ(State(h).state(), v1::GROUP_STATE_SERVING) << State(h).ShortDebugString();
   EXPECT_EQ(State(h).view().members_size(), 3);
   EXPECT_EQ(State(h).missing_total(), 0);
@@ -140,7 +145,7 @@ TEST(Start, WithoutRoomForWhatTheGoneHeldIsDegraded) {
   for (int i = 0; i < 4; ++i) h.KillProcess(i);
   h.Advance(absl::Seconds(5));
   for (int i = 0; i < 3; ++i) h.StartProcess(i);
-  h.Advance(absl::Minutes(1));
+  h.Advance(absl::Minutes(6));
   EXPECT_EQ(State(h).state(), v1::GROUP_STATE_DEGRADED);
   EXPECT_EQ(State(h).missing_total(), 8);
 }
@@ -159,6 +164,14 @@ TEST(Commit, ComesIntoForceWithMembersThatTakeLongToJoin) {
     for (int i = 0; i < 4; ++i) h.DeliverToWorker(i);
     for (int i = 3; i >= 0; --i) h.DeliverToController(i);
   }
+  // A controller that stood still heard nobody say that it is in force.
+  const uint64_t view = State(h).view().view();
+  ASSERT_TRUE(h.Operate([&](Group& g, Effects& effects) {
+                 g.StoodStill(absl::Seconds(20), h.now() + absl::Seconds(20), effects);
+                 return absl::OkStatus();
+               }).ok());
+  h.Tick(absl::Seconds(20));
+  EXPECT_EQ(State(h).view().view(), view);
   h.SetInstallTime(absl::Seconds(15));
   h.KillProcess(0);
   h.SendPeerLost(1, {0});

@@ -24,8 +24,11 @@ std::vector<std::string> ToPutOut(const MembershipFacts& facts) {
   std::vector<std::string> failing;
   int32_t out = 0;
   for (const WorkerFacts& worker : facts.workers) {
-    if (worker.kept_out) ++out;
-    if (worker.member && worker.failed_views >= kMostFailedViews) failing.push_back(worker.name);
+    if (worker.member && worker.failed_views >= kMostFailedViews) {
+      failing.push_back(worker.name);
+    } else if (worker.kept_out) {
+      ++out;
+    }
   }
   if (2 * (static_cast<int32_t>(failing.size()) + out) >= facts.size) return {};
   return failing;

@@ -115,6 +115,9 @@ std::vector<Case> Cases() {
   add("four views did, another is kept out",
       four({failing("a", 4), Serving("b"), Serving("c"), with(Joining("d", true), [](auto& w) { w.kept_out = true; })}),
       Kind::kIssueView, {"a", "b", "c"});
+  add("four views failed because of one who is back from being kept out",
+      four({with(failing("a", 4), [](auto& w) { w.kept_out = true; }), Serving("b"), Serving("c"), Serving("d")}),
+      Kind::kPutOut, {"a"});
   MembershipFacts pair = Facts({failing("a", 4), Serving("b")});
   pair.reissue_at = kNow;
   add("four views did, of two", pair, Kind::kIssueView, {"a", "b"});
