@@ -1,10 +1,14 @@
 #include "controller/ctl/files.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -51,8 +55,15 @@ absl::Status WriteFile(const std::string& path, std::string_view bytes) {
     return out ? std::error_code() : std::error_code(errno, std::generic_category());
   };
   std::error_code error;
+  // A file that standard output was led into: it goes on there, and keeps what it has.
+  struct stat file = {}, out = {};
+  if (stat(path.c_str(), &file) == 0 && S_ISREG(file.st_mode) && fstat(STDOUT_FILENO, &out) == 0 &&
+      file.st_dev == out.st_dev && file.st_ino == out.st_ino) {
+    std::cout << bytes << std::flush;
+    return std::cout ? absl::OkStatus() : failed(std::error_code(errno, std::generic_category()));
+  }
   const fs::file_status status = fs::status(path, error);
-  // Pipes and devices, standard output among them, are written to, not replaced.
+  // Pipes and devices are written to, not replaced.
   if (fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status)) {
     error = write(path);
     return error ? failed(error) : absl::OkStatus();

@@ -6,6 +6,9 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -289,6 +292,21 @@ TEST_F(OfflineVerbsTest, WritesThroughLinksAndIntoPipes) {
   ASSERT_EQ(Run(plan + "@link.json"), 0) << err_.str();
   EXPECT_TRUE(std::filesystem::is_symlink(Path("link.json")));
   EXPECT_TRUE(ReadPlan(Path("real.json")).ok());
+
+  Write("kept.txt", "before\n");
+  const int kept = open(Path("kept.txt").c_str(), O_WRONLY | O_APPEND);
+  const int terminal = dup(STDOUT_FILENO);
+  std::cout.flush();
+  dup2(kept, STDOUT_FILENO);
+  const int exported = Run("export --plan @real.json --format sglang --out /dev/stdout");
+  dup2(terminal, STDOUT_FILENO);
+  close(terminal);
+  close(kept);
+  ASSERT_EQ(exported, 0) << err_.str();
+  std::stringstream told;
+  told << std::ifstream(Path("kept.txt")).rdbuf();
+  EXPECT_THAT(told.str(), ::testing::StartsWith("before\n"));
+  EXPECT_THAT(told.str(), HasSubstr("physical_to_logical_map"));
 
   ASSERT_EQ(mkfifo(Path("pipe").c_str(), 0600), 0);
   const int reader = open(Path("pipe").c_str(), O_RDWR | O_NONBLOCK);
