@@ -135,7 +135,7 @@ class Api(unittest.TestCase):
         self.assertIn("STATUS: deployed", out)
         # As a cluster with nodes would say it.
         status = f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/moe-ballast-main/status"
-        for ready, refused in ((1, True), (0, False)):
+        for ready, refused in ((2, True), (1, False), (0, False)):
             self.server.text(status, "PATCH", {"status": {"replicas": 2, "readyReplicas": ready}}, "application/merge-patch+json")
             done = self.helm("helm upgrade moe deploy/helm/ballast --namespace serving --reuse-values --dry-run=server "
                              "--set groups[0].name=main,groups[0].size=3")

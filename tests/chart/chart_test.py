@@ -104,17 +104,17 @@ class Rendered(unittest.TestCase):
         objects = self.rendered(MODEL, OPEN)
         worker = container(objects["StatefulSet", "moe-ballast-main"])
         self.assertEqual(worker["readinessProbe"]["grpc"], {"port": 7080, "service": "ballast.v1.Inference"})
-        self.assertEqual(worker["livenessProbe"]["grpc"], {"port": 7080})
+        self.assertEqual(worker["startupProbe"]["grpc"], {"port": 7080})
         self.assertIn("--allow-insecure", worker["args"])
         self.assertFalse([name for kind, name in objects if kind in ("Certificate", "Issuer")])
 
     def test_certificates_end_no_pod(self):
-        """Liveness over TLS asks nothing that takes one; a pod that is not ready for it is replaced by an upgrade."""
+        """Liveness asks nothing that takes one; a pod that is not ready for it is replaced by an upgrade."""
         objects = self.rendered(MODEL)
-        for name, port in (("controller", 7070), ("main", 7080)):
+        for name in ("controller", "main"):
             stateful_set = objects["StatefulSet", f"moe-ballast-{name}"]
             liveness = container(stateful_set)["livenessProbe"]
-            self.assertEqual(liveness["tcpSocket"], {"port": port})
+            self.assertEqual(liveness["httpGet"], {"path": "/metrics", "port": "metrics"})
             self.assertNotIn("exec", liveness)
             self.assertEqual(stateful_set["spec"]["podManagementPolicy"], "Parallel")
 

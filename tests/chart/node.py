@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -141,11 +140,11 @@ class Pod:
     def probe(self, which):
         """Whether the probe `which` passes now: started, live, ready."""
         probe = self.container[f"{which}Probe"]
-        if "tcpSocket" not in probe:
+        if "httpGet" not in probe:
             return self.run(*probe["exec"]["command"]).returncode == 0
+        assert probe["httpGet"] == {"path": "/metrics", "port": "metrics"}
         try:
-            socket.create_connection((self.address, probe["tcpSocket"]["port"]), probe["timeoutSeconds"]).close()
-            return True
+            return bool(self.metrics())
         except OSError:
             return False
 

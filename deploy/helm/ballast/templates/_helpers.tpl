@@ -90,15 +90,12 @@ timeoutSeconds: 5
 {{- end }}
 {{- end }}
 
-{{/* (dict "root" $ "port" PORT). Over TLS that the port is open: to ask takes a certificate, and one that is bad or out of time must
-     not end pods that serve by connections that they have. */}}
+{{/* The metrics port asks for no certificate: one that is bad or out of time must not end pods that serve by connections that they have. */}}
 {{- define "ballast.liveness" -}}
-{{- if include "ballast.tls" .root }}
-tcpSocket: {port: {{ .port }}}
+httpGet: {path: /metrics, port: metrics}
 timeoutSeconds: 10
-{{- else }}
-{{- include "ballast.probe" (dict "root" .root "port" .port "service" "") }}
-{{- end }}
+periodSeconds: 20
+failureThreshold: 6
 {{- end }}
 
 {{- define "ballast.podSecurity" -}}
@@ -229,9 +226,7 @@ spec:
         periodSeconds: 5
         failureThreshold: {{ div (add $g.startupSeconds 4) 5 }}
       livenessProbe:
-        {{- include "ballast.liveness" (dict "root" $root "port" 7080) | nindent 8 }}
-        periodSeconds: 20
-        failureThreshold: 6
+        {{- include "ballast.liveness" . | nindent 8 }}
       readinessProbe:
         {{- include "ballast.probe" (dict "root" $root "port" 7080 "service" "ballast.v1.Inference" "name" $service) | nindent 8 }}
         periodSeconds: 5
