@@ -303,8 +303,12 @@ absl::Status StepEngine::Impl::Enter(ViewRequest request, std::vector<int>& unre
     BALLAST_ASSIGN_OR_RETURN(transport_,
                              parts_.transports->Connect(view_, Now() + options_.connect_timeout, unreachable));
   }
-  BALLAST_RETURN_IF_ERROR(
-      model_.Enter(view_, transport_.get(), parts_.experts->in_force(), Now() + options_.connect_timeout));
+  const absl::Status entered =
+      model_.Enter(view_, transport_.get(), parts_.experts->in_force(), Now() + options_.connect_timeout);
+  if (!entered.ok()) {
+    if (transport_ != nullptr) unreachable = transport_->lost_peers();
+    return entered;
+  }
 
   followers_.clear();
   work_asked_ = false;

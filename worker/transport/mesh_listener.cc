@@ -142,7 +142,10 @@ class MeshListener::Joiner {
 
   // A dialled link failed. What may pass is tried again later, the rest is the Join's error.
   absl::Status Retry(int rank, const absl::Status& why, absl::Time now) {
-    if (why.code() != absl::StatusCode::kUnavailable) return Prefixed(Name(rank), why);
+    if (why.code() != absl::StatusCode::kUnavailable) {
+      if (missing_ != nullptr) missing_->push_back(rank);
+      return Prefixed(Name(rank), why);
+    }
     Close(rank);
     Link& link = links_[rank];
     link.trouble = std::string(why.message());
@@ -155,7 +158,9 @@ class MeshListener::Joiner {
     Link& link = links_[rank];
     if (!link.socket) return absl::OkStatus();
     if (link.state == State::kLinked) {
-      if (missing_ != nullptr) missing_->push_back(rank);
+      // It may have left because of one that this rank waits for, too.
+      link.state = State::kIdle;
+      TellMissing();
       return absl::UnavailableError(absl::StrCat(Name(rank), "left while the view was forming"));
     }
     const absl::Status status = Advance(rank, event);
@@ -272,10 +277,14 @@ class MeshListener::Joiner {
     return "";
   }
 
-  absl::Status Late() const {
+  void TellMissing() const {
     for (int rank = 0; rank < size() && missing_ != nullptr; ++rank) {
       if (links_[rank].state != State::kLinked) missing_->push_back(rank);
     }
+  }
+
+  absl::Status Late() const {
+    TellMissing();
     MutexLock lock(listener_.mu_);
     return absl::DeadlineExceededError(
         absl::StrCat("view ", view_.view.value(), " did not form by its deadline:", Missing()));

@@ -98,7 +98,9 @@ class MeshListener {
   //   Unavailable        a peer left while the view formed
   //   DeadlineExceeded   names the members that are missing and the last refusals
   //   Cancelled          Abandon was called; names what DeadlineExceeded would name
-  // `missing` gets the ranks that were missing at the deadline, or that left, ascending; otherwise it stays as it is.
+  // `missing` gets, ascending, the ranks that were missing at the deadline; or the one that left and those that had not
+  // come by then, as it may have left because of them; or the dialled one whose link failed for good. Otherwise it
+  // stays as it is.
   absl::StatusOr<std::vector<MeshLink>> Join(const MeshView& view, const std::string& payload, absl::Time deadline,
                                              std::vector<int>* missing = nullptr);
 

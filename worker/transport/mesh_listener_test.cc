@@ -113,6 +113,27 @@ TEST(MeshListenerTest, MembersThatAreMissing_AreToldByRank) {
   EXPECT_EQ(missing, (std::vector<int>{0, 2}));
 }
 
+// Rank 2 never comes and rank 0 gives up first: what rank 1 sees is that rank 0 left.
+TEST(MeshListenerTest, MembersThatHadNotComeWhenAnotherLeft_AreToldWithIt) {
+  const auto listeners = ThreeListeners();
+  std::vector<int> missing;
+  absl::Status status;
+  // Rank 0 may give up before rank 1 is linked, and then refuses it: with another view, for which it waits longer.
+  absl::Duration patience = absl::Milliseconds(20);
+  for (uint64_t number = 1; !absl::StrContains(status.message(), "left while the view was forming"); ++number) {
+    missing.clear();
+    std::thread waiting(
+        [&] { status = listeners[1]->Join(ViewOf(listeners, number, 1), "", Soon(), &missing).status(); });
+    EXPECT_EQ(listeners[0]->Join(ViewOf(listeners, number, 0), "", In(patience)).status().code(),
+              absl::StatusCode::kDeadlineExceeded);
+    waiting.join();
+    ASSERT_FALSE(absl::IsDeadlineExceeded(status)) << status;
+    patience *= 2;
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(missing, (std::vector<int>{0, 2}));
+}
+
 TEST(MeshListenerTest, EarlyPeers_AreParkedUntilTheViewIsKnown) {
   const auto listeners = ThreeListeners();
   // Ranks 1 and 2 know of the view long before rank 0.
@@ -200,7 +221,9 @@ TEST(MeshListenerTest, OtherIncarnation_IsNamedOnBothSides) {
 TEST(MeshListenerTest, OlderView_IsRefusedOnBothSides) {
   const auto listeners = ThreeListeners();
   listeners[0]->Abandon(ViewId(9));
-  const Links behind = listeners[1]->Join(ViewOf(listeners, 8, 1), "", Soon());
+  std::vector<int> missing;
+  const Links behind = listeners[1]->Join(ViewOf(listeners, 8, 1), "", Soon(), &missing);
+  EXPECT_EQ(missing, std::vector<int>{0});
   EXPECT_EQ(behind.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(behind.status().message()), AllOf(HasSubstr("view 8"), HasSubstr("is at view 9")));
   const Links own = listeners[0]->Join(ViewOf(listeners, 9, 0), "", Soon());

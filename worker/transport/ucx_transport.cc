@@ -48,7 +48,8 @@ class UcxTransport final : public Transport {
 
   ~UcxTransport() override { Close(); }
 
-  absl::Status Link(std::vector<MeshLink> links) {
+  // `failed` gets the rank whose link it fails for.
+  absl::Status Link(std::vector<MeshLink> links, std::vector<int>* failed) {
     for (MeshLink& link : links) {
       Peer& peer = peers_[link.rank];
       peer.link = std::move(link.socket);
@@ -56,6 +57,7 @@ class UcxTransport final : public Transport {
       absl::StatusOr<std::unique_ptr<UcxEndpoint>> endpoint =
           UcxEndpoint::Create(*worker_, link.payload, [this, rank = link.rank](ucs_status_t) { Lose(rank); });
       if (!endpoint.ok()) {
+        if (failed != nullptr) failed->push_back(link.rank);
         return absl::Status(endpoint.status().code(), absl::StrCat("view ", view_.value(), ": rank ", link.rank, ": ",
                                                                    endpoint.status().message()));
       }
@@ -359,7 +361,7 @@ absl::StatusOr<std::unique_ptr<Transport>> ConnectUcx(std::shared_ptr<UcxContext
   const std::string address = worker->address();
   BALLAST_ASSIGN_OR_RETURN(std::vector<MeshLink> links, listener.Join(view, address, deadline, missing));
   auto transport = std::make_unique<UcxTransport>(std::move(worker), view, options);
-  BALLAST_RETURN_IF_ERROR(transport->Link(std::move(links)));
+  BALLAST_RETURN_IF_ERROR(transport->Link(std::move(links), missing));
   return transport;
 }
 

@@ -31,7 +31,8 @@ struct UcxTransportOptions {
 
 // Joins `view` through `listener` (see MeshListener::Join for blocking, retries and errors; Internal is UCX's) and
 // returns this rank's end. Any thread may call it; the result then belongs to the step thread. Destroying the result
-// takes bounded time whether peers live or not, and is this rank's death for the others. `missing` is Join's.
+// takes bounded time whether peers live or not, and is this rank's death for the others. `missing` is Join's, or gets
+// the rank whose UCX address cannot be used.
 absl::StatusOr<std::unique_ptr<Transport>> ConnectUcx(std::shared_ptr<UcxContext> context, MeshListener& listener,
                                                       const MeshView& view, absl::Time deadline,
                                                       UcxTransportOptions options = {},
