@@ -32,9 +32,9 @@ struct MoeStep {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
-// A row that needed an expert which no worker of the view holds, or whose routing weights are not finite. Its output
-// from that layer on is zero and the row is sent nowhere any more, so what the step computes for it, and for later rows
-// of its sequence, is void.
+// A row that needed an expert which no worker of the view holds, or whose routing weights are not finite; the latter
+// only the CPU's executor finds. Its output from that layer on is zero and the row is sent nowhere any more, so what
+// the step computes for it, and for later rows of its sequence, is void.
 struct RowFailure {
   int row = 0;
   ExpertId expert;

@@ -138,7 +138,8 @@ StepRows Batcher::Next(int capacity) {
           .more_work = scheduler_.more_after_step()};
 }
 
-void Batcher::Score(const StepPiece& piece, const Entry& entry, const float* logits, std::span<const int32_t> routes) {
+absl::Status Batcher::Score(const StepPiece& piece, const Entry& entry, const float* logits,
+                            std::span<const int32_t> routes) {
   const std::vector<int32_t>& tokens = entry.request.spec.tokens;
   logprobs_.clear();
   argmax_.clear();
@@ -146,8 +147,16 @@ void Batcher::Score(const StepPiece& piece, const Entry& entry, const float* log
   for (int i = 0; i < piece.num_logits; ++i) {
     const std::span<const float> row(logits + static_cast<size_t>(piece.first_logit + i) * vocab_size_, vocab_size_);
     argmax_.push_back(ArgMax(row));
+    if (!std::isfinite(row[argmax_.back()])) {
+      return absl::InternalError(absl::StrCat("the logits of position ", piece.start_position + i, " are not finite"));
+    }
     const size_t next = static_cast<size_t>(piece.start_position) + i + 1;
-    if (next < tokens.size()) logprobs_.push_back(static_cast<float>(LogProbability(row, tokens[next])));
+    if (next < tokens.size()) {
+      logprobs_.push_back(static_cast<float>(LogProbability(row, tokens[next])));
+      if (!std::isfinite(logprobs_.back())) {
+        return absl::InternalError(absl::StrCat("the log probability of position ", next, " is not finite"));
+      }
+    }
     if (entry.request.digests) digests_.push_back(XXH3_64bits(row.data(), row.size_bytes()));
   }
   entry.request.sink->OnScores({.first_position = piece.start_position,
@@ -157,6 +166,7 @@ void Batcher::Score(const StepPiece& piece, const Entry& entry, const float* log
                                 .routes = routes,
                                 .route_layers = counters_.num_layers(),
                                 .route_top_k = counters_.top_k()});
+  return absl::OkStatus();
 }
 
 void Batcher::HoldBack(const StepPiece& piece, std::span<const int32_t> routes, Entry& entry) {
@@ -213,7 +223,8 @@ void Batcher::Commit(const StepResult& result) {
     entry.kv->Commit(piece.num_rows);
     if (piece.num_logits == 0) continue;
     if (entry.request.spec.kind == SequenceKind::kScore) {
-      Score(piece, entry, result.logits, entry.request.routes ? routes : std::span<const int32_t>());
+      results_[i].status =
+          Score(piece, entry, result.logits, entry.request.routes ? routes : std::span<const int32_t>());
       continue;
     }
     const std::span<const float> row(result.logits + static_cast<size_t>(piece.first_logit) * vocab_size_, vocab_size_);
@@ -222,7 +233,11 @@ void Batcher::Commit(const StepResult& result) {
       results_[i].status = absl::InternalError("the next token's logits are not finite");
       continue;
     }
-    if (entry.request.logprobs) token_logprobs[i] = static_cast<float>(LogProbability(row, results_[i].token));
+    if (!entry.request.logprobs) continue;
+    token_logprobs[i] = static_cast<float>(LogProbability(row, results_[i].token));
+    if (!std::isfinite(token_logprobs[i])) {
+      results_[i].status = absl::InternalError("the next token's log probability is not finite");
+    }
   }
 
   std::vector<SequenceUpdate> updates;

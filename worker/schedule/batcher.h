@@ -135,8 +135,9 @@ class Batcher final : public StepSource {
   void CountHeldBack(Entry& entry);
   // Ends what `updates` end, outside of the lock; `updates` of requests that go on are ignored here.
   void Deliver(const std::vector<SequenceUpdate>& updates) BALLAST_EXCLUDES(mu_);
-  // `routes`: of the piece's rows, if they were kept.
-  void Score(const StepPiece& piece, const Entry& entry, const float* logits, std::span<const int32_t> routes);
+  // Tells the sink, or nothing and why: Internal where a value is not finite. `routes`: of the piece's rows, if they
+  // were kept.
+  absl::Status Score(const StepPiece& piece, const Entry& entry, const float* logits, std::span<const int32_t> routes);
 
   const SchedulerLimits limits_;
   const int vocab_size_;

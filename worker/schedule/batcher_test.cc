@@ -97,6 +97,28 @@ TEST_F(BatcherTest, LogitsThatAreNotFinite_EndTheRequestAndNoOther) {
   EXPECT_EQ(good->status, absl::OkStatus());
 }
 
+// The next tokens' logits are finite, their log probabilities are not.
+TEST_F(BatcherTest, LogProbabilitiesThatAreNotFinite_EndTheRequestAndNoOther) {
+  const auto scored = Submit(SequenceKind::kScore, {1, 2});
+  const auto generated = Submit(SequenceKind::kGenerate, {1, 2}, 3);
+  const auto good = Submit(SequenceKind::kScore, {3, 4});
+  ASSERT_TRUE(batcher_->HasWork());
+  const StepRows rows = batcher_->Next(8);
+  ASSERT_EQ(rows.input.logit_rows.size(), 5u);
+  std::vector<float> logits(rows.input.logit_rows.size() * kVocab, 1);
+  // Of the scored one's first row and of the generating one's only row.
+  logits[2] = -INFINITY;
+  logits[2 * kVocab + 3] = std::nanf("");
+  batcher_->Commit({.logits = logits.data()});
+  while (batcher_->HasWork()) RunStep();
+  EXPECT_EQ(scored->status.code(), absl::StatusCode::kInternal) << scored->status;
+  EXPECT_THAT(scored->logprobs, IsEmpty());
+  EXPECT_EQ(generated->status.code(), absl::StatusCode::kInternal) << generated->status;
+  EXPECT_THAT(generated->tokens, IsEmpty());
+  EXPECT_EQ(good->status, absl::OkStatus());
+  EXPECT_EQ(good->logprobs.size(), 1u);
+}
+
 TEST_F(BatcherTest, Generates) {
   const auto outcome = Submit(SequenceKind::kGenerate, {1, 2, 3}, 3);
   EXPECT_EQ(notified_, 1);
