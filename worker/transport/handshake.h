@@ -23,7 +23,7 @@
 
 namespace ballast {
 
-inline constexpr uint16_t kLinkProtocol = 1;
+inline constexpr uint16_t kLinkProtocol = 2;
 // Largest frame of the handshake.
 inline constexpr size_t kMaxHandshakeBytes = 2048;
 

@@ -110,8 +110,8 @@ TEST(HandshakeTest, OtherProtocolVersion_IsNamed) {
   Handshake listener = Handshake::Listener(kIdentity, NonceOf('b'));
   const Handshake::Progress step = listener.OnFrame(Decode(dialer.Start()));
   EXPECT_EQ(step.error.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(step.error.message(), "link protocol 9 against 1");
-  EXPECT_EQ(dialer.OnFrame(Decode(step.send)).error.message(), "refused by the other side: link protocol 9 against 1");
+  EXPECT_EQ(step.error.message(), "link protocol 9 against 2");
+  EXPECT_EQ(dialer.OnFrame(Decode(step.send)).error.message(), "refused by the other side: link protocol 9 against 2");
 }
 
 TEST(HandshakeTest, ReplayedProof_IsRefused) {
