@@ -124,6 +124,8 @@ absl::Status ExpertServer::OnFrame(uint64_t id, Link& link, const Frame& frame) 
 absl::Status ExpertServer::Serve(Link& link, const Frame& frame) {
   BALLAST_ASSIGN_OR_RETURN(const internal::ChunkRequest request, internal::DecodeChunkRequest(frame));
   if (link.sends.size() >= internal::kMaxPullsInFlight) return absl::ResourceExhaustedError("too much at once");
+  // Longer than from any memory: nothing is pinned for it.
+  if (request.length > internal::kMaxCudaChunkBytes) return absl::ResourceExhaustedError("too much at once");
   link.last_request = Clock::Real().Now();
   if (!link.replica || link.expert != request.expert) {
     link.replica.reset();
