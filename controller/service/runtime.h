@@ -42,8 +42,9 @@ class SessionSink {
 // written it tries again and does nothing else: workers serve on, operators get UNAVAILABLE. A write that is given up
 // because the runtime stops is the last thing that it does: nothing that came after it is stored or sent.
 //
-// A round of the loop takes what has arrived, each at its own time, and then ticks at the time of taking it. So no lease runs out while a heartbeat waits; and a round that comes late (a store that
-// hangs, a machine that stands still) is told to the groups first, since what workers said meanwhile may be lost.
+// A round of the loop takes what has arrived, each at its own time, and then ticks at the time of taking it. So no
+// lease runs out while a heartbeat waits; and a round that comes late (a store that hangs, a machine that stands still)
+// is told to the groups first, since what workers said meanwhile may be lost.
 class Runtime {
  public:
   using Planner = std::function<absl::StatusOr<PlanOutcome>(const PlanJob&)>;
