@@ -30,6 +30,16 @@ GroupHarness::Options GroupHarness::Small() {
   return options;
 }
 
+GroupHarness::Options GroupHarness::HealsAfter(absl::Duration patience) {
+  Options options = Small();
+  options.group.config.mode = v1::GROUP_MODE_AUTO;
+  options.group.planning.heal_after = patience;
+  options.group.planning.plan_below = 0;
+  // Room for three of each layer's eight experts.
+  options.slots = 14;
+  return options;
+}
+
 std::string GroupHarness::Name(int worker) { return absl::StrCat("w", worker); }
 
 GroupHarness::GroupHarness(Options options) : options_(std::move(options)), workers_(options_.workers) { Restart(); }

@@ -39,6 +39,8 @@ class GroupHarness {
   explicit GroupHarness(Options options);
 
   static Options Small();
+  // The same in auto, and no plan but around workers gone for `patience`; three of the four have room for everything.
+  static Options HealsAfter(absl::Duration patience);
   static std::string Name(int worker);
 
   // --- The controller.

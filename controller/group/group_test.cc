@@ -516,18 +516,8 @@ TEST(Planning, ProposalsThatNobodyTakesAreForgotten) {
   EXPECT_EQ(StoredPlans(h).size(), 3u);
 }
 
-GroupHarness::Options HealsAfter(absl::Duration patience) {
-  GroupHarness::Options options = GroupHarness::Small();
-  options.group.config.mode = v1::GROUP_MODE_AUTO;
-  options.group.planning.heal_after = patience;
-  options.group.planning.plan_below = 0;
-  // Room for three of each layer's eight experts, so that three workers suffice.
-  options.slots = 14;
-  return options;
-}
-
 TEST(Healing, GoesAroundAWorkerThatStaysAway) {
-  GroupHarness h(HealsAfter(absl::Seconds(30)));
+  GroupHarness h(GroupHarness::HealsAfter(absl::Seconds(30)));
   h.FormGroup();
   h.LoadWindowSkewed();
   h.KillProcess(3);
@@ -567,7 +557,7 @@ TEST(Healing, GoesAroundAWorkerThatStaysAway) {
 // With every slot taken, what the others have twice makes room through their staging slots: wave after wave. Until its
 // wave is in force an expert belongs to the worker that is gone.
 TEST(Healing, TakesSeveralWavesWhereRoomIsShort) {
-  GroupHarness::Options options = HealsAfter(absl::Seconds(30));
+  GroupHarness::Options options = GroupHarness::HealsAfter(absl::Seconds(30));
   options.group.config.mode = v1::GROUP_MODE_APPROVE;
   GroupHarness h(options);
   h.FormGroup();
@@ -601,7 +591,7 @@ TEST(Healing, TakesSeveralWavesWhereRoomIsShort) {
 }
 
 TEST(Healing, AnAbortedOneLeavesWhatItsWavesBroughtAndGoesOnLater) {
-  GroupHarness::Options options = HealsAfter(absl::Seconds(30));
+  GroupHarness::Options options = GroupHarness::HealsAfter(absl::Seconds(30));
   options.group.config.mode = v1::GROUP_MODE_APPROVE;
   GroupHarness h(options);
   h.FormGroup();
@@ -637,7 +627,7 @@ TEST(Healing, AnAbortedOneLeavesWhatItsWavesBroughtAndGoesOnLater) {
 }
 
 TEST(Healing, AnOpenProposalDoesNotHoldItUp) {
-  GroupHarness::Options options = HealsAfter(absl::Seconds(30));
+  GroupHarness::Options options = GroupHarness::HealsAfter(absl::Seconds(30));
   options.group.config.mode = v1::GROUP_MODE_APPROVE;
   options.group.planning.expiry = absl::Hours(10);
   GroupHarness h(options);
@@ -658,7 +648,7 @@ TEST(Healing, AnOpenProposalDoesNotHoldItUp) {
 }
 
 TEST(Healing, WaitsForAWorkerThatComesBackInTime) {
-  GroupHarness h(HealsAfter(absl::Seconds(30)));
+  GroupHarness h(GroupHarness::HealsAfter(absl::Seconds(30)));
   h.FormGroup();
   h.KillProcess(3);
   h.Advance(absl::Seconds(20));
@@ -669,7 +659,7 @@ TEST(Healing, WaitsForAWorkerThatComesBackInTime) {
 }
 
 TEST(Healing, SaysWhyItCannot) {
-  GroupHarness::Options options = HealsAfter(absl::Seconds(5));
+  GroupHarness::Options options = GroupHarness::HealsAfter(absl::Seconds(5));
   // As many as a fourth of the experts needs.
   options.slots = 10;
   GroupHarness h(options);
@@ -687,7 +677,7 @@ TEST(Healing, SaysWhyItCannot) {
 }
 
 TEST(Healing, AWholeGroupRestartsWithoutTheWorkerThatWasPlannedAround) {
-  GroupHarness h(HealsAfter(absl::Seconds(5)));
+  GroupHarness h(GroupHarness::HealsAfter(absl::Seconds(5)));
   h.FormGroup();
   h.KillProcess(3);
   h.Advance(absl::Seconds(20));
@@ -702,7 +692,7 @@ TEST(Healing, AWholeGroupRestartsWithoutTheWorkerThatWasPlannedAround) {
 }
 
 TEST(Healing, ARollbackToWhatOnlyTheGoneHadIsRefused) {
-  GroupHarness h(HealsAfter(absl::Seconds(5)));
+  GroupHarness h(GroupHarness::HealsAfter(absl::Seconds(5)));
   h.FormGroup();
   h.KillProcess(3);
   h.Advance(absl::Seconds(20));

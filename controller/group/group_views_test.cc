@@ -14,18 +14,8 @@ using ::testing::HasSubstr;
 
 v1::Group State(GroupHarness& h) { return h.group().Describe(h.now()); }
 
-// Three of the four workers have room for everything.
-GroupHarness::Options HealsAfter(absl::Duration patience) {
-  GroupHarness::Options options = GroupHarness::Small();
-  options.group.config.mode = v1::GROUP_MODE_AUTO;
-  options.group.planning.heal_after = patience;
-  options.group.planning.plan_below = 0;
-  options.slots = 14;
-  return options;
-}
-
 TEST(PutOut, IsAWorkerThatFailsViewAfterView) {
-  GroupHarness h(HealsAfter(absl::Seconds(30)));
+  GroupHarness h(GroupHarness::HealsAfter(absl::Seconds(30)));
   h.FormGroup();
   h.LoadWindowSkewed();
   h.FailViews(2, "out of memory");
@@ -58,7 +48,7 @@ TEST(PutOut, IsAWorkerThatFailsViewAfterView) {
 }
 
 TEST(PutOut, IsAWorkerThatMostHaveLostAndThatHasLostThem) {
-  GroupHarness h(HealsAfter(absl::Hours(1)));
+  GroupHarness h(GroupHarness::HealsAfter(absl::Hours(1)));
   h.FormGroup();
   for (const int other : {0, 1, 3}) h.FailViews(other, "unreachable", {2});
   h.FailViews(2, "unreachable", {0, 1, 3});
@@ -76,7 +66,7 @@ TEST(PutOut, IsAWorkerThatMostHaveLostAndThatHasLostThem) {
 TEST(PutOut, IsNobodyWhereItCannotBeTold) {
   const auto expect_nobody = [](const std::string& name, auto fail) {
     SCOPED_TRACE(name);
-    GroupHarness h(HealsAfter(absl::Hours(1)));
+    GroupHarness h(GroupHarness::HealsAfter(absl::Hours(1)));
     h.FormGroup();
     fail(h);
     h.SendPeerLost(0, {2});
@@ -99,7 +89,7 @@ TEST(PutOut, IsNobodyWhereItCannotBeTold) {
 
 // Four failures, but with a view that works for a while in between.
 TEST(PutOut, IsNobodyForFailuresFarApart) {
-  GroupHarness h(HealsAfter(absl::Hours(1)));
+  GroupHarness h(GroupHarness::HealsAfter(absl::Hours(1)));
   h.FormGroup();
   for (int round = 0; round < 8; ++round) {
     h.Advance(absl::Seconds(15));
@@ -112,7 +102,7 @@ TEST(PutOut, IsNobodyForFailuresFarApart) {
 }
 
 TEST(Start, OfAWholeGroupDoesNotWaitForEverForOneThatIsGone) {
-  GroupHarness h(HealsAfter(absl::Seconds(30)));
+  GroupHarness h(GroupHarness::HealsAfter(absl::Seconds(30)));
   h.FormGroup();
   h.LoadWindowSkewed();
   for (int i = 0; i < 4; ++i) h.KillProcess(i);
@@ -138,7 +128,7 @@ TEST(Start, OfAWholeGroupDoesNotWaitForEverForOneThatIsGone) {
 }
 
 TEST(Start, WithoutRoomForWhatTheGoneHeldIsDegraded) {
-  GroupHarness::Options options = HealsAfter(absl::Seconds(30));
+  GroupHarness::Options options = GroupHarness::HealsAfter(absl::Seconds(30));
   options.slots = 10;
   GroupHarness h(options);
   h.FormGroup();
