@@ -7,7 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 group=${1:-test}
-tools=$HOME/.cache/ballast/tools
+cache=$HOME/.cache/ballast
+tools=$cache/tools
 say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }
 
@@ -42,6 +43,11 @@ install_packages() {
   local missing
   mapfile -t missing < <(missing_packages)
   [ ${#missing[@]} = 0 ] && return
+  # apt waits for another dpkg, not for another update of its lists.
+  exec 8> "$cache/.apt.lock"
+  flock --wait 1800 8 || die "another set-up has held $cache/.apt.lock for 30 minutes: end it and try again"
+  mapfile -t missing < <(missing_packages)
+  [ ${#missing[@]} = 0 ] && return
   say "installing Debian packages: ${missing[*]}"
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3)
   as_root "${apt[@]}" update > /dev/null || die "apt-get update failed (see above)"
@@ -56,6 +62,22 @@ install_packages() {
   }
   mapfile -t missing < <(missing_packages)
   [ ${#missing[@]} = 0 ] || die "still missing after the installation: ${missing[*]}"
+  exec 8>&-
+}
+
+# Programs and tests fail in many ways where a disk is full.
+need_disk() {
+  local free
+  free=$(df --output=avail -B 1G "$cache" | tail -n 1 | tr -d " ")
+  [ "$free" -ge "$1" ] || die "$cache is on a disk with $free GB free, and $1 are needed: make room (old results of builds are in $cache/bazel)"
+}
+
+# Results of builds that nothing has read for two weeks go, once a day: Bazel keeps them for ever.
+prune_results() {
+  [ -d "$cache/bazel" ] || return 0
+  [ -z "$(find "$cache/.pruned" -mtime -1 2> /dev/null)" ] || return 0
+  find "$cache/bazel" -ignore_readdir_race -type f -atime +14 -mtime +14 -delete
+  touch "$cache/.pruned"
 }
 
 # Runs "$2..." to fill the folder $tools/$1 unless it is there; an interrupted run leaves nothing behind.
@@ -63,6 +85,7 @@ build_once() {
   local name=$1
   shift
   [ -d "$tools/$name" ] && return
+  need_disk "$([ "$group" = test ] && echo 12 || echo 5)"
   local partial="$tools/.$name.partial" start=$SECONDS
   say "making $name in $tools (once)"
   rm -rf "$partial"
@@ -111,7 +134,7 @@ make_cuda() {
 # (3 GB) go when it is done.
 make_go() {
   local work=$1/work modules=$1/work/path/pkg/mod
-  local go=(env GOROOT="$work/packages/go" GOTOOLCHAIN=local GOENV=off GOFLAGS=-modcacherw GOPATH="$work/path"
+  local go=(env TMPDIR="$work" GOROOT="$work/packages/go" GOTOOLCHAIN=local GOENV=off GOFLAGS=-modcacherw GOPATH="$work/path"
     GOCACHE="$work/cache" GOBIN="$1/bin" CGO_ENABLED=0 GOGC=800 "$work/packages/go/bin/go")
   # An API server without its version in it says that it is v0.0.0.
   local version
@@ -159,6 +182,8 @@ make_cublas_headers() {
 # What a tool built from Abseil's source depends on beside its version.
 scripts_hash() { cat third_party/system/abseil_source.sh "$1" | sha256sum | cut -c1-8; }
 
+mkdir -p "$cache"
+prune_results
 install_packages
 if [ "$group" != build ]; then
   mkdir -p "$tools"
