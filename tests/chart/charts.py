@@ -1,13 +1,10 @@
 """What the tests of the chart share: where the programs are, and helm."""
-import os
-import pwd
 import subprocess
 from pathlib import Path
 
 import yaml
 
-# Bazel's tests have no HOME of the user's.
-TOOLS = Path(pwd.getpwuid(os.getuid()).pw_dir, ".cache/ballast/tools/go")
+TOOLS = Path("external/system/go").absolute()
 CHART = Path("deploy/helm/ballast")
 KUBERNETES = "1.37.2"
 OPERATORS = ("cert-manager.io/v1", "monitoring.coreos.com/v1", "leaderworkerset.x-k8s.io/v1")

@@ -10,9 +10,9 @@ import unittest
 from pathlib import Path
 
 import images
-from charts import TOOLS, render, run
+from charts import render, run
 
-NCCL = TOOLS.parent / "cuda/lib/libnccl.so.2"
+NCCL = Path("external/cuda/lib/libnccl.so.2")
 PINS = [f"--cuda-pins=.ci/{name}-requirements.txt" for name in ("cuda", "cublas")]
 
 
@@ -64,7 +64,7 @@ class Images(unittest.TestCase):
                 blob = self.blob(descriptor["digest"])
                 self.assertEqual((digest(blob), len(blob)), (descriptor["digest"], descriptor["size"]), name)
 
-    @unittest.skipUnless(NCCL.exists(), f"no {NCCL}, which the CUDA image holds: .ci/setup.sh fetches it where CUDA_HOME is not set")
+    @unittest.skipUnless(NCCL.exists(), "no libnccl.so.2 in the CUDA toolkit, which the CUDA image holds: .ci/setup.sh fetches one that has it where CUDA_HOME is not set")
     def test_the_workers_libraries_are_there_once(self):
         layers = [json.loads(self.blob(self.manifests()[f"ballast-{image}:{images.VERSION}"]["digest"]))["layers"] for image in ("worker", "worker-cuda")]
         self.assertEqual(layers[0][0], layers[1][0])

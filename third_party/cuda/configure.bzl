@@ -21,6 +21,8 @@ def _impl(ctx):
             fail("%s/bin/nvcc --version failed: %s" % (home, res.stderr))
         version = [w for w in res.stdout.replace("\n", " ").split(" ") if w.startswith("V")][0]
         ctx.symlink(home + "/include", "include")
+        if ctx.path(home + "/lib/libnccl.so.2").exists:
+            ctx.symlink(home + "/lib/libnccl.so.2", "lib/libnccl.so.2")
 
     # A whole toolkit has cuBLAS, the pinned one has it beside.
     cublas = home if ctx.path(home + "/include/cublasLt.h").exists else ctx.os.environ.get("HOME", "/") + _PINNED_CUBLAS

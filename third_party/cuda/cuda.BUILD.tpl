@@ -46,6 +46,15 @@ cc_library(
     deps = [":nv"],
 )
 
+# The library itself, for images.
+filegroup(
+    name = "nccl_library",
+    srcs = glob(
+        ["lib/libnccl.so.2"],
+        allow_empty = True,
+    ),
+)
+
 # The headers alone, as of NCCL: programs open libcublasLt.so.13.
 cc_library(
     name = "cublas_lt",

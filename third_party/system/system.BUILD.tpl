@@ -94,10 +94,25 @@ filegroup(
     ),
 )
 
-# A program from a Go module, for tests.
+# Programs from Go modules, for tests.
 filegroup(
     name = "grpcurl",
     srcs = glob(["go/bin/grpcurl"]),
+)
+
+filegroup(
+    name = "helm",
+    srcs = glob(["go/bin/helm"]),
+)
+
+# With the resource definitions that it is given, and the schemas that the chart is checked against elsewhere.
+filegroup(
+    name = "kube_apiserver",
+    srcs = glob([
+        "go/bin/kube-apiserver",
+        "go/crds/**",
+        "go/openapi/**",
+    ]),
 )
 
 # Abseil inside a shared library. Last among its deps, after what uses it: what the archive defines, the shared libraries
