@@ -54,6 +54,55 @@ std::vector<int32_t> AllocateReplicas(std::span<const std::vector<double>> cost,
   return out;
 }
 
+namespace {
+
+// Takes a slot from a worker that has more than its total: on to one with fewer, through workers that pass one on in
+// another layer, fewest of them; or from the layer with the most, where no chain leads there.
+void Relieve(size_t over, std::span<const int32_t> totals, int32_t most, std::vector<std::vector<int32_t>>& slots,
+             std::vector<int64_t>& sum) {
+  struct Step {
+    size_t from = 0, layer = 0;
+    bool reached = false;
+  };
+  std::vector<Step> steps(totals.size());
+  std::vector<size_t> order = {over};
+  steps[over].reached = true;
+  for (size_t i = 0; i < order.size(); ++i) {
+    for (size_t l = 0; l < slots.size(); ++l) {
+      if (slots[l][order[i]] == 0) continue;
+      for (size_t w = 0; w < totals.size(); ++w) {
+        if (steps[w].reached || slots[l][w] == most) continue;
+        steps[w] = {order[i], l, true};
+        order.push_back(w);
+        if (sum[w] >= totals[w]) continue;
+        --sum[over];
+        ++sum[w];
+        for (size_t to = w; to != over; to = steps[to].from) {
+          --slots[steps[to].layer][steps[to].from];
+          ++slots[steps[to].layer][to];
+        }
+        return;
+      }
+    }
+  }
+  // Every worker that is not reached has `most` in each layer of those that are. They have together more than their
+  // totals, so there is one; and such a layer has more than `most`.
+  size_t largest = slots.size();
+  int64_t has = most;
+  for (size_t l = 0; l < slots.size(); ++l) {
+    const int64_t in_layer = std::accumulate(slots[l].begin(), slots[l].end(), int64_t{0});
+    if (slots[l][over] > 0 && in_layer > has) {
+      largest = l;
+      has = in_layer;
+    }
+  }
+  BALLAST_CHECK(largest < slots.size()) << "totals are fewer than replicas, or worker " << over << " has none";
+  --slots[largest][over];
+  --sum[over];
+}
+
+}  // namespace
+
 std::vector<std::vector<int32_t>> SpreadSlots(std::span<const int32_t> replicas, std::span<const int32_t> totals,
                                               int32_t most) {
   const size_t workers = totals.size();
@@ -114,6 +163,9 @@ std::vector<std::vector<int32_t>> SpreadSlots(std::span<const int32_t> replicas,
         ++sum[under];
       }
     }
+  }
+  for (size_t w = 0; w < workers; ++w) {
+    while (sum[w] > totals[w]) Relieve(w, totals, most, out, sum);
   }
   return out;
 }

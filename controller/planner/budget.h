@@ -19,10 +19,10 @@ namespace ballast {
 std::vector<int32_t> AllocateReplicas(std::span<const std::vector<double>> cost, std::span<const int32_t> sizes,
                                       int64_t budget);
 
-// Slots of every layer on every worker, [layers][workers], for replicas[layer] replicas: over all layers
-// totals[worker], which sum to the replicas, and within a layer as near to that proportion as can be (where totals are
-// equal, at most one apart), `most` at the most. Workers that get a layer's remainder are those most behind, spaced
-// evenly where they are alike.
+// Slots of every layer on every worker, [layers][workers], for replicas[layer] replicas: over all layers at most
+// totals[worker], which sum to at least the replicas, and within a layer as near to that proportion as can be (where
+// totals are equal, at most one apart), `most` at the most. Workers that get a layer's remainder are those most behind,
+// spaced evenly where they are alike. Where unequal totals cannot hold them so, a layer of more than `most` gets fewer.
 std::vector<std::vector<int32_t>> SpreadSlots(std::span<const int32_t> replicas, std::span<const int32_t> totals,
                                               int32_t most);
 

@@ -69,6 +69,45 @@ TEST(SpreadSlots, IsEvenWithinLayersAndOverall) {
   }
 }
 
+TEST(SpreadSlots, NeverGivesAWorkerMoreThanItsTotal) {
+  std::mt19937 random(4);
+  int fewer = 0;
+  for (int trial = 0; trial < 20000; ++trial) {
+    const int32_t workers = 2 + random() % 4, experts = 1 + random() % 6;
+    const auto layers = static_cast<int32_t>(1 + random() % 6);
+    std::vector<int32_t> totals(workers);
+    int32_t all = 0;
+    while (all < layers * experts) {
+      const size_t w = random() % totals.size();
+      const int32_t more = std::min<int32_t>(1 + random() % 20, layers * experts - totals[w]);
+      totals[w] += more;
+      all += more;
+    }
+    std::vector<int32_t> replicas(layers, experts);
+    for (int32_t left = all - layers * experts; left > 0; --left) {
+      const size_t l = random() % replicas.size();
+      replicas[l] += replicas[l] < workers * experts ? 1 : 0;
+    }
+    const auto slots = SpreadSlots(replicas, totals, experts);
+    std::vector<int32_t> sum(workers);
+    for (int32_t l = 0; l < layers; ++l) {
+      const int32_t has = std::accumulate(slots[l].begin(), slots[l].end(), 0);
+      ASSERT_LE(has, replicas[l]) << trial;
+      ASSERT_GE(has, experts) << trial;
+      fewer += has < replicas[l] ? 1 : 0;
+      for (int32_t w = 0; w < workers; ++w) {
+        ASSERT_GE(slots[l][w], 0) << trial;
+        ASSERT_LE(slots[l][w], experts) << trial;
+        sum[w] += slots[l][w];
+      }
+    }
+    for (int32_t w = 0; w < workers; ++w) ASSERT_LE(sum[w], totals[w]) << trial;
+  }
+  // Where it has to be.
+  EXPECT_GT(fewer, 0);
+  EXPECT_LT(fewer, 2000);
+}
+
 TEST(SpreadSlots, FollowsUnequalTotals) {
   std::mt19937 random(3);
   for (int trial = 0; trial < 2000; ++trial) {

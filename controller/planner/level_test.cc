@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "controller/planner/budget.h"
 #include "controller/planner/load_test_util.h"
 #include "controller/planner/score.h"
 #include "gmock/gmock.h"
@@ -24,6 +25,29 @@ TEST(CostAwarePolicy, PlansAreLevelAndKeepWhatTheyCan) {
   EXPECT_GT(plan->predicted[0].worst, .999);
   request.current = plan->placement;
   EXPECT_EQ(MakePlan(CostAwarePolicy(), request)->moves, 0);
+}
+
+TEST(CostAwarePolicy, UnequalWorkersKeepWithinTheirSlots) {
+  // By proportion the small worker would get 13 slots of its 12, and in every layer of the other one's it has all
+  // experts.
+  PlanRequest request;
+  request.topology = UniformTopology(2, 1, 1);
+  request.topology.workers[0].capacity = {.slots = 54, .staging_slots = 2};
+  request.topology.workers[1].capacity = {.slots = 14, .staging_slots = 2};
+  request.scenarios = {{"load", 1, LoadMatrix(5, 10)}};
+  std::vector<double>& tokens = request.scenarios[0].load.tokens;
+  for (int32_t l = 0; l < 5; ++l) {
+    for (int32_t e = 0; e < 10; ++e) tokens[10 * l + e] = l % 3 != 0 ? 10 : e < 2 ? 50 : 0;
+  }
+  request.replicas_per_worker = 6;
+  const CostAwarePolicy cost_aware;
+  const CraftPolicy craft;
+  for (const PlannerPolicy* policy : std::initializer_list<const PlannerPolicy*>{&cost_aware, &craft}) {
+    const auto plan = MakePlan(*policy, request);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    // Of CRAFT's sizes none more is left.
+    EXPECT_EQ(plan->placement.replicas.size(), policy == &craft ? 60u : 62u) << policy->name();
+  }
 }
 
 TEST(CostAwarePolicy, ServesEnginesThatSplitEqually) {
