@@ -17,6 +17,7 @@ class Restorer {
  public:
   Restorer(const Placement& current, const PlanRequest& request)
       : request_(request), room_(current, request.topology, 0), tables_(Onto(current, request.topology)) {
+    arrivals_.resize(request.topology.workers.size());
     std::vector<double> level;
     double speed = 0;
     for (const TopologyWorker& w : request.topology.workers) speed += w.speed;
@@ -43,26 +44,26 @@ class Restorer {
   // There is room for it.
   void Restore(ExpertId expert, std::vector<Change>& changes) {
     Edit edit;
-    int32_t gives = expert.layer;
-    if (!Search(expert.layer).FindHome(expert.expert, slopes_, room_, edit)) {
-      // No slot is free and the layer has no spare replica; another layer may.
-      gives = TakeFromOthers(expert, edit);
-    }
     const auto add = [&](int32_t layer) -> Change& {
       Change& change = changes.emplace_back();
       change.layer = layer;
       return change;
     };
-    if (gives == expert.layer) {
+    if (Search(expert.layer).FindHome(expert.expert, slopes_, room_, arrivals_, edit)) {
       Change& change = add(expert.layer);
       change.arrivals.push_back(edit.arrive[0]);
       change.departures.assign(edit.leave.begin(), edit.leave.begin() + edit.leaves);
-      Search(gives).Apply(edit);
-      spares_[gives].reset();
+      Search(expert.layer).Apply(edit);
+      spares_[expert.layer].reset();
       room_.free[edit.arrive[0].worker] -= edit.arrivals - edit.leaves;
+      ++arrivals_[edit.arrive[0].worker];
       return;
     }
-    // The other layer's replica goes first, as a change of its own.
+    // No slot is free, nor a spare replica of the layer beside one that the expert could come in by: one goes first, as
+    // a change of its own.
+    const int32_t gives = TakeSpare(edit);
+    edit.arrive[0] = {expert.expert, edit.leave[0].worker};
+    ++arrivals_[edit.arrive[0].worker];
     add(gives).departures.push_back(edit.leave[0]);
     add(expert.layer).arrivals.push_back(edit.arrive[0]);
     Search(gives).Apply(MakeEdit({}, {edit.leave[0]}));
@@ -95,12 +96,11 @@ class Restorer {
     return *layers_[l];
   }
 
-  // The layer whose spare replica is missed least, which leaves for the expert.
-  int32_t TakeFromOthers(ExpertId expert, Edit& edit) {
+  // The layer whose spare replica is missed least, which leaves.
+  int32_t TakeSpare(Edit& edit) {
     int32_t gives = -1;
     double least = 0;
     for (int32_t l = 0; l < static_cast<int32_t>(tables_.size()); ++l) {
-      if (l == expert.layer) continue;
       std::optional<Spare>& spare = spares_[l];
       if (!spare) {
         spare.emplace();
@@ -110,15 +110,15 @@ class Restorer {
       least = spare->cost;
       gives = l;
     }
-    BALLAST_CHECK(gives >= 0) << "no place for layer " << expert.layer << " expert " << expert.expert;
+    BALLAST_CHECK(gives >= 0) << "fewer places than Places() says";
     edit = spares_[gives]->edit;
-    edit.arrive[0] = {expert.expert, edit.leave[0].worker};
-    edit.arrivals = 1;
     return gives;
   }
 
   const PlanRequest& request_;
   Room room_;
+  // [workers] of the plan so far.
+  std::vector<int32_t> arrivals_;
   const std::vector<DispatchTable> tables_;
   std::vector<double> slopes_;
   std::vector<std::optional<LayerSearch>> layers_;

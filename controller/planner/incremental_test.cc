@@ -309,6 +309,63 @@ TEST(PlanFailure, TakesTheSpareReplicasThatAreMissedLeast) {
   EXPECT_EQ(failure->plan.transfer.checkpoint.moves, 1);
 }
 
+// Two layers of `experts` on eight workers, the first layer's tokens `hot` for every second expert; worker 7 dies.
+PlanRequest DeadWorker(int32_t experts, double hot) {
+  PlanRequest request;
+  request.topology = UniformTopology(8, 1, experts);
+  Placement current;
+  current.num_layers = 2;
+  current.num_experts = experts;
+  for (int32_t w = 0; w < 8; ++w) current.workers.push_back(request.topology.workers[w].name);
+  std::vector<int32_t> next(8);
+  for (int32_t l = 0; l < 2; ++l) {
+    for (int32_t e = 0; e < experts; ++e) current.replicas.push_back({{l, e}, e % 8, next[e % 8]++});
+  }
+  request.current = current;
+  request.scenarios = {{"load", 1, LoadMatrix(2, experts)}};
+  for (int32_t e = 0; e < experts; e += 2) request.scenarios[0].load.tokens[e] = hot;
+  request.topology.workers.pop_back();
+  return request;
+}
+
+TEST(PlanFailure, WorkersFetchSideBySide) {
+  for (const double hot : {0.0, 1.0, 1000.0}) {
+    const PlanRequest request = DeadWorker(64, hot);
+    const auto failure = PlanFailure(request);
+    ASSERT_TRUE(failure.ok()) << failure.status();
+    ASSERT_EQ(failure->lost.size(), 16u);
+    std::vector<int32_t> arrivals(7);
+    for (const Wave& wave : failure->plan.waves) {
+      for (const Move& move : wave.moves) ++arrivals[move.worker];
+    }
+    const auto [least, most] = std::minmax_element(arrivals.begin(), arrivals.end());
+    EXPECT_LE(*most - *least, 1) << hot;
+  }
+}
+
+TEST(PlanFailure, NeedsNoSlotToSpare) {
+  // Every slot is used, also for staging: the second replica of expert 0 makes room for expert 3.
+  PlanRequest request;
+  request.scenarios = {{"load", 1, LoadMatrix(1, 4)}};
+  request.scenarios[0].load.tokens = {10, 10, 10, 10};
+  request.topology = UniformTopology(3, 1, 2);
+  for (TopologyWorker& w : request.topology.workers) w.capacity = {.slots = 2, .staging_slots = 0};
+  Placement current;
+  current.num_layers = 1;
+  current.num_experts = 4;
+  for (const TopologyWorker& w : request.topology.workers) current.workers.push_back(w.name);
+  current.replicas = {{{0, 0}, 0, 0}, {{0, 0}, 1, 1}, {{0, 1}, 0, 1}, {{0, 2}, 1, 0}, {{0, 3}, 2, 1}};
+  request.current = current;
+  request.topology.workers.pop_back();
+  const auto failure = PlanFailure(request);
+  ASSERT_TRUE(failure.ok()) << failure.status();
+  EXPECT_TRUE(failure->without_replica.empty());
+  EXPECT_EQ(failure->plan.moves, 1);
+  ASSERT_EQ(failure->plan.waves.size(), 2u);
+  EXPECT_EQ(failure->plan.waves[0].drops.size(), 1u);
+  EXPECT_EQ(failure->plan.waves[1].moves.size(), 1u);
+}
+
 TEST(PlanFailure, NamesWhatCannotBePlaced) {
   std::mt19937 random(9);
   PlanRequest request = Request(random, 3, 8, 4, 2);

@@ -66,8 +66,11 @@ class LayerSearch {
   void Decide(const Change& change);
 
   // Where a replica of `expert`, which has none, costs least: a worker with room, or the slot of a spare replica. What
-  // it costs is the change of the sum of the loads' 16th powers, the level being 1, slopes as above. False: nowhere.
-  bool FindHome(int32_t expert, std::span<const double> slopes, const Room& room, Edit& best);
+  // it costs is the change of the sum of the loads' 16th powers, the level being 1, slopes as above, and a little for
+  // each of the `arrivals` [workers] that the plan has there already: workers fetch side by side. Among equals the most
+  // room. False: nowhere.
+  bool FindHome(int32_t expert, std::span<const double> slopes, const Room& room, std::span<const int32_t> arrivals,
+                Edit& best);
   // The spare replica that is missed least, and what that costs in the same terms. False: there is none.
   bool FindSpare(std::span<const double> slopes, Edit& best, double& cost);
 
@@ -154,14 +157,14 @@ class LayerSearch {
     int32_t worker = -1;
     int32_t leaves = -1;
     double cost = 0;
+    int32_t free = 0;
   };
   // 16th powers of the loads, as HomeCost counts them: power_.
   void RaiseLoads();
   // Of `expert`, which has no replica (-1: of none), at `w`, where `f` leaves (-1: none): see FindHome.
   double HomeCost(int32_t expert, int32_t w, int32_t f, std::span<const double> slopes) const;
-  void ConsiderHome(int32_t expert, int32_t w, int32_t f, std::span<const double> slopes, Home& best) const {
-    const double cost = HomeCost(expert, w, f, slopes);
-    if (best.worker < 0 || cost < best.cost) best = {w, f, cost};
+  static void Consider(const Home& home, Home& best) {
+    if (best.worker < 0 || home.cost < best.cost || (home.cost == best.cost && home.free > best.free)) best = home;
   }
   void ClearGathered();
   void AddTo(int32_t w, int32_t e, double part);
