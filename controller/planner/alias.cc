@@ -1,6 +1,7 @@
 #include "controller/planner/alias.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -182,7 +183,11 @@ bool Fill(std::span<const double> tokens, std::span<const int32_t> experts, std:
     sum += items[i].tokens;
     left += items[i].expert >= 0 ? 1 : 0;
   }
-  if (left > static_cast<size_t>(last.slots) || sum > last.capacity * (1 + 1e-9)) return false;
+  // The bins before it may each have rounded what they left the same way.
+  double total = 0;
+  for (const Bin& bin : bins) total += bin.capacity;
+  const double rounding = static_cast<double>(bins.size()) * std::numeric_limits<double>::epsilon() * total;
+  if (left > static_cast<size_t>(last.slots) || sum > last.capacity * (1 + 1e-9) + rounding) return false;
   for (size_t i = 0; i < items.size(); ++i) layout.Add(last.worker, items[i]);
   return true;
 }
@@ -194,15 +199,22 @@ void FillSlots(std::span<const double> tokens, Layout& layout) {
   if (room == 0) return;
   struct Expert {
     double part;  // tokens a replica
+    int32_t count;
     int32_t expert;
-    bool operator<(const Expert& other) const { return part != other.part ? part < other.part : expert > other.expert; }
+    // Without load experts take turns.
+    bool operator<(const Expert& other) const {
+      if (part != other.part) return part < other.part;
+      return count != other.count ? count > other.count : expert > other.expert;
+    }
   };
   std::vector<int32_t> count(tokens.size());
   for (int32_t w = 0; w < layout.workers(); ++w) {
     for (const Item& item : layout.pack(w)) ++count[item.expert];
   }
   std::vector<Expert> hottest;
-  for (size_t e = 0; e < tokens.size(); ++e) hottest.push_back({tokens[e] / count[e], static_cast<int32_t>(e)});
+  for (size_t e = 0; e < tokens.size(); ++e) {
+    hottest.push_back({tokens[e] / count[e], count[e], static_cast<int32_t>(e)});
+  }
   std::make_heap(hottest.begin(), hottest.end());
   std::vector<Expert> held;  // taken from the heap, for the worker has them
   for (int32_t w = 0; w < layout.workers(); ++w) {
@@ -214,7 +226,7 @@ void FillSlots(std::span<const double> tokens, Layout& layout) {
         layout.Add(w, {0, e});
         ++count[e];
       }
-      held.push_back({tokens[e] / count[e], e});
+      held.push_back({tokens[e] / count[e], count[e], e});
     }
     for (const Expert& expert : held) {
       hottest.push_back(expert);

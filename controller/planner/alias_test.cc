@@ -182,6 +182,30 @@ TEST(PlaceLevel, UnequalWorkersAreUsedByWhatTheyAre) {
   EXPECT_GT(ours, .97 * bests);
 }
 
+TEST(PlaceLevel, OneExpertWithAllTheLoadOnManyWorkers) {
+  // What is left of it is rounded once for each worker.
+  std::mt19937 random(6);
+  for (int trial = 0; trial < 20; ++trial) {
+    const std::vector<int32_t> slots(10000, 2);
+    std::vector<double> tokens(trial % 2 == 0 ? 1 : 64);
+    tokens[0] = std::uniform_real_distribution<>(1, 1e9)(random);
+    CheckPacks(PlaceLevel(tokens, slots), static_cast<int32_t>(tokens.size()), slots);
+    if (HasFatalFailure()) FAIL() << "trial " << trial;
+  }
+}
+
+TEST(PlaceLevel, WithoutLoadExpertsTakeTurns) {
+  const std::vector<int32_t> slots(8, 3);
+  const std::vector<double> tokens(16);
+  std::vector<int> count(16);
+  for (const std::vector<int32_t>& pack : PlaceLevel(tokens, slots)) {
+    for (const int32_t e : pack) ++count[e];
+  }
+  const auto [least, most] = std::minmax_element(count.begin(), count.end());
+  EXPECT_GE(*least, 1);
+  EXPECT_LE(*most, 2);
+}
+
 TEST(PlaceLevel, TheSameLoadGivesTheSamePacks) {
   std::mt19937 random(5);
   for (const auto& slots :

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "proto/base/check.h"
 
@@ -43,11 +44,9 @@ std::vector<LayerWork> WorkByWorker(const DispatchTable& layer, std::span<const 
                                     const Topology& topology) {
   BALLAST_CHECK(static_cast<int32_t>(pairs.size()) == layer.num_replicas()) << pairs.size() << " replicas";
   const size_t workers = topology.workers.size();
-  std::vector<double> on_node;
-  for (const TopologyWorker& w : topology.workers) {
-    on_node.resize(std::max(on_node.size(), static_cast<size_t>(w.node) + 1));
-    ++on_node[w.node];
-  }
+  // Nodes may have any numbers.
+  absl::flat_hash_map<int32_t, double> on_node;
+  for (const TopologyWorker& w : topology.workers) ++on_node[w.node];
   std::vector<LayerWork> work(workers);
   for (int32_t r = 0; r < layer.num_replicas(); ++r) {
     LayerWork& at = work[layer.rank[r]];
@@ -57,8 +56,9 @@ std::vector<LayerWork> WorkByWorker(const DispatchTable& layer, std::span<const 
   for (size_t w = 0; w < workers; ++w) {
     const TopologyWorker& worker = topology.workers[w];
     const double from_each = work[w].busiest_tokens / static_cast<double>(workers);
-    work[w].copies_node = from_each * (on_node[worker.node] - 1);
-    work[w].copies_cross_node = from_each * (static_cast<double>(workers) - on_node[worker.node]);
+    const double beside = on_node[worker.node];
+    work[w].copies_node = from_each * (beside - 1);
+    work[w].copies_cross_node = from_each * (static_cast<double>(workers) - beside);
     work[w].busiest_tokens /= worker.speed;
   }
   return work;

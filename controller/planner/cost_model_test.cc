@@ -36,6 +36,19 @@ TEST(CostModel, RefusesWhatIsNoTime) {
   EXPECT_FALSE(Validate(model).ok());
 }
 
+TEST(CostModel, NodesMayHaveAnyNumbers) {
+  const DispatchTable layer{.begin = {0, 1, 2}, .rank = {0, 1}, .weight = {1, 1}};
+  Topology near = UniformTopology(2, 1, 1), far = near;
+  near.workers[1].node = 1;
+  far.workers[1].node = std::numeric_limits<int32_t>::max();
+  const std::vector<double> pairs = {30, 10};
+  const std::vector<LayerWork> expected = WorkByWorker(layer, pairs, near), work = WorkByWorker(layer, pairs, far);
+  for (size_t w = 0; w < 2; ++w) {
+    EXPECT_EQ(work[w].copies_node, expected[w].copies_node);
+    EXPECT_EQ(work[w].copies_cross_node, expected[w].copies_cross_node);
+  }
+}
+
 TEST(CostModel, WorkOfEveryWorker) {
   Topology topology = UniformTopology(4, 2, 4);
   topology.workers[3].speed = 2;

@@ -374,7 +374,11 @@ Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slot
   const auto most = static_cast<int32_t>(open.size());
   std::vector<int32_t> count(experts, 1);
   const auto part = [&](int32_t e) { return tokens[e] / count[e]; };
-  const auto cooler = [&](int32_t a, int32_t b) { return part(a) != part(b) ? part(a) < part(b) : a > b; };
+  // Without load experts take turns.
+  const auto cooler = [&](int32_t a, int32_t b) {
+    if (part(a) != part(b)) return part(a) < part(b);
+    return count[a] != count[b] ? count[a] > count[b] : a > b;
+  };
   std::priority_queue<int32_t, std::vector<int32_t>, decltype(cooler)> hottest(cooler);
   for (int32_t e = 0; e < experts; ++e) hottest.push(e);
   for (int64_t spare = total - experts; spare > 0 && !hottest.empty();) {
