@@ -28,7 +28,7 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& path) {
 }
 
 Answer Generate(v1::Inference::Stub& stub, const std::string& text, const std::string& task, int max_tokens,
-                absl::Duration timeout) {
+                absl::Duration timeout, const Redirects& redirects) {
   Answer answer;
   answer.sent = Clock::Real().Now();
   grpc::ClientContext context;
@@ -37,6 +37,8 @@ Answer Generate(v1::Inference::Stub& stub, const std::string& text, const std::s
   request.set_text(text);
   request.set_task(task);
   request.set_max_tokens(max_tokens);
+  request.set_follows_redirects(redirects.follows);
+  request.set_redirected(redirects.redirected);
   const auto stream = stub.Generate(&context, request);
   v1::GenerateResponse response;
   bool finished = false;
@@ -46,12 +48,13 @@ Answer Generate(v1::Inference::Stub& stub, const std::string& text, const std::s
     }
     answer.token_ids.insert(answer.token_ids.end(), response.token_ids().begin(), response.token_ids().end());
     finished = finished || response.has_finish();
+    if (response.has_redirect()) answer.redirected_to = response.redirect().worker();
   }
   const grpc::Status status = stream->Finish();
   answer.latency = Clock::Real().Now() - answer.sent;
   if (!status.ok()) {
     answer.status = FromGrpc(status);
-  } else if (!finished) {
+  } else if (!finished && answer.redirected_to.empty()) {
     answer.status = absl::InternalError("the stream ended without a finish");
   }
   return answer;
@@ -103,6 +106,28 @@ std::vector<Answer> LoadGenerator::answers() const {
   return answers_;
 }
 
+Answer LoadGenerator::Follow(const Answer& first, v1::Inference::Stub& asked, const Prompt& prompt) {
+  std::shared_ptr<v1::Inference::Stub> there;
+  {
+    MutexLock lock(mu_);
+    const auto stub = stubs_.find(first.redirected_to);
+    if (stub != stubs_.end()) there = stub->second;
+  }
+  Answer answer;
+  answer.status = absl::UnavailableError("no stub");
+  if (there != nullptr) {
+    answer = Generate(*there, prompt.text, prompt.task, options_.max_tokens, options_.timeout, {.redirected = true});
+  }
+  if (!answer.status.ok() && answer.token_ids.empty()) {
+    answer = Generate(asked, prompt.text, prompt.task, options_.max_tokens, options_.timeout);
+  }
+  const absl::Duration before = answer.sent - first.sent;
+  answer.sent = first.sent;
+  answer.time_to_first_token += before;
+  answer.latency += before;
+  return answer;
+}
+
 void LoadGenerator::Client(int number) {
   for (size_t turn = number;; ++turn) {
     int prompt;
@@ -116,8 +141,9 @@ void LoadGenerator::Client(int number) {
       worker = chosen->first;
       stub = chosen->second;
     }
-    Answer answer =
-        Generate(*stub, prompts_[prompt].text, prompts_[prompt].task, options_.max_tokens, options_.timeout);
+    Answer answer = Generate(*stub, prompts_[prompt].text, prompts_[prompt].task, options_.max_tokens, options_.timeout,
+                             {.follows = options_.follow_redirects});
+    if (!answer.redirected_to.empty()) answer = Follow(answer, *stub, prompts_[prompt]);
     answer.prompt = prompt;
     answer.worker = worker;
     MutexLock lock(mu_);

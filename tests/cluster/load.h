@@ -32,14 +32,22 @@ struct Answer {
   std::string worker;
   absl::Status status;
   std::vector<int32_t> token_ids;
+  // The worker that the client is to ask instead; nothing was run.
+  std::string redirected_to;
   absl::Time sent;
   absl::Duration time_to_first_token;
   absl::Duration latency;
 };
 
+// What a request says of redirects: as GenerateRequest.
+struct Redirects {
+  bool follows = false;
+  bool redirected = false;
+};
+
 // Greedy; blocks until the stream ends.
 Answer Generate(v1::Inference::Stub& stub, const std::string& text, const std::string& task, int max_tokens,
-                absl::Duration timeout);
+                absl::Duration timeout, const Redirects& redirects = {});
 
 // `concurrency` clients, each sending its next request when the one before has ended, each time to another worker.
 // Thread-safe.
@@ -51,6 +59,8 @@ class LoadGenerator {
     // Only a hang comes near.
     absl::Duration timeout = absl::Minutes(5);
     uint64_t seed = 1;
+    // Clients go where workers send them.
+    bool follow_redirects = false;
   };
   struct Totals {
     int64_t requests = 0;
@@ -78,6 +88,8 @@ class LoadGenerator {
 
  private:
   void Client(int number);
+  // The answer of the worker that `first` names, or where that has none of the one that was asked first.
+  Answer Follow(const Answer& first, v1::Inference::Stub& asked, const Prompt& prompt) BALLAST_EXCLUDES(mu_);
 
   const std::vector<Prompt> prompts_;
   const Options options_;

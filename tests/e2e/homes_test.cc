@@ -121,6 +121,22 @@ TEST_F(HomesTest, HomesAnswerForTheWorkersThatWereAsked) {
   }
   EXPECT_GT(counted, 0);
   EXPECT_GT(handed, 0);
+
+  // Clients that follow redirects get the same tokens, some from other workers than the one that they asked.
+  LoadGenerator load(prompts, Stubs(*cluster, kWorkers),
+                     {.concurrency = 2, .max_tokens = 12, .timeout = kPatience, .follow_redirects = true});
+  const auto followed = [&] {
+    double sum = 0;
+    for (int w = 0; w < kWorkers; ++w) sum += Routed(*cluster, WorkerName(w), "home", "redirected");
+    return sum;
+  };
+  const auto enough = cluster->AwaitGroup("g", kPatience, [&](const v1::Group&) { return followed() >= 4; });
+  EXPECT_TRUE(enough.ok()) << enough.status();
+  load.Stop();
+  for (const Answer& answer : load.answers()) {
+    EXPECT_TRUE(answer.status.ok()) << answer.status;
+    EXPECT_EQ(answer.token_ids, tokens[answer.prompt]);
+  }
 }
 
 TEST_F(HomesTest, ADeadHomeCostsNoRequestItsAnswer) {

@@ -1,7 +1,7 @@
-// Eight tasks through four workers: experts grouped by task, with requests handed to the homes of their tasks, beside
+// Eight tasks through four workers: experts grouped by task, with requests run by the homes of their tasks, beside
 // experts placed level alone. Both groups are up at the same time and serve the same load in turns, so that what else
-// the machine does falls on both; prints what a token sends between workers, throughput and latencies, and whether
-// the answers are the same tokens.
+// the machine does falls on all; prints what a token sends between workers, throughput, latencies and the processors'
+// time that the workers took for a token, and whether the answers are the same tokens.
 #include <unistd.h>
 
 #include <algorithm>
@@ -46,16 +46,20 @@ struct Options {
 
 constexpr int kStagingSlots = 6;
 
+// A way of serving, by one of the groups.
 struct Variant {
   const char* name;
   const char* policy;
   // Labels that have no homes: requests stay where they come in.
   bool hide_tasks;
+  // Clients go to the homes themselves when they are told to.
+  bool follow_redirects;
 };
 constexpr Variant kVariants[] = {
-    {"cost-aware", "cost-aware", false},
-    {"task-aware, no homes", "task-aware", true},
-    {"task-aware, homes", "task-aware", false},
+    {"cost-aware", "cost-aware", false, false},
+    {"task-aware, no homes", "task-aware", true, false},
+    {"task-aware, homes", "task-aware", false, false},
+    {"task-aware, redirects", "task-aware", false, true},
 };
 
 double Quantile(std::vector<double> values, double q) {
@@ -64,11 +68,12 @@ double Quantile(std::vector<double> values, double q) {
   return values[std::min(values.size() - 1, static_cast<size_t>(q * static_cast<double>(values.size())))];
 }
 
-// One group of its own, and what it has served while it was measured.
-class Side {
+// A group with experts placed by a policy.
+class ServingGroup {
  public:
-  Side(const Variant& variant, const Options& options) : variant_(variant), options_(options) {}
-  ~Side() {
+  ServingGroup(const char* policy, const Options& options, int layers)
+      : policy_(policy), options_(options), layers_(layers) {}
+  ~ServingGroup() {
     cluster_.reset();
     std::error_code ignored;
     if (!directory_.empty()) std::filesystem::remove_all(directory_, ignored);
@@ -84,7 +89,7 @@ class Side {
     cluster.model = options_.model;
     cluster.directory = directory_;
     cluster.combine = options_.combine;
-    cluster.groups = {absl::StrCat("name=g,size=", options_.workers, ",mode=approve,policy=", variant_.policy,
+    cluster.groups = {absl::StrCat("name=g,size=", options_.workers, ",mode=approve,policy=", policy_,
                                    ",combine=", options_.combine)};
     cluster.controller_flags = {"--load-window=600s", "--report-interval=500ms"};
     BALLAST_ASSIGN_OR_RETURN(cluster_, Cluster::Start(cluster));
@@ -104,7 +109,6 @@ class Side {
     }
     return absl::OkStatus();
   }
-  void set_layers(int layers) { layers_ = layers; }
 
   // Serves until the window holds enough, then plans and rolls out until nothing more is gained.
   absl::Status Place(const std::vector<Prompt>& prompts) {
@@ -141,7 +145,7 @@ class Side {
                                                  return plan.state() >= v1::PLAN_STATE_DONE;
                                                })
                                   .status());
-      std::printf("%s: plan %s, %d moves, %s\n", variant_.name, plan.id().c_str(), plan.moves_done(),
+      std::printf("%s: plan %s, %d moves, %s\n", policy_, plan.id().c_str(), plan.moves_done(),
                   v1::PlanState_Name(plan.state()).c_str());
       if (plan.state() != v1::PLAN_STATE_DONE) break;
     }
@@ -160,14 +164,54 @@ class Side {
     return absl::OkStatus();
   }
 
+  // Of all workers, by name with labels.
+  absl::StatusOr<std::map<std::string, double>> Metrics() {
+    std::map<std::string, double> sum;
+    for (int i = 0; i < options_.workers; ++i) {
+      BALLAST_ASSIGN_OR_RETURN(const auto metrics, ReadMetrics(cluster_->worker_metrics_address(absl::StrCat("w", i))));
+      for (const auto& [name, value] : metrics) sum[name] += value;
+    }
+    return sum;
+  }
+
+  // Processors' time that the workers have used.
+  absl::Duration cpu_time() {
+    absl::Duration sum;
+    for (int i = 0; i < options_.workers; ++i) sum += cluster_->worker(absl::StrCat("w", i)).cpu_time();
+    return sum;
+  }
+  const std::map<std::string, std::shared_ptr<v1::Inference::Stub>>& stubs() const { return stubs_; }
+  double hidden() const { return hidden_; }
+  std::string policy() const { return policy_; }
+
+ private:
+  const char* const policy_;
+  const Options& options_;
+  const int layers_;
+  std::string directory_;
+  std::unique_ptr<Cluster> cluster_;
+  std::map<std::string, std::shared_ptr<v1::Inference::Stub>> stubs_;
+  double hidden_ = 0;
+};
+
+// A way of serving, and what came of it while it was measured.
+class Side {
+ public:
+  Side(const Variant& variant, const Options& options, ServingGroup& group)
+      : variant_(variant), options_(options), group_(group) {}
+
   absl::Status Measure(std::vector<Prompt> prompts, uint64_t seed) {
     if (variant_.hide_tasks) {
       for (Prompt& prompt : prompts) prompt.task = "-" + prompt.task;
     }
-    BALLAST_ASSIGN_OR_RETURN(const auto before, Metrics());
+    BALLAST_ASSIGN_OR_RETURN(const auto before, group_.Metrics());
+    const absl::Duration cpu_before = group_.cpu_time();
     const absl::Time start = Clock::Real().Now();
-    LoadGenerator load(prompts, stubs_,
-                       {.concurrency = options_.concurrency, .max_tokens = options_.max_tokens, .seed = seed});
+    LoadGenerator load(prompts, group_.stubs(),
+                       {.concurrency = options_.concurrency,
+                        .max_tokens = options_.max_tokens,
+                        .seed = seed,
+                        .follow_redirects = variant_.follow_redirects});
     Mutex mu;
     CondVar never;
     {
@@ -177,7 +221,8 @@ class Side {
     }
     load.Stop();
     const double seconds = absl::ToDoubleSeconds(Clock::Real().Now() - start);
-    BALLAST_ASSIGN_OR_RETURN(const auto after, Metrics());
+    cpu_time_ += group_.cpu_time() - cpu_before;
+    BALLAST_ASSIGN_OR_RETURN(const auto after, group_.Metrics());
     for (const auto& [name, value] : after) counted_[name] += value - (before.contains(name) ? before.at(name) : 0);
     double tokens = 0;
     for (const Answer& answer : load.answers()) {
@@ -192,6 +237,7 @@ class Side {
       unsteady_ += !fresh && place->second != answer.token_ids;
     }
     rates_.push_back(tokens / seconds);
+    tokens_ += tokens;
     return absl::OkStatus();
   }
 
@@ -202,8 +248,9 @@ class Side {
     const double routed = SumOf(counted_, "ballast_requests_routed_total");
     const double at_home = SumOf(counted_, "ballast_requests_routed_total", {"route=\"home\""}) +
                            SumOf(counted_, "ballast_requests_routed_total", {"route=\"here\""});
-    std::printf("%-22s %10.3f %12.0f %10.1f %8.1f %8.1f %8.2f %8.2f %8.3f\n", variant_.name, sent / entered,
-                2 * 4 * hidden_ * sent / entered, Quantile(rates_, .5), Quantile(first_, .5), Quantile(first_, .99),
+    std::printf("%-22s %10.3f %12.0f %10.1f %10.3f %8.1f %8.1f %8.2f %8.2f %8.3f\n", variant_.name, sent / entered,
+                2 * 4 * group_.hidden() * sent / entered, Quantile(rates_, .5),
+                absl::ToDoubleMilliseconds(cpu_time_) / tokens_, Quantile(first_, .5), Quantile(first_, .99),
                 Quantile(each_, .5), Quantile(each_, .99), routed == 0 ? 0 : at_home / routed);
   }
 
@@ -211,24 +258,13 @@ class Side {
   int unsteady() const { return unsteady_; }
 
  private:
-  absl::StatusOr<std::map<std::string, double>> Metrics() {
-    std::map<std::string, double> sum;
-    for (int i = 0; i < options_.workers; ++i) {
-      BALLAST_ASSIGN_OR_RETURN(const auto metrics, ReadMetrics(cluster_->worker_metrics_address(absl::StrCat("w", i))));
-      for (const auto& [name, value] : metrics) sum[name] += value;
-    }
-    return sum;
-  }
-
   const Variant& variant_;
   const Options& options_;
-  int layers_ = 0;
-  std::string directory_;
-  std::unique_ptr<Cluster> cluster_;
-  std::map<std::string, std::shared_ptr<v1::Inference::Stub>> stubs_;
-  double hidden_ = 0;
+  ServingGroup& group_;
   std::map<std::string, double> counted_;
   std::vector<double> rates_, first_, each_;
+  double tokens_ = 0;
+  absl::Duration cpu_time_;
   std::map<int, std::vector<int32_t>> answers_;
   int unsteady_ = 0;
 };
@@ -247,12 +283,15 @@ absl::StatusOr<int> LayersOf(const std::string& model) {
 absl::Status Run(const Options& options) {
   BALLAST_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(options.prompts));
   BALLAST_ASSIGN_OR_RETURN(const int layers, LayersOf(options.model));
+  std::vector<std::unique_ptr<ServingGroup>> groups;
   std::vector<std::unique_ptr<Side>> sides;
   for (const Variant& variant : kVariants) {
-    sides.push_back(std::make_unique<Side>(variant, options));
-    sides.back()->set_layers(layers);
-    BALLAST_RETURN_IF_ERROR(sides.back()->Start());
-    BALLAST_RETURN_IF_ERROR(sides.back()->Place(prompts));
+    if (groups.empty() || groups.back()->policy() != variant.policy) {
+      groups.push_back(std::make_unique<ServingGroup>(variant.policy, options, layers));
+      BALLAST_RETURN_IF_ERROR(groups.back()->Start());
+      BALLAST_RETURN_IF_ERROR(groups.back()->Place(prompts));
+    }
+    sides.push_back(std::make_unique<Side>(variant, options, *groups.back()));
   }
   for (int turn = 0; turn < options.turns; ++turn) {
     for (const auto& side : sides) BALLAST_RETURN_IF_ERROR(side->Measure(prompts, static_cast<uint64_t>(turn) + 1));
@@ -260,9 +299,10 @@ absl::Status Run(const Options& options) {
   std::printf("\n%s, %d workers, combine %s, %d requests at a time; medians over %d turns of %d s\n",
               options.model.c_str(), options.workers, options.combine.c_str(), options.concurrency, options.turns,
               options.seconds);
-  std::printf("%-22s %10s %12s %10s %8s %8s %8s %8s %8s\n", "", "copies", "bytes", "tokens/s", "first", "p99", "each",
-              "p99", "at home");
-  std::printf("%-22s %10s %12s %10s %8s %8s %8s %8s\n", "", "a token", "a token", "", "ms", "ms", "ms", "ms");
+  std::printf("%-22s %10s %12s %10s %10s %8s %8s %8s %8s %8s\n", "", "copies", "bytes", "tokens/s", "cpu ms", "first",
+              "p99", "each", "p99", "at home");
+  std::printf("%-22s %10s %12s %10s %10s %8s %8s %8s %8s\n", "", "a token", "a token", "", "a token", "ms", "ms", "ms",
+              "ms");
   for (const auto& side : sides) side->Print();
   size_t same = 0, compared = 0, unsteady = 0;
   for (const auto& side : sides) {

@@ -225,9 +225,14 @@ absl::Status Worker::Impl::StartServer() {
                                 [this](const RequestRecord& record) {
                                   // The worker that the client asked counts it.
                                   if (record.handed_in) return;
+                                  metrics_->RequestRouted(record.task, record.route,
+                                                          record.redirected  ? "redirected"
+                                                          : record.came_back ? "came_back"
+                                                                             : CodeLabel(record.code));
+                                  // The worker that the client is sent to counts it.
+                                  if (record.redirected) return;
                                   metrics_->RequestEnded(record.task, record.code);
                                   metrics_->TokenTimes(record.time_to_first_token, record.time_per_output_token);
-                                  metrics_->RequestRouted(record.task, record.route, record.came_back, record.code);
                                 },
                         });
   grpc::EnableDefaultHealthCheckService(true);

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <span>
 
+#include "absl/time/time.h"
+
 namespace ballast {
 
 // What a worker has to do, as far as it is known here.
@@ -42,6 +44,8 @@ struct SpillLimits {
   // Part of the KV cache that is set aside.
   double full_kv_ratio = .95;
   double free_kv_ratio = .85;
+  // How old news of a worker may be for clients to be sent there: of those that are it is not heard when they end.
+  absl::Duration redirect_news = absl::Seconds(10);
 };
 
 // Whether a worker is to be spared now. One where requests wait is full, however few there are: others have room.

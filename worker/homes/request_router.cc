@@ -33,11 +33,12 @@ void Peer::MarkLost() {
 }
 
 RequestRouter::RequestRouter(std::string own_name, MakeStub make_stub, std::function<WorkerLoad()> own_load,
-                             const SpillLimits& limits)
+                             const SpillLimits& limits, Clock& clock)
     : own_name_(std::move(own_name)),
       make_stub_(std::move(make_stub)),
       own_load_(std::move(own_load)),
-      limits_(limits) {}
+      limits_(limits),
+      clock_(clock) {}
 
 void RequestRouter::Install(const v1::View& view, const Placement& placement) {
   std::vector<std::shared_ptr<Peer>> lost;
@@ -92,18 +93,26 @@ void RequestRouter::SetLoads(const v1::HeartbeatAck& ack) {
                      .waiting = load.requests_waiting(),
                      .kv_used_ratio = load.kv_cache_used_ratio()};
       known.handed_when_heard = known.handed;
+      known.heard_at = clock_.Now();
+      known.redirected = 0;
     }
   }
+}
+
+bool RequestRouter::IsHeard(const Known& worker) const {
+  return clock_.Now() - worker.heard_at <= limits_.redirect_news;
 }
 
 WorkerLoad RequestRouter::LoadOf(const Known& worker) const {
   if (worker.peer == nullptr) return own_load_();
   WorkerLoad load = worker.heard;
   load.requests = std::max(worker.handed, load.requests + worker.handed - worker.handed_when_heard);
+  // Of these none is heard to end but with its load.
+  if (IsHeard(worker)) load.requests += worker.redirected;
   return load;
 }
 
-RequestRouter::Target RequestRouter::Route(std::string_view task) {
+RequestRouter::Target RequestRouter::Route(std::string_view task, bool follows_redirects) {
   MutexLock lock(mu_);
   if (closed_ || self_ < 0) return {};
   auto homes = homes_.find(task);
@@ -126,17 +135,21 @@ RequestRouter::Target RequestRouter::Route(std::string_view task) {
   }
   if (away_) {
     const int other = ChooseOther(loads, full, draining, self_);
-    return other < 0 ? Target{} : HandTo(workers_[other], RequestRoute::kAway);
+    return other < 0 ? Target{} : HandTo(workers_[other], RequestRoute::kAway, follows_redirects);
   }
   // Who is to go counts as full.
   for (size_t w = 0; w < full.size(); ++w) full[w] |= draining[w];
   const HomeChoice choice = ChooseWorker(homes->second, loads, full, self_);
   Known& chosen = workers_[choice.worker];
   if (chosen.peer == nullptr) return {.route = choice.spilled ? RequestRoute::kSpilledHere : RequestRoute::kHere};
-  return HandTo(chosen, choice.spilled ? RequestRoute::kSpilled : RequestRoute::kHome);
+  return HandTo(chosen, choice.spilled ? RequestRoute::kSpilled : RequestRoute::kHome, follows_redirects);
 }
 
-RequestRouter::Target RequestRouter::HandTo(Known& worker, RequestRoute route) {
+RequestRouter::Target RequestRouter::HandTo(Known& worker, RequestRoute route, bool follows_redirects) {
+  if (follows_redirects && IsHeard(worker)) {
+    ++worker.redirected;
+    return {.route = route, .peer = worker.peer, .redirect = true};
+  }
   ++worker.handed;
   ++handed_;
   return {.route = route, .peer = worker.peer};

@@ -62,7 +62,7 @@ class RequestRouter {
 
   // `own_load` must not block.
   RequestRouter(std::string own_name, MakeStub make_stub, std::function<WorkerLoad()> own_load,
-                const SpillLimits& limits = {});
+                const SpillLimits& limits = {}, Clock& clock = Clock::Real());
 
   // The members, and the placement's homes, are these from now on. Members that are gone, or came back as another
   // incarnation, are lost to those who watch them.
@@ -76,10 +76,14 @@ class RequestRouter {
     RequestRoute route = RequestRoute::kNone;
     // Null: this worker. Otherwise the request counts as on its way there until Ended.
     std::shared_ptr<Peer> peer;
+    // The client is to be sent to `peer`; that the request ends there is not told to anyone here, and not to be told to
+    // Ended.
+    bool redirect = false;
   };
   // A task without homes of its own goes to those of the tasks that telemetry pools, if there are any; unlabelled
-  // requests (an empty task) are a task of their own.
-  Target Route(std::string_view task) BALLAST_EXCLUDES(mu_);
+  // requests (an empty task) are a task of their own. A client that `follows_redirects` is sent to the other worker
+  // while its load is heard: until then what clients were sent there counts as there.
+  Target Route(std::string_view task, bool follows_redirects = false) BALLAST_EXCLUDES(mu_);
   // Whether this worker is to go: then every request is handed to another, if there is one that stays, and one that
   // another hands over is not for this worker.
   void SetAway(bool away) BALLAST_EXCLUDES(mu_);
@@ -103,15 +107,20 @@ class RequestRouter {
     // Requests of this worker that are there now, and that were when its load was heard.
     int handed = 0;
     int handed_when_heard = 0;
+    // When it was, and the clients that were sent there since.
+    absl::Time heard_at = absl::InfinitePast();
+    int redirected = 0;
   };
 
+  bool IsHeard(const Known& worker) const BALLAST_REQUIRES(mu_);
   WorkerLoad LoadOf(const Known& worker) const BALLAST_REQUIRES(mu_);
-  Target HandTo(Known& worker, RequestRoute route) BALLAST_REQUIRES(mu_);
+  Target HandTo(Known& worker, RequestRoute route, bool follows_redirects) BALLAST_REQUIRES(mu_);
 
   const std::string own_name_;
   const MakeStub make_stub_;
   const std::function<WorkerLoad()> own_load_;
   const SpillLimits limits_;
+  Clock& clock_;
 
   mutable Mutex mu_;
   CondVar idle_;

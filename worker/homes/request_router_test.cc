@@ -55,6 +55,7 @@ class RequestRouterTest : public ::testing::Test {
     return names.at(target.route) + (target.peer == nullptr ? "" : " " + target.peer->name());
   }
 
+  SimulatedClock clock_;
   WorkerLoad own_;
   std::vector<std::string> addresses_;
   std::vector<std::shared_ptr<Peer>> handed_;
@@ -63,7 +64,9 @@ class RequestRouterTest : public ::testing::Test {
                           addresses_.push_back(address);
                           return nullptr;
                         },
-                        [this] { return own_; }};
+                        [this] { return own_; },
+                        {},
+                        clock_};
 };
 
 TEST_F(RequestRouterTest, HomesOfTheTask) {
@@ -177,6 +180,55 @@ TEST_F(RequestRouterTest, WhoIsToGoIsNoHome) {
   heard.mutable_loads(0)->set_draining(false);
   router_.SetLoads(heard);
   EXPECT_EQ(Next("a"), "home w1");
+}
+
+TEST_F(RequestRouterTest, ClientsThatFollowAreSentThere_WhileItsLoadIsHeard) {
+  const auto redirected = [&] {
+    const RequestRouter::Target target = router_.Route("a", /*follows_redirects=*/true);
+    if (target.peer != nullptr && !target.redirect) handed_.push_back(target.peer);
+    return target.redirect;
+  };
+  EXPECT_FALSE(redirected()) << "nothing is heard of w1: its end is to be known";
+  router_.SetLoads(Load("w1", 1));
+  EXPECT_TRUE(redirected());
+  EXPECT_EQ(Next("a"), "home w1") << "a client that does not follow";
+  clock_.Advance(absl::Seconds(10));
+  EXPECT_TRUE(redirected());
+  clock_.Advance(absl::Milliseconds(1));
+  EXPECT_FALSE(redirected()) << "the news are too old";
+  EXPECT_EQ(handed_.size(), 3u);
+  EXPECT_FALSE(router_.AwaitIdle(clock_, absl::InfinitePast()));
+  for (const auto& peer : handed_) router_.Ended(*peer);
+  EXPECT_TRUE(router_.AwaitIdle(clock_, absl::InfinitePast())) << "nothing is waited for that clients take elsewhere";
+  EXPECT_FALSE(router_.Route("b", true).redirect) << "here";
+}
+
+TEST_F(RequestRouterTest, ClientsThatWereSentThereCountUntilItsLoadIsHeard) {
+  router_.SetLoads(Load("w1", 0));
+  // As requests that were handed over: full at 7.
+  for (int i = 0; i < 7; ++i) EXPECT_TRUE(router_.Route("a", true).redirect) << i;
+  EXPECT_EQ(Next("a"), "spilled here");
+  router_.SetLoads(Load("w1", 1));
+  EXPECT_TRUE(router_.Route("a", true).redirect);
+  for (int i = 0; i < 6; ++i) router_.Route("a", true);
+  EXPECT_EQ(Next("a"), "spilled here");
+  // Without news nobody knows whether they have ended: they count no longer.
+  clock_.Advance(absl::Seconds(11));
+  EXPECT_EQ(Next("a"), "home w1");
+}
+
+TEST_F(RequestRouterTest, Away_ClientsThatFollowAreSentToAnother) {
+  router_.SetLoads(Load("w1", 1));
+  router_.SetAway(true);
+  v1::HeartbeatAck draining = Load("w2", 0);
+  draining.mutable_loads(0)->set_draining(true);
+  router_.SetLoads(draining);
+  draining.mutable_loads(0)->set_worker("w3");
+  router_.SetLoads(draining);
+  const RequestRouter::Target target = router_.Route("", true);
+  EXPECT_EQ(target.route, RequestRoute::kAway);
+  EXPECT_TRUE(target.redirect);
+  EXPECT_EQ(target.peer->name(), "w1");
 }
 
 TEST_F(RequestRouterTest, Closed_EveryRequestIsThisWorkers) {

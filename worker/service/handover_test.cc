@@ -234,6 +234,7 @@ class HandoverTest : public ::testing::Test {
     std::vector<int32_t> tokens;
     std::string text;
     std::optional<v1::Finish> finish;
+    std::optional<v1::Redirect> redirect;
     grpc::Status status;
   };
   // `meanwhile` is called after the first message.
@@ -248,6 +249,7 @@ class HandoverTest : public ::testing::Test {
       answer.tokens.insert(answer.tokens.end(), message.token_ids().begin(), message.token_ids().end());
       answer.text += message.text();
       if (message.has_finish()) answer.finish = message.finish();
+      if (message.has_redirect()) answer.redirect = message.redirect();
     }
     answer.status = reader->Finish();
     return answer;
@@ -328,6 +330,56 @@ TEST_F(HandoverTest, ARequestThatWasHandedOver_IsNotHandedOn) {
   EXPECT_THAT(answer.tokens, ElementsAre(8, 9, 10, 11));
   EXPECT_EQ(home_.asked(), 0);
   EXPECT_TRUE(NextRecord().handed_in);
+}
+
+TEST_F(HandoverTest, AClientThatFollowsRedirects_IsToldOfTheHome) {
+  // Where its load is heard: of these requests the router is not told the end.
+  v1::HeartbeatAck heard;
+  heard.add_loads()->set_worker("w1");
+  router_->SetLoads(heard);
+  v1::GenerateRequest request = Prompt("far");
+  request.set_follows_redirects(true);
+  const Answer answer = Generate(request);
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  ASSERT_TRUE(answer.redirect.has_value());
+  EXPECT_EQ(answer.redirect->worker(), "w1");
+  EXPECT_EQ(answer.redirect->address(), home_.address());
+  EXPECT_THAT(answer.tokens, ElementsAre());
+  EXPECT_FALSE(answer.finish.has_value()) << "nothing was run";
+  EXPECT_EQ(home_.asked(), 0) << "the client does that";
+  const RequestRecord record = NextRecord();
+  EXPECT_TRUE(record.redirected);
+  EXPECT_EQ(record.route, RequestRoute::kHome);
+  EXPECT_TRUE(router_->AwaitIdle(Clock::Real(), absl::InfinitePast()));
+  // What is wrong with it is told by the first worker.
+  request.mutable_token_ids()->add_ids(kVocab);
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_FALSE(NextRecord().redirected);
+  // Requests of here are answered here.
+  request = Prompt("near");
+  request.set_follows_redirects(true);
+  EXPECT_THAT(Generate(request).tokens, ElementsAre(8, 9, 10, 11));
+}
+
+TEST_F(HandoverTest, ARequestThatFollowsARedirect_IsRunWhereItComesIn) {
+  v1::HeartbeatAck heard;
+  heard.add_loads()->set_worker("w1");
+  router_->SetLoads(heard);
+  v1::GenerateRequest request = Prompt("far");
+  request.set_follows_redirects(true);
+  request.set_redirected(true);
+  const Answer answer = Generate(request);
+  EXPECT_THAT(answer.tokens, ElementsAre(8, 9, 10, 11)) << "whatever the homes are by now";
+  RequestRecord record = NextRecord();
+  EXPECT_EQ(record.route, RequestRoute::kNone);
+  EXPECT_FALSE(record.handed_in) << "this worker counts it";
+  // A worker that is to go hands it on, and sends nobody in circles.
+  router_->SetAway(true);
+  home_.script = Answers({101, 102});
+  const Answer handed = Generate(request);
+  EXPECT_THAT(handed.tokens, ElementsAre(101, 102));
+  EXPECT_FALSE(handed.redirect.has_value());
+  EXPECT_EQ(NextRecord().route, RequestRoute::kAway);
 }
 
 TEST_F(HandoverTest, OfAWorkerThatIsToGo_EveryRequestIsAnothers) {

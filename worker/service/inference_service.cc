@@ -207,7 +207,7 @@ class GenerateCall final : public RequestSink,
       if (ended_) return;
       ended_ = true;
       status_ = status;
-      if (status.ok()) {
+      if (status.ok() && !record_.redirected) {
         if (decoder_.has_value()) pending_.mutable_text()->append(decoder_->Finish());
         v1::Finish& end = *pending_.mutable_finish();
         end.set_reason(finish == FinishKind::kStop ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH);
@@ -276,10 +276,23 @@ class GenerateCall final : public RequestSink,
 
   absl::Status Send(const v1::GenerateRequest& request, BatchedRequest batched) BALLAST_EXCLUDES(mu_) {
     RequestRouter::Target target;
-    if (options_.router != nullptr && !handed_in_) target = options_.router->Route(request.task());
+    // One that follows a redirect comes here to stay.
+    const bool stays = handed_in_ || (request.redirected() && options_.router != nullptr && !options_.router->away());
+    if (options_.router != nullptr && !stays) {
+      target = options_.router->Route(request.task(), request.follows_redirects() && !request.redirected());
+    }
     {
       MutexLock lock(mu_);
       record_.route = target.route;
+      record_.redirected = target.redirect;
+      if (target.redirect) {
+        pending_.mutable_redirect()->set_worker(target.peer->name());
+        pending_.mutable_redirect()->set_address(target.peer->member().serving_address());
+      }
+    }
+    if (target.redirect) {
+      OnEnd(absl::OkStatus(), FinishKind::kNone);
+      return absl::OkStatus();
     }
     if (target.peer == nullptr) return submission_.Submit(std::move(batched), shared_from_this());
     peer_ = std::move(target.peer);
@@ -308,7 +321,7 @@ class GenerateCall final : public RequestSink,
   // Writes what there is, or finishes. One write at a time: tokens made meanwhile go into the next message.
   void Advance() BALLAST_REQUIRES(mu_) {
     if (reactor_ == nullptr || writing_ || finished_) return;
-    const bool something = pending_.token_ids_size() > 0 || pending_.has_finish();
+    const bool something = pending_.token_ids_size() > 0 || pending_.has_finish() || pending_.has_redirect();
     if (something && !cancelled_) {
       std::swap(pending_, current_);
       pending_.Clear();

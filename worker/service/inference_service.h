@@ -32,6 +32,8 @@ struct RequestRecord {
   // Where this worker sent it, and whether it came back unserved and was run here.
   RequestRoute route = RequestRoute::kNone;
   bool came_back = false;
+  // The client was sent there, which counts the request.
+  bool redirected = false;
 };
 
 struct InferenceServiceOptions {
@@ -54,7 +56,8 @@ struct InferenceServiceOptions {
 // A request that the router gives to another worker is checked here and run there. Deadline and cancellation go with
 // it, and a request that was handed over is not handed on. One that the other worker could not run (it cannot be
 // reached, is leaving, is full) is run here, unless its first token is out: then it ends with UNAVAILABLE. Either way
-// the client hears one answer.
+// the client hears one answer. A client that follows redirects is told of the other worker instead, and a request that
+// follows one is run here.
 // `batcher` must outlive the service and the server it is registered with.
 class InferenceService final : public v1::Inference::CallbackService {
  public:

@@ -29,8 +29,8 @@ std::span<const MetricDef> WorkerMetricDefs() {
        {"task", "route", "result"},
        "Requests of tasks with homes that clients sent here, by where they went (here and home: to a home of the task; "
        "spilled_here and spilled: elsewhere, as the homes were full), and those that a worker that is to go handed to "
-       "another (away), and how they ended: the gRPC status code, or came_back where the other worker did not run the "
-       "request and this one did."},
+       "another (away), and how they ended: the gRPC status code, redirected where the client was sent to the other "
+       "worker, or came_back where that one did not run the request and this one did."},
       {"ballast_requests_classified_total",
        MetricType::kCounter,
        "1",
@@ -135,7 +135,7 @@ const std::string& WorkerMetrics::TaskLabel(const std::string& task) {
   return tasks_.size() < kMaxTasks ? *tasks_.insert(task).first : other;
 }
 
-void WorkerMetrics::RequestRouted(const std::string& task, RequestRoute route, bool came_back, absl::StatusCode code) {
+void WorkerMetrics::RequestRouted(const std::string& task, RequestRoute route, const std::string& result) {
   const char* name = nullptr;
   switch (route) {
     case RequestRoute::kNone:
@@ -157,7 +157,7 @@ void WorkerMetrics::RequestRouted(const std::string& task, RequestRoute route, b
       break;
   }
   MutexLock lock(mu_);
-  const std::vector<std::string> labels = {TaskLabel(task), name, came_back ? "came_back" : CodeLabel(code)};
+  const std::vector<std::string> labels = {TaskLabel(task), name, result};
   const auto [place, is_new] = routed_.try_emplace(labels);
   if (is_new) place->second = metrics_.Counter("ballast_requests_routed_total", labels);
   place->second.Add();

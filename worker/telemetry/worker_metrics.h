@@ -39,9 +39,9 @@ class WorkerMetrics {
   // A committed step. `rows` by phase are this worker's; `layers` is the model's number of MoE layers.
   void StepEnded(int prefill_rows, int decode_rows, absl::Duration duration, int layers, const MoeStepStats& stats);
   void RequestEnded(const std::string& task, absl::StatusCode code) BALLAST_EXCLUDES(mu_);
-  // A request whose task has homes. `came_back`: the worker that it was handed to did not run it, so this one did.
-  void RequestRouted(const std::string& task, RequestRoute route, bool came_back, absl::StatusCode code)
-      BALLAST_EXCLUDES(mu_);
+  // A request whose task has homes. `result`: "came_back" where the worker that it was handed to did not run it, so
+  // this one did; "redirected" where the client was sent there; otherwise a status code's label.
+  void RequestRouted(const std::string& task, RequestRoute route, const std::string& result) BALLAST_EXCLUDES(mu_);
   // An unlabelled request whose prompt's routes were looked at.
   void RequestClassified(const Classification& classification) BALLAST_EXCLUDES(mu_);
   // Negative: there was none.

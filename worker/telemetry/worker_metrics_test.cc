@@ -28,9 +28,9 @@ TEST(WorkerMetricsTest, CountsWhatItIsTold) {
   stats.route = absl::Milliseconds(2);
   metrics.StepEnded(5, 2, absl::Milliseconds(10), 4, stats);
   metrics.RequestEnded("chat", absl::StatusCode::kUnavailable);
-  metrics.RequestRouted("chat", RequestRoute::kHome, false, absl::StatusCode::kOk);
-  metrics.RequestRouted("chat", RequestRoute::kSpilled, true, absl::StatusCode::kOk);
-  metrics.RequestRouted("chat", RequestRoute::kNone, false, absl::StatusCode::kOk);
+  metrics.RequestRouted("chat", RequestRoute::kHome, "OK");
+  metrics.RequestRouted("chat", RequestRoute::kSpilled, "came_back");
+  metrics.RequestRouted("chat", RequestRoute::kNone, "OK");
   metrics.RequestClassified({.task = "code", .confidence = .97});
   metrics.RequestClassified({.confidence = .4});
   metrics.TokenTimes(absl::Milliseconds(3), -absl::InfiniteDuration());
