@@ -27,6 +27,8 @@ class _NumPy:
 
 
 class _Torch:
+    """The library reads and writes the CPU's memory: device="cpu" everywhere, whatever torch's default device is."""
+
     def __init__(self):
         import torch
 
@@ -34,7 +36,7 @@ class _Torch:
         self.int64_type, self.float64_type = torch.int64, torch.float64
 
     def _tensor(self, values, kind):
-        return self._torch.as_tensor(values).detach().to(device="cpu", dtype=kind).contiguous()
+        return self._torch.as_tensor(values, device="cpu").detach().to(kind).contiguous()
 
     def float64(self, values):
         return self._tensor(values, self.float64_type)
@@ -47,7 +49,7 @@ class _Torch:
         return tensor.clone() if copy else tensor
 
     def empty(self, shape, kind):
-        return self._torch.empty(shape, dtype=kind)
+        return self._torch.empty(shape, dtype=kind, device="cpu")
 
     @staticmethod
     def pointer(tensor):

@@ -101,6 +101,30 @@ def test_any_kind_of_tensor(kind):
     assert rebalance_experts(torch.tensor(WEIGHT, dtype=kind), 16, 4, 2, 8, policy="eplb")[0].tolist() == PHY2LOG
 
 
+class AnotherDefaultDevice(torch.overrides.TorchFunctionMode):
+    """What torch.set_default_device does, which torch has from 2.0 on; "meta" has no memory to write to."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords = dict(keywords or {})
+        if function in (torch.empty, torch.as_tensor) and keywords.get("device") is None:
+            keywords["device"] = "meta"
+        return function(*arguments, **keywords)
+
+
+def test_another_default_device_changes_nothing():
+    weight = torch.tensor(WEIGHT)
+    expected = rebalance_experts_with_shares(weight, 16, 4, 2, 8)
+    with AnotherDefaultDevice():
+        assert torch.empty(1).device.type == "meta"
+        plan = rebalance_experts_with_shares(weight, 16, 4, 2, 8, previous=expected.phy2log.numpy())
+        shares = solve_shares(weight, expected.phy2log, 8)
+        kept = keep_slots(plan.phy2log, expected.phy2log, 8)
+    fresh = rebalance_experts_with_shares(weight, 16, 4, 2, 8, previous=expected.phy2log)
+    assert all(torch.equal(a, b) for a, b in zip(plan, fresh, strict=True))
+    assert torch.equal(shares, solve_shares(weight, expected.phy2log, 8))
+    assert torch.equal(kept, keep_slots(fresh.phy2log, expected.phy2log, 8))
+
+
 def test_views_and_lists_are_taken_as_they_are():
     wide = np.zeros((12, 4))
     wide[:, ::2] = np.array(WEIGHT).T
