@@ -12,7 +12,8 @@ import os
 def register() -> None:
     """May be called any number of times. Raises ValueError when BALLAST_EPLB_POLICY is none of the above.
 
-    vLLM does not catch what a plug-in raises: a vLLM without this policy interface goes on with what it has.
+    vLLM does not catch what a plug-in raises: a vLLM without one of the policy interfaces that vllm_policy.py knows goes
+    on with what it has.
     """
     name = os.environ.get("BALLAST_EPLB_POLICY", "cost-aware")
     if name == "off":

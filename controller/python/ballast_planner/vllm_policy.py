@@ -1,11 +1,42 @@
-"""EPLB policies for vLLM, by its own interface."""
+"""EPLB policies for vLLM, by its own interface, of which there have been three:
 
-from typing import Optional
+    vLLM 0.13          rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_ranks)
+                       -> (phy2log, log2phy, logcnt)
+    vLLM 0.14 to 0.18  the same with old_global_expert_indices behind it
+    vLLM 0.19 on       with it, -> phy2log
+
+Importing this raises ImportError where vLLM's interface is none of them: a policy that returns something else than its
+caller takes apart would end the engine at its first rearrangement.
+"""
+
+import inspect
+from typing import Any, Optional, get_args, get_origin, get_type_hints
 
 import torch
 from vllm.distributed.eplb.policy.abstract import AbstractEplbPolicy
 
 from . import keep_slots, rebalance_experts
+
+_PARAMETERS = ["weight", "num_replicas", "num_groups", "num_nodes", "num_ranks"]
+_PREVIOUS = "old_global_expert_indices"
+
+
+def _returns_three(function: Any) -> bool:
+    """Whether rebalance_experts of this vLLM returns three tensors, and not one."""
+    parameters = list(inspect.signature(function).parameters)
+    try:
+        result = get_type_hints(function).get("return")
+    except (NameError, TypeError):
+        result = None
+    if parameters == [*_PARAMETERS, _PREVIOUS] and result is torch.Tensor:
+        return False
+    three = get_origin(result) is tuple and get_args(result) == (torch.Tensor,) * 3
+    if three and parameters in (_PARAMETERS, [*_PARAMETERS, _PREVIOUS]):
+        return True
+    raise ImportError(f"rebalance_experts{inspect.signature(function)} is none of the interfaces that are known")
+
+
+_RETURNS_THREE = _returns_three(AbstractEplbPolicy.rebalance_experts)
 
 
 class BallastEplbPolicy(AbstractEplbPolicy):
@@ -26,15 +57,16 @@ class BallastEplbPolicy(AbstractEplbPolicy):
         num_nodes: int,
         num_ranks: int,
         old_global_expert_indices: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
+    ) -> Any:
         previous = old_global_expert_indices
         # After ranks joined or left there is nothing to keep slots of.
         if previous is not None and tuple(previous.shape) != (weight.shape[0], num_replicas):
             previous = None
-        phy2log, _, _ = rebalance_experts(
+        plan = rebalance_experts(
             weight, num_replicas, num_groups, num_nodes, num_ranks, policy=cls._policy, previous=previous
         )
-        return phy2log
+        # Where vLLM takes all three its own policy returns them on the load's device.
+        return tuple(tensor.to(weight.device) for tensor in plan) if _RETURNS_THREE else plan[0]
 
     @classmethod
     def preserve_intragpu_slots(cls, phy2log, num_ranks: int, old_phy2log):

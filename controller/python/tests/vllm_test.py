@@ -4,6 +4,7 @@ Only the modules that matter are there, not vLLM: what they import of the rest i
 pinned sources themselves say.
 """
 
+import abc
 import ast
 import importlib
 import importlib.util
@@ -16,6 +17,8 @@ from typing import Literal, get_args
 import numpy as np
 import pytest
 import torch
+
+import ballast_planner
 
 PEERS = Path("external/system/peers/vllm").resolve()
 GOLDEN = "test_basic_rebalance"
@@ -109,6 +112,57 @@ def test_vllm_can_leave_the_plug_in_out(vllm, default, monkeypatch):
     monkeypatch.setattr(sys.modules["vllm.envs"], "VLLM_PLUGINS", ["another"])
     load_plugins()
     assert vllm.EPLB_POLICIES["default"] is default
+
+
+FIVE = "weight, num_replicas, num_groups, num_nodes, num_ranks"
+THREE_TENSORS = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
+
+
+def load_plugins_into(monkeypatch, parameters, result):
+    """Ballast's plug-in in a vLLM whose rebalance_experts takes and returns what is given."""
+    policies()
+    monkeypatch.delitem(sys.modules, "ballast_planner.vllm_policy")
+    abstract = sys.modules["vllm.distributed.eplb.policy.abstract"]
+    scope = {"torch": torch, "ABC": abc.ABC, "abstractmethod": abc.abstractmethod}
+    method = f"@classmethod\n @abstractmethod\n def rebalance_experts(cls, {parameters}){result}: ..."
+    exec(f"class AbstractEplbPolicy(ABC):\n {method}", scope)  # noqa: S102
+    monkeypatch.setattr(abstract, "AbstractEplbPolicy", scope["AbstractEplbPolicy"])
+    monkeypatch.delenv("BALLAST_EPLB_POLICY", raising=False)
+    load_plugins()
+
+
+@pytest.mark.parametrize("previous", ["", ", old_global_expert_indices=None"])
+def test_releases_that_take_three_tensors_get_three(vllm, default, monkeypatch, previous):
+    load_plugins_into(monkeypatch, FIVE + previous, f" -> {THREE_TENSORS}")
+    policy = vllm.EPLB_POLICIES["default"]
+    assert policy.__name__ == "BallastEplbPolicy"
+    # As many layers as tensors: one in their place would be taken apart without a word.
+    weight = torch.from_numpy(np.random.default_rng(3).lognormal(8, 1, (3, 16)))
+    found = policy.rebalance_experts(weight, 24, 2, 2, 4)
+    expected = ballast_planner.rebalance_experts(weight, 24, 2, 2, 4)
+    assert isinstance(found, tuple)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    if previous:
+        old = expected[0].roll(6, 1)
+        found = policy.rebalance_experts(weight, 24, 2, 2, 4, old)
+        expected = ballast_planner.rebalance_experts(weight, 24, 2, 2, 4, previous=old)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "parameters, result",
+    [
+        (FIVE, " -> torch.Tensor"),
+        (FIVE + ", old_global_expert_indices=None", ""),
+        (FIVE + ", old_global_expert_indices=None", " -> 'Plan'"),
+        (FIVE + ", old_global_expert_indices=None", " -> tuple[torch.Tensor, torch.Tensor]"),
+        (FIVE + ", topology", " -> torch.Tensor"),
+    ],
+)
+def test_another_interface_keeps_its_own_policy(vllm, default, monkeypatch, caplog, parameters, result):
+    load_plugins_into(monkeypatch, parameters, result)
+    assert vllm.EPLB_POLICIES["default"] is default
+    assert "no EPLB policy that can be replaced: rebalance_experts(" in caplog.text
 
 
 def policies():
