@@ -151,6 +151,8 @@ absl::Status Group::LoadFrom(const Store& store, absl::Time now) {
     BALLAST_ASSIGN_OR_RETURN(const auto cells, store.List(LoadWindow::StorePrefix(config.name)));
     for (const auto& [key, value] : cells) load_->Load(key, value);
     BALLAST_RETURN_IF_ERROR(LoadBook(store));
+    BALLAST_ASSIGN_OR_RETURN(const auto profiles, store.List(TaskProfiles::StorePrefix(config.name)));
+    for (const auto& [key, value] : profiles) profiles_->Load(key, value);
   }
   return absl::OkStatus();
 }
@@ -186,7 +188,7 @@ void Group::MakeLoadWindow(const v1::ModelIdentity& model) {
   remembered_.clear();
   load_ = std::make_unique<LoadWindow>(name(), placement_.num_layers, placement_.num_experts, options_.load,
                                        model.experts_per_token());
-  profiles_.reset();
+  profiles_.emplace(name(), placement_.num_layers, placement_.num_experts, TaskProfiles::Options{});
   for (auto& [name, worker] : workers_) worker.told_profiles = 0;
   const size_t experts = static_cast<size_t>(placement_.num_layers) * placement_.num_experts;
   counted_prefill_.assign(experts, 0);
@@ -307,6 +309,7 @@ void Group::Checkpoint(Turn& turn) {
     record.mutable_tokens()->Assign(changed.load->tokens.begin(), changed.load->tokens.end());
     write.value = record.SerializeAsString();
   }
+  for (StoreWrite& write : profiles_->TakeWrites()) turn.step.writes.push_back(std::move(write));
   const store::ReportMarks marks = ledger_.Pending();
   turn.step.writes.push_back({absl::StrCat("marks/", name()), marks.SerializeAsString()});
   for (const ReportLedger::Ack& ack : ledger_.Stored(marks)) {

@@ -306,7 +306,7 @@ class Group {
   std::map<std::string, std::vector<store::WaveRecord>> waves_;
 
   std::unique_ptr<LoadWindow> load_;
-  // From the first report on while some worker wants them.
+  // Of reports that came while some worker wanted them. Beside load_, and stored with it.
   std::optional<TaskProfiles> profiles_;
   ReportLedger ledger_;
   std::vector<double> counted_prefill_;

@@ -414,7 +414,6 @@ void Group::OnReport(Turn& turn, const std::string& name, const Worker& worker, 
   count(verdict == ReportLedger::Verdict::kNew ? "counted" : "after_gap");
   if (std::any_of(workers_.begin(), workers_.end(),
                   [](const auto& entry) { return entry.second.alive && entry.second.hello.classifies_tasks(); })) {
-    if (!profiles_.has_value()) profiles_.emplace(load_->layers(), load_->experts(), TaskProfiles::Options{});
     profiles_->Add(report);
   }
   newest_report_ = std::max(newest_report_, std::min(FromProto(report.end()), turn.now));

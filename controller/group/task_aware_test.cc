@@ -100,6 +100,16 @@ TEST(TaskAwareGroup, WorkersThatClassify_AreToldWhatPromptsOfTasksChoose) {
   EXPECT_EQ(h.worker_profiles(1).tasks_size(), 0);
   h.Run();
   EXPECT_EQ(h.worker_profiles(1).tasks_size(), 2);
+
+  // And by a controller that starts anew, before any report.
+  h.Advance(absl::Seconds(3));
+  h.KillProcess(1);
+  h.CrashNow();
+  h.StartProcess(1);
+  h.Run();
+  ASSERT_EQ(h.worker_profiles(1).tasks_size(), 2);
+  EXPECT_EQ(h.worker_profiles(1).tasks(0).task(), "a");
+  EXPECT_EQ(h.worker_profiles(1).tasks(0).tokens(h.TaskExperts("a", 0).first), 16000u);
 }
 
 TEST(TaskAwareGroup, WithHomesWorkersLearnHowBusyTheOthersAre) {
