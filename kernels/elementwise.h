@@ -17,6 +17,11 @@ void SwiGlu(const float* gate, const float* up, int n, float* out);
 // Roofline: 4n bytes in cache, about 20 flops an element; bound by arithmetic.
 float LogSumExp(const float* x, int n);
 
+// out[i] = exp((x[i] - shift) / divisor), 0 where that is NaN; their sum, in 16 lanes and a tree. out may be x.
+// REQUIRES: divisor above 0. Roofline: 8n bytes in cache, about 20 flops and a division an element; bound by
+// arithmetic.
+float ExpRow(const float* x, float shift, float divisor, int n, float* out);
+
 }  // namespace ballast
 
 #endif  // BALLAST_KERNELS_ELEMENTWISE_H_

@@ -18,4 +18,8 @@ float LogSumExp(const float* x, int n) {
   return top + std::log(kernels.sum_exp(x, top, n));
 }
 
+float ExpRow(const float* x, float shift, float divisor, int n, float* out) {
+  return internal::Kernels().exp_row(x, shift, divisor, n, out);
+}
+
 }  // namespace ballast

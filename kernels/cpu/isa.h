@@ -47,6 +47,8 @@ struct IsaKernels {
   void (*softmax)(float* x, int n);
   // The sum of exp(x[i] - shift).
   float (*sum_exp)(const float* x, float shift, int n);
+  // out[i] = exp((x[i] - shift) / divisor), 0 where that is NaN; the sum. out may be x.
+  float (*exp_row)(const float* x, float shift, float divisor, int n, float* out);
   // out = x / sqrt(mean(x^2) + epsilon) * weight. out may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int n, float* out);
   // Rotates the pairs (x[i], x[i + half]) by the angles of cosine/sine [half], in place.

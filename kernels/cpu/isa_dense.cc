@@ -81,6 +81,17 @@ float SumExp(const float* x, float shift, int n) {
   return Sum(sum);
 }
 
+float ExpRow(const float* x, float shift, float divisor, int n, float* out) {
+  const F16 top = Splat16(shift), by = Splat16(divisor);
+  F16 sum = Splat16(0);
+  for (int at = 0; at < n; at += 16) {
+    const F16 e = ZeroForNan(Exp((LoadUpTo(x, at, n, -__builtin_inff()) - top) / by));
+    sum = sum + e;
+    StoreUpTo(e, out, at, n);
+  }
+  return Sum(sum);
+}
+
 void RmsNorm(const float* x, const float* weight, float epsilon, int n, float* out) {
   F16 sum = Splat16(0);
   for (int at = 0; at < n; at += 16) {
@@ -127,6 +138,7 @@ const IsaKernels BALLAST_ISA_TABLE = {
     .swiglu = BALLAST_ISA::SwiGlu,
     .softmax = BALLAST_ISA::Softmax,
     .sum_exp = BALLAST_ISA::SumExp,
+    .exp_row = BALLAST_ISA::ExpRow,
     .rms_norm = BALLAST_ISA::RmsNorm,
     .rotate = BALLAST_ISA::Rotate,
     .multiply_add = BALLAST_ISA::MultiplyAdd,

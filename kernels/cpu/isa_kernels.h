@@ -14,6 +14,7 @@ void SwiGluPacked(const float* gate, const float* up, int num_rows, int width, f
 void SwiGlu(const float* gate, const float* up, int n, float* out);
 void Softmax(float* x, int n);
 float SumExp(const float* x, float shift, int n);
+float ExpRow(const float* x, float shift, float divisor, int n, float* out);
 void RmsNorm(const float* x, const float* weight, float epsilon, int n, float* out);
 void Rotate(float* x, const float* cosine, const float* sine, int half);
 void MultiplyAdd(float weight, const float* x, int n, float* out);

@@ -151,6 +151,31 @@ TEST_P(IsaTest, MaximumIgnoresNan) {
   }
 }
 
+TEST_P(IsaTest, ExpRowIsTheExponentialAndItsSum) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  for (int n : {1, 15, 16, 17, 100, 1000}) {
+    std::vector<float> x = RandomFloats(n, n), out(n);
+    for (float& v : x) v *= 20;
+    const float top = kernels_->maximum(x.data(), n);
+    for (const float divisor : {0.1f, 0.7f, 100.0f}) {
+      const float sum = kernels_->exp_row(x.data(), top, divisor, n, out.data());
+      double expected_sum = 0;
+      for (int i = 0; i < n; ++i) {
+        const double expected = std::exp((static_cast<double>(x[i]) - top) / divisor);
+        expected_sum += expected;
+        ASSERT_NEAR(out[i], expected, 2e-5 * expected + 1e-37) << "n=" << n << " i=" << i;
+      }
+      EXPECT_NEAR(sum, expected_sum, 2e-5 * expected_sum);
+    }
+  }
+  // The least divisor that there is overflows everything but the largest.
+  const std::vector<float> odd = {nan, 3, -inf, 2, nan};
+  std::vector<float> out(5);
+  EXPECT_EQ(kernels_->exp_row(odd.data(), 3, std::numeric_limits<float>::denorm_min(), 5, out.data()), 1);
+  EXPECT_EQ(out, (std::vector<float>{0, 1, 0, 0, 0}));
+  EXPECT_EQ(kernels_->exp_row(odd.data(), nan, 1, 5, out.data()), 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, IsaTest, testing::ValuesIn(Available()), [](const auto& info) {
   return std::string(info.param == Isa::kBaseline ? "Baseline" : info.param == Isa::kAvx2 ? "Avx2" : "Avx512");
 });
@@ -175,7 +200,9 @@ TEST(IsaEqualityTest, Avx2AndAvx512ComputeTheSameBits) {
     kernels.softmax(soft.data(), k);
     kernels.swiglu_packed(x.data(), x.data() + k, 1, k, inner.data());
     kernels.rms_norm(x.data(), x.data() + k, 1e-6f, k, normed.data());
-    results[i] = {packed, out, soft, inner, normed};
+    std::vector<float> exponentials(k + 1);
+    exponentials[k] = kernels.exp_row(x.data(), 1, 0.7f, k, exponentials.data());
+    results[i] = {packed, out, soft, inner, normed, exponentials};
   }
   for (size_t i = 0; i < results[0].size(); ++i) {
     EXPECT_EQ(std::memcmp(results[0][i].data(), results[1][i].data(), results[0][i].size() * sizeof(float)), 0) << i;

@@ -110,6 +110,14 @@ BALLAST_INLINE F16 MaxIgnoringNan(const F16& a, const F16& b) {
   return r;
 }
 
+// 0 in the lanes that are NaN.
+BALLAST_INLINE F16 ZeroForNan(const F16& v) {
+  F16 r;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) r.p[i] = v.p[i] == v.p[i] ? v.p[i] : Part{};
+  return r;
+}
+
 // Lanes 2j (even) and 2j + 1 (odd) of 32 bf16 at `at`, widened to f32.
 BALLAST_INLINE void LoadBf16Pairs(const uint16_t* at, F16& even, F16& odd) {
 #pragma GCC unroll 4

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/cpu/isa.h"
 
@@ -43,8 +44,18 @@ void CountExperts(std::span<const int32_t> ids, std::span<const int32_t> task, i
 }
 
 int32_t ArgMax(std::span<const float> values) {
-  const float best = internal::Kernels().maximum(values.data(), static_cast<int>(values.size()));
-  for (size_t i = 0; i < values.size(); ++i) {
+  // The block that has it first, and then its place there: the search by single values is the slow half.
+  constexpr size_t kBlock = 1024;
+  const internal::IsaKernels& kernels = internal::Kernels();
+  float best = -std::numeric_limits<float>::infinity();
+  size_t first = 0;
+  for (size_t at = 0; at < values.size(); at += kBlock) {
+    const float top = kernels.maximum(values.data() + at, static_cast<int>(std::min(kBlock, values.size() - at)));
+    if (top <= best) continue;
+    best = top;
+    first = at;
+  }
+  for (size_t i = first; i < values.size(); ++i) {
     if (values[i] == best) return static_cast<int32_t>(i);
   }
   return 0;

@@ -86,6 +86,15 @@ TEST(ArgMaxTest, TiesGoToTheLowestIndexAndNanNeverWins) {
     x[n - 1] = -1;
     EXPECT_EQ(ArgMax(x), n - 1);
   }
+  // Equal ones in different blocks of the search; a block without a number in front.
+  std::vector<float> x(5000, -2);
+  std::fill(x.begin(), x.begin() + 1500, nan);
+  x[1500] = x[2047] = x[2048] = x[4999] = 7;
+  EXPECT_EQ(ArgMax(x), 1500);
+  x[1500] = nan;
+  EXPECT_EQ(ArgMax(x), 2047);
+  x[2047] = -2;
+  EXPECT_EQ(ArgMax(x), 2048);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 #include "worker/decoder/sampling.h"
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/elementwise.h"
@@ -9,6 +9,11 @@
 
 namespace ballast {
 namespace {
+
+// Tokens whose probabilities are added up by themselves: a draw looks at one block's alone.
+constexpr size_t kBlock = 256;
+// A bucket holds probabilities of one exponent and the same first 6 bits behind the point.
+constexpr int kBucketShift = 17;
 
 uint64_t Mix(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -34,36 +39,126 @@ double UniformAt(uint64_t seed, uint64_t counter) {
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
+int32_t Sampler::Draw(double left, int32_t best) const {
+  for (size_t block = 0; block < block_sums_.size(); ++block) {
+    if (left >= block_sums_[block]) {
+      left -= block_sums_[block];
+      continue;
+    }
+    const size_t first = block * kBlock, end = std::min(first + kBlock, probabilities_.size());
+    int32_t last = best;
+    for (size_t i = first; i < end; ++i) {
+      if (probabilities_[i] == 0) continue;
+      last = static_cast<int32_t>(i);
+      left -= probabilities_[i];
+      if (left < 0) break;
+    }
+    // Rounding alone leads past the last.
+    return last;
+  }
+  return best;
+}
+
+size_t Sampler::Bucket(float probability) { return std::bit_cast<uint32_t>(probability) >> kBucketShift; }
+
+void Sampler::FillBuckets(double sum, double mass) {
+  constexpr size_t kGroup = 16;
+  const size_t size = probabilities_.size();
+  // All that are below the limit have less than is left out, even together. A little lower, for sums are rounded.
+  const auto limit = static_cast<float>((sum - mass) / static_cast<double>(size) * 0.999);
+  likely_.clear();
+  bucket_sums_.assign(Bucket(1) + 1, 0);
+  for (size_t at = 0; at < size; at += kGroup) {
+    const size_t end = std::min(at + kGroup, size);
+    if (end == at + kGroup) {
+      // Few groups have any, and to see that takes no branch for each.
+      int any = 0;
+      for (size_t i = 0; i < kGroup; ++i) any |= probabilities_[at + i] >= limit;
+      if (any == 0) continue;
+    }
+    for (size_t i = at; i < end; ++i) {
+      const float p = probabilities_[i];
+      if (p < limit) continue;
+      likely_.push_back({p, static_cast<int32_t>(i)});
+      bucket_sums_[Bucket(p)] += p;
+    }
+  }
+}
+
+template <typename IsShort>
+size_t Sampler::FindBucket(IsShort is_short, double& sum) const {
+  size_t bucket = bucket_sums_.size() - 1;
+  sum = 0;
+  for (; bucket > 0 && is_short(sum + bucket_sums_[bucket]); --bucket) sum += bucket_sums_[bucket];
+  // Where rounding alone leaves the sum short, it is at the last bucket that has any.
+  while (bucket_sums_[bucket] == 0) ++bucket;
+  return bucket;
+}
+
+void Sampler::Collect(size_t bucket) {
+  candidates_.clear();
+  for (const Candidate& candidate : likely_) {
+    if (Bucket(candidate.probability) == bucket) candidates_.push_back(candidate);
+  }
+}
+
+template <typename IsShort>
+size_t Sampler::Reach(std::span<Candidate> candidates, IsShort is_short, double& sum) {
+  constexpr size_t kSorted = 32;
+  const auto before = [](const Candidate& a, const Candidate& b) {
+    return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
+  };
+  size_t first = 0, last = candidates.size();
+  while (last - first > kSorted) {
+    const size_t middle = first + (last - first) / 2;
+    const auto at = candidates.begin();
+    std::nth_element(at + first, at + middle, at + last, before);
+    double half = 0;
+    for (const Candidate& candidate : candidates.subspan(first, middle - first)) half += candidate.probability;
+    if (!is_short(sum + half)) {
+      last = middle;
+    } else {
+      sum += half;
+      first = middle;
+    }
+  }
+  std::sort(candidates.begin() + first, candidates.begin() + last, before);
+  while (first < last && is_short(sum)) sum += candidates[first++].probability;
+  return first;
+}
+
 int32_t Sampler::Sample(std::span<const float> logits, const SamplingOptions& options, int64_t position) {
   const int32_t best = ArgMax(logits);
   if (options.temperature == 0) return best;
-  const double top = logits[best];
-  candidates_.clear();
+  probabilities_.resize(logits.size());
+  block_sums_.clear();
   double sum = 0;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const double e = std::exp((logits[i] - top) / options.temperature);
-    // Never drawn, and not in the way of an order.
-    const double p = std::isfinite(e) ? e : 0;
-    sum += p;
-    candidates_.push_back({p, static_cast<int32_t>(i)});
+  for (size_t at = 0; at < logits.size(); at += kBlock) {
+    const auto size = static_cast<int>(std::min(kBlock, logits.size() - at));
+    block_sums_.push_back(
+        ExpRow(logits.data() + at, logits[best], options.temperature, size, probabilities_.data() + at));
+    sum += block_sums_.back();
   }
-  double mass = sum;
-  if (options.top_p < 1) {
-    std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
-      return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
-    });
-    mass = 0;
-    size_t kept = 0;
-    while (kept < candidates_.size() && mass < options.top_p * sum) mass += candidates_[kept++].probability;
-    candidates_.resize(kept);
+  // No logit is finite.
+  if (sum == 0) return best;
+  const double uniform = UniformAt(options.seed, static_cast<uint64_t>(position));
+  if (options.top_p == 1) return Draw(uniform * sum, best);
+  const double wanted = options.top_p * sum;
+  FillBuckets(sum, wanted);
+  const auto is_short = [wanted](double mass) { return mass < wanted; };
+  double mass = 0;
+  const size_t last = FindBucket(is_short, mass);
+  Collect(last);
+  size_t kept = Reach(candidates_, is_short, mass);
+  const double left = uniform * mass;
+  const auto is_before = [left](double mass) { return mass <= left; };
+  const size_t drawn = std::max(FindBucket(is_before, mass), last);
+  if (drawn != last) {
+    Collect(drawn);
+    kept = candidates_.size();
   }
-  double left = UniformAt(options.seed, static_cast<uint64_t>(position)) * mass;
-  for (const Candidate& candidate : candidates_) {
-    left -= candidate.probability;
-    if (left < 0) return candidate.id;
-  }
-  // Rounding alone leads here: the sums were made in this order.
-  return best;
+  const size_t count = Reach(std::span(candidates_).first(kept), is_before, mass);
+  return candidates_[std::max<size_t>(count, 1) - 1].id;
 }
 
 float LogProbability(std::span<const float> logits, int32_t token) {

@@ -21,21 +21,49 @@ struct SamplingOptions {
 // InvalidArgument names the field, the value and the limit.
 absl::Status Validate(const SamplingOptions& options);
 
-// Samples tokens; keeps its scratch memory between calls. One thread.
+// Samples tokens; keeps its scratch memory between calls, 4 to 20 bytes a token of the vocabulary. One thread.
 class Sampler {
  public:
   // The token for `position` (the position that the new token will take). The random number is a function of (seed,
   // position) alone, so the answer does not depend on what else the step held, or on how often the step was run.
   // A logit that is not finite is the answer only where the largest (ArgMax) is not finite.
+  //
+  // Time grows with the vocabulary alone, whatever the logits: nothing is sorted but a few dozen candidates.
   // REQUIRES: valid options, logits not empty.
   int32_t Sample(std::span<const float> logits, const SamplingOptions& options, int64_t position);
 
  private:
   struct Candidate {
-    double probability;
+    float probability;
     int32_t id;
   };
-  std::vector<Candidate> candidates_;
+
+  // The token at which the probabilities, added up by rising id, exceed `left`.
+  int32_t Draw(double left, int32_t best) const;
+  // With top_p: the tokens in order, by falling probability and then by rising id, are never all sorted. Buckets of
+  // probabilities that are close to each other are added up first; `is_short(sum)` tells whether a sum from the first
+  // token of the order on is short of what is looked for.
+  static size_t Bucket(float probability);
+  // Without those that are too small to be among the most probable that reach `mass` of `sum`.
+  void FillBuckets(double sum, double mass);
+  // The bucket where the sum stops being short; `sum` is that of those before.
+  template <typename IsShort>
+  size_t FindBucket(IsShort is_short, double& sum) const;
+  // The bucket's tokens become the candidates.
+  void Collect(size_t bucket);
+  // Puts candidates in order as far as it takes to tell where `sum`, which they are added to, stops being short. How
+  // many that takes: these stand in front, the last of them in its place.
+  template <typename IsShort>
+  static size_t Reach(std::span<Candidate> candidates, IsShort is_short, double& sum);
+
+  // Not normalised: the most probable token has 1.
+  std::vector<float> probabilities_;
+  // Of each block of them.
+  std::vector<double> block_sums_;
+  // By Bucket().
+  std::vector<double> bucket_sums_;
+  // By rising id: those in the buckets; and of one bucket.
+  std::vector<Candidate> likely_, candidates_;
 };
 
 // ln softmax(logits)[token], by kernels/elementwise.h's LogSumExp. REQUIRES: token in range.
