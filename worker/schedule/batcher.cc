@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cpu/work.h"
 #include "kernels/tokens.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
@@ -14,22 +15,24 @@ namespace ballast {
 
 absl::StatusOr<std::unique_ptr<Batcher>> Batcher::Create(SchedulerLimits limits, int vocab_size, KvCache& cache,
                                                          LoadCounters& counters, Clock& clock,
-                                                         const TaskClassifier* classifier) {
+                                                         const TaskClassifier* classifier, ThreadPool* pool) {
   limits.kv_blocks = cache.num_blocks();
   limits.block_positions = kKvBlockPositions;
   BALLAST_RETURN_IF_ERROR(Validate(limits));
-  return std::unique_ptr<Batcher>(new Batcher(limits, vocab_size, cache, counters, clock, classifier));
+  return std::unique_ptr<Batcher>(new Batcher(limits, vocab_size, cache, counters, clock, classifier, pool));
 }
 
 Batcher::Batcher(const SchedulerLimits& limits, int vocab_size, KvCache& cache, LoadCounters& counters, Clock& clock,
-                 const TaskClassifier* classifier)
+                 const TaskClassifier* classifier, ThreadPool* pool)
     : limits_(limits),
       vocab_size_(vocab_size),
       cache_(cache),
       counters_(counters),
       clock_(clock),
       classifier_(classifier),
-      scheduler_(limits) {}
+      pool_(pool),
+      scheduler_(limits),
+      samplers_(pool != nullptr ? pool->threads() : 1) {}
 
 absl::StatusOr<SequenceId> Batcher::Submit(BatchedRequest request) {
   const int32_t task = counters_.InternTask(request.spec.task);
@@ -138,26 +141,57 @@ StepRows Batcher::Next(int capacity) {
           .more_work = scheduler_.more_after_step()};
 }
 
-absl::Status Batcher::Score(const StepPiece& piece, const Entry& entry, const float* logits,
-                            std::span<const int32_t> routes) {
-  const std::vector<int32_t>& tokens = entry.request.spec.tokens;
+void Batcher::ReadRow(std::span<const float> row, Sampler& sampler, Reading& reading) const {
+  const BatchedRequest& request = *reading.request;
+  const bool scores = request.spec.kind == SequenceKind::kScore;
+  reading.token = scores ? ArgMax(row) : sampler.Sample(row, request.sampling, reading.position);
+  reading.finite = std::isfinite(row[reading.token]);
+  if (!reading.finite) return;
+  const std::vector<int32_t>& tokens = request.spec.tokens;
+  if (!scores) {
+    if (request.logprobs) reading.logprob = LogProbability(row, reading.token);
+    return;
+  }
+  const auto next = static_cast<size_t>(reading.position);
+  if (next < tokens.size()) reading.logprob = LogProbability(row, tokens[next]);
+  if (request.digests) reading.digest = XXH3_64bits(row.data(), row.size_bytes());
+}
+
+void Batcher::ReadLogits(const float* logits) {
+  const auto read = [&](size_t part, size_t parts) {
+    for (size_t i = part; i < readings_.size(); i += parts) {
+      const float* const row = logits + static_cast<size_t>(readings_[i].logit_row) * vocab_size_;
+      ReadRow(std::span(row, vocab_size_), samplers_[part], readings_[i]);
+    }
+  };
+  // Some three passes over a row, and about 20 flops an element.
+  const double elements = static_cast<double>(readings_.size()) * vocab_size_;
+  const size_t parts = std::min(samplers_.size(), readings_.size());
+  if (pool_ == nullptr || parts < 2 || !internal::WorthWaking(*pool_, 20 * elements, 3 * sizeof(float) * elements)) {
+    read(0, 1);
+    return;
+  }
+  pool_->ParallelFor(static_cast<int>(parts), [&](int part) { read(static_cast<size_t>(part), parts); });
+}
+
+absl::Status Batcher::TellScores(const StepPiece& piece, const Entry& entry, std::span<const Reading> readings,
+                                 std::span<const int32_t> routes) {
   logprobs_.clear();
   argmax_.clear();
   digests_.clear();
-  for (int i = 0; i < piece.num_logits; ++i) {
-    const std::span<const float> row(logits + static_cast<size_t>(piece.first_logit + i) * vocab_size_, vocab_size_);
-    argmax_.push_back(ArgMax(row));
-    if (!std::isfinite(row[argmax_.back()])) {
-      return absl::InternalError(absl::StrCat("the logits of position ", piece.start_position + i, " are not finite"));
+  for (const Reading& reading : readings) {
+    argmax_.push_back(reading.token);
+    if (!reading.finite) {
+      return absl::InternalError(absl::StrCat("the logits of position ", reading.position - 1, " are not finite"));
     }
-    const size_t next = static_cast<size_t>(piece.start_position) + i + 1;
-    if (next < tokens.size()) {
-      logprobs_.push_back(static_cast<float>(LogProbability(row, tokens[next])));
-      if (!std::isfinite(logprobs_.back())) {
-        return absl::InternalError(absl::StrCat("the log probability of position ", next, " is not finite"));
+    if (static_cast<size_t>(reading.position) < entry.request.spec.tokens.size()) {
+      logprobs_.push_back(reading.logprob);
+      if (!std::isfinite(reading.logprob)) {
+        return absl::InternalError(
+            absl::StrCat("the log probability of position ", reading.position, " is not finite"));
       }
     }
-    if (entry.request.digests) digests_.push_back(XXH3_64bits(row.data(), row.size_bytes()));
+    if (entry.request.digests) digests_.push_back(reading.digest);
   }
   entry.request.sink->OnScores({.first_position = piece.start_position,
                                 .logprobs = logprobs_,
@@ -192,16 +226,18 @@ void Batcher::Commit(const StepResult& result) {
   for (const StepPiece& piece : plan_.pieces) (piece.decode ? last_rows_.decode : last_rows_.prefill) += piece.num_rows;
   if (plan_.empty()) return;
   results_.assign(plan_.pieces.size(), PieceResult{});
-  logprobs_.clear();
+  readings_.clear();
+  first_reading_.clear();
   const std::vector<int32_t> kept_routes = counters_.TakeKeptRoutes();
   const size_t token_routes = static_cast<size_t>(counters_.num_layers()) * counters_.top_k();
   size_t routes_used = 0;
+  std::vector<std::span<const int32_t>> piece_routes(plan_.pieces.size());
   // Pieces, failures and routes are all in row order.
   auto failure = result.failures.begin();
-  std::vector<float> token_logprobs(plan_.pieces.size());
   for (size_t i = 0; i < plan_.pieces.size(); ++i) {
     const StepPiece& piece = plan_.pieces[i];
     Entry& entry = *piece_entries_[i];
+    first_reading_.push_back(readings_.size());
     const int end = piece.first_row + piece.num_rows;
     std::span<const int32_t> routes;
     if (entry.request.routes || entry.undecided) {
@@ -211,31 +247,40 @@ void Batcher::Commit(const StepResult& result) {
         routes_used += wanted;
       } else if (entry.request.routes) {
         results_[i].status = absl::UnimplementedError("expert_routes: this worker's layers do not tell them");
-        continue;
       }
     }
-    if (failure != result.failures.end() && failure->row < end) {
-      results_[i].status = failure->ToStatus();
-      while (failure != result.failures.end() && failure->row < end) ++failure;
-      continue;
+    for (; failure != result.failures.end() && failure->row < end; ++failure) {
+      if (results_[i].status.ok()) results_[i].status = failure->ToStatus();
     }
+    if (!results_[i].status.ok()) continue;
     if (entry.undecided && !routes.empty()) HoldBack(piece, routes, entry);
     entry.kv->Commit(piece.num_rows);
-    if (piece.num_logits == 0) continue;
+    if (entry.request.routes) piece_routes[i] = routes;
+    // One that generates has a row of logits behind its prompt alone; one that scores has a row a position.
+    const bool scores = entry.request.spec.kind == SequenceKind::kScore;
+    for (int j = 0; j < piece.num_logits; ++j) {
+      readings_.push_back({.request = &entry.request,
+                           .logit_row = piece.first_logit + j,
+                           .position = piece.start_position + (scores ? j + 1 : piece.num_rows)});
+    }
+  }
+  first_reading_.push_back(readings_.size());
+
+  ReadLogits(result.logits);
+  for (size_t i = 0; i < plan_.pieces.size(); ++i) {
+    const auto readings =
+        std::span<const Reading>(readings_).subspan(first_reading_[i], first_reading_[i + 1] - first_reading_[i]);
+    if (readings.empty()) continue;
+    Entry& entry = *piece_entries_[i];
     if (entry.request.spec.kind == SequenceKind::kScore) {
-      results_[i].status =
-          Score(piece, entry, result.logits, entry.request.routes ? routes : std::span<const int32_t>());
+      results_[i].status = TellScores(plan_.pieces[i], entry, readings, piece_routes[i]);
       continue;
     }
-    const std::span<const float> row(result.logits + static_cast<size_t>(piece.first_logit) * vocab_size_, vocab_size_);
-    results_[i].token = sampler_.Sample(row, entry.request.sampling, piece.start_position + piece.num_rows);
-    if (!std::isfinite(row[results_[i].token])) {
+    const Reading& reading = readings[0];
+    results_[i].token = reading.token;
+    if (!reading.finite) {
       results_[i].status = absl::InternalError("the next token's logits are not finite");
-      continue;
-    }
-    if (!entry.request.logprobs) continue;
-    token_logprobs[i] = static_cast<float>(LogProbability(row, results_[i].token));
-    if (!std::isfinite(token_logprobs[i])) {
+    } else if (!std::isfinite(reading.logprob)) {
       results_[i].status = absl::InternalError("the next token's log probability is not finite");
     }
   }
@@ -249,7 +294,9 @@ void Batcher::Commit(const StepResult& result) {
   size_t i = 0;
   for (const SequenceUpdate& update : updates) {
     while (plan_.pieces[i].id != update.id) ++i;
-    if (update.token.has_value()) piece_entries_[i]->request.sink->OnToken(*update.token, token_logprobs[i]);
+    if (update.token.has_value()) {
+      piece_entries_[i]->request.sink->OnToken(*update.token, readings_[first_reading_[i]].logprob);
+    }
   }
   plan_ = StepPlan{};
   Deliver(updates);

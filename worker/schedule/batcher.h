@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/cpu/thread_pool.h"
 #include "proto/base/clock.h"
 #include "proto/base/mutex.h"
 #include "worker/decoder/kv_cache.h"
@@ -81,12 +82,14 @@ struct BatchedRows {
 // Thread-safe where a method says so; the StepSource methods are the step thread's. Outlives the engine that it feeds.
 class Batcher final : public StepSource {
  public:
-  // `cache`, `counters` and `classifier` must outlive it; limits.kv_blocks and block_positions are set from the cache.
-  // Without a classifier unlabelled requests stay so.
+  // `cache`, `counters`, `classifier` and `pool` must outlive it; limits.kv_blocks and block_positions are set from the
+  // cache. Without a classifier unlabelled requests stay so. The pool, the step thread's, shares out the reading of a
+  // step's logits, which the next step waits for; without one the step thread reads them alone.
   // InvalidArgument as Validate.
   static absl::StatusOr<std::unique_ptr<Batcher>> Create(SchedulerLimits limits, int vocab_size, KvCache& cache,
                                                          LoadCounters& counters, Clock& clock,
-                                                         const TaskClassifier* classifier = nullptr);
+                                                         const TaskClassifier* classifier = nullptr,
+                                                         ThreadPool* pool = nullptr);
 
   // Called, from any thread that submits or cancels, when there is something for the step thread: NotifyWork. Set it
   // before the first Submit.
@@ -125,8 +128,22 @@ class Batcher final : public StepSource {
     std::vector<int32_t> held_back;
   };
 
+  // A row of logits, and what it says.
+  struct Reading {
+    const BatchedRequest* request = nullptr;
+    int logit_row = 0;
+    // The position that follows the row's.
+    int position = 0;
+    // The next token, or the one of the largest logit of a scored position; its logit is finite.
+    int32_t token = 0;
+    bool finite = false;
+    // Of that token, or of the one that follows the scored position, where it is wanted.
+    float logprob = 0;
+    uint64_t digest = 0;
+  };
+
   Batcher(const SchedulerLimits& limits, int vocab_size, KvCache& cache, LoadCounters& counters, Clock& clock,
-          const TaskClassifier* classifier);
+          const TaskClassifier* classifier, ThreadPool* pool);
 
   void DropCancelled() BALLAST_REQUIRES(mu_);
   // What the piece's rows chose, of a request that is undecided; decides, once that is enough.
@@ -135,9 +152,14 @@ class Batcher final : public StepSource {
   void CountHeldBack(Entry& entry);
   // Ends what `updates` end, outside of the lock; `updates` of requests that go on are ignored here.
   void Deliver(const std::vector<SequenceUpdate>& updates) BALLAST_EXCLUDES(mu_);
-  // Tells the sink, or nothing and why: Internal where a value is not finite. `routes`: of the piece's rows, if they
-  // were kept.
-  absl::Status Score(const StepPiece& piece, const Entry& entry, const float* logits, std::span<const int32_t> routes);
+  // Reads what `readings_` ask of the step's logits, on the pool's threads. A reading is a function of its row and its
+  // request alone.
+  void ReadLogits(const float* logits);
+  void ReadRow(std::span<const float> row, Sampler& sampler, Reading& reading) const;
+  // Tells the sink what was read for the piece, or nothing and why: Internal where a value is not finite. `routes`: of
+  // the piece's rows, if they were kept.
+  absl::Status TellScores(const StepPiece& piece, const Entry& entry, std::span<const Reading> readings,
+                          std::span<const int32_t> routes);
 
   const SchedulerLimits limits_;
   const int vocab_size_;
@@ -145,6 +167,7 @@ class Batcher final : public StepSource {
   LoadCounters& counters_;
   Clock& clock_;
   const TaskClassifier* const classifier_;
+  ThreadPool* const pool_;
   std::function<void()> notify_;
 
   mutable Mutex mu_;
@@ -163,10 +186,14 @@ class Batcher final : public StepSource {
   std::vector<StepSequence> sequences_;
   std::vector<RowLabel> labels_;
   std::vector<PieceResult> results_;
+  // In the order of the pieces: those of piece i begin at first_reading_[i].
+  std::vector<Reading> readings_;
+  std::vector<size_t> first_reading_;
   std::vector<float> logprobs_;
   std::vector<int32_t> argmax_;
   std::vector<uint64_t> digests_;
-  Sampler sampler_;
+  // One for each part that the readings are shared out in.
+  std::vector<Sampler> samplers_;
 };
 
 }  // namespace ballast

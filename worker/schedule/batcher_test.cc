@@ -1,6 +1,8 @@
 #include "worker/schedule/batcher.h"
 
 #include <cmath>
+#include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -242,6 +244,66 @@ TEST_F(BatcherTest, ClosedAdmissionAndFullQueue) {
   EXPECT_FALSE(batcher_->AwaitIdle(absl::InfinitePast()));
   while (batcher_->HasWork()) RunStep();
   EXPECT_TRUE(batcher_->AwaitIdle(absl::InfinitePast()));
+}
+
+// The rows of a step that is worth waking the pool for: whoever reads them, they say the same.
+TEST(BatcherPoolTest, WhatIsReadDoesNotDependOnTheThreads) {
+  constexpr int kLarge = 20000, kRequests = 12;
+  std::vector<float> logits(3 * kRequests * kLarge);
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = 9 * static_cast<float>(UniformAt(5, i));
+  std::vector<std::vector<std::shared_ptr<Outcome>>> outcomes;
+  for (const int threads : {0, 1, 3}) {
+    SimulatedClock clock;
+    LoadCounters counters(1, 2, 1);
+    const auto cache =
+        *KvCache::Create({.num_layers = 1, .attention = {.num_heads = 1, .num_kv_heads = 1, .head_dim = 16}}, 64);
+    std::optional<ThreadPool> pool;
+    if (threads > 0) pool.emplace(threads);
+    const auto batcher = *Batcher::Create(
+        {.max_rows = 64, .max_logit_rows = 64, .max_running = kRequests, .max_waiting = kRequests, .max_positions = 64},
+        kLarge, *cache, counters, clock, nullptr, pool.has_value() ? &*pool : nullptr);
+    auto& sinks = outcomes.emplace_back();
+    for (int i = 0; i < kRequests; ++i) {
+      sinks.push_back(std::make_shared<Outcome>());
+      const SequenceKind kind = i % 3 == 0 ? SequenceKind::kScore : SequenceKind::kGenerate;
+      ASSERT_TRUE(batcher
+                      ->Submit({.spec = {.kind = kind, .tokens = {i, i + 1, i + 2}, .max_tokens = 1},
+                                .sampling = {.temperature = 0.5f, .top_p = i % 2 == 0 ? 0.9f : 1, .seed = 3},
+                                .logprobs = true,
+                                .digests = true,
+                                .sink = sinks.back()})
+                      .ok());
+    }
+    ASSERT_TRUE(batcher->HasWork());
+    const StepRows rows = batcher->Next(64);
+    ASSERT_EQ(rows.input.logit_rows.size(), 4u * 3 + 8);
+    batcher->Commit({.logits = logits.data()});
+  }
+  for (int i = 0; i < kRequests; ++i) {
+    const Outcome& alone = *outcomes[0][i];
+    EXPECT_EQ(alone.status, absl::OkStatus());
+    EXPECT_EQ(alone.tokens.size(), i % 3 == 0 ? 0u : 1u);
+    EXPECT_EQ(alone.digests.size(), i % 3 == 0 ? 3u : 0u);
+    for (const auto& with_pool : {outcomes[1][i], outcomes[2][i]}) {
+      EXPECT_EQ(with_pool->tokens, alone.tokens);
+      EXPECT_EQ(with_pool->argmax, alone.argmax);
+      EXPECT_EQ(with_pool->logprobs, alone.logprobs);
+      EXPECT_EQ(with_pool->digests, alone.digests);
+    }
+  }
+}
+
+// Of a request whose routes are not told: its failed row is its own, not the next one's.
+TEST_F(BatcherTest, AFailureOfARequestThatEndsForAnotherReasonEndsNoOther) {
+  auto untold = std::make_shared<Outcome>();
+  ASSERT_TRUE(
+      batcher_->Submit({.spec = {.kind = SequenceKind::kScore, .tokens = {1, 2}}, .routes = true, .sink = untold})
+          .ok());
+  const auto fine = Submit(SequenceKind::kGenerate, {4, 5}, 1);
+  RunStep({{.row = 0, .expert = {0, 1}, .workers = {"w3"}}});
+  EXPECT_EQ(untold->status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(fine->status, absl::OkStatus());
+  EXPECT_THAT(fine->tokens, ElementsAre(6));
 }
 
 // A step chooses expert 0 for even tokens and 1 for odd ones; "even" and "odd" are tasks that choose so nine times of
