@@ -57,7 +57,8 @@ void AddWorkerFlags(CLI::App& app, WorkerConfig& config) {
                  "prompt, where "
                  "that is at least so certain (0.9, say); 0: never")
       ->capture_default_str();
-  app.add_option("--compute-threads", config.compute_threads, "Threads of the kernels; 0: one a core")
+  app.add_option("--compute-threads", config.compute_threads,
+                 "Threads of the CPU's kernels and of sampling; 0: one a core")
       ->capture_default_str();
   app.add_option("--capacity", config.capacity, "Rows (tokens) of this worker in a step at most")
       ->capture_default_str();
@@ -201,6 +202,8 @@ absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, in
   }
   return absl::OkStatus();
 }
+
+int MaxLogitRows(const WorkerConfig& config) { return std::max(config.max_running, std::min(config.capacity, 256)); }
 
 int DefaultSlots(const MemoryNeeds& needs, int staging_slots) {
   const int64_t fit = needs.available_bytes / 4 * 3 / needs.expert_bytes;

@@ -77,6 +77,10 @@ bool IsWildcard(const std::string& host);
 //   FailedPrecondition  an address beyond loopback with neither tls nor allow_insecure; says what is given up
 absl::Status FinishConfig(WorkerConfig& config, const std::string& host_name, int cores);
 
+// Rows of logits of a step at most: what every running request can have, and 256 at once for those that are scored. As
+// many as --capacity would take gigabytes.
+int MaxLogitRows(const WorkerConfig& config);
+
 // How many slots and KV blocks a worker takes when it is not told.
 struct MemoryNeeds {
   // Every expert of the model.

@@ -112,5 +112,17 @@ TEST(MemoryDefaultsTest, KvBlocks) {
   EXPECT_EQ(DefaultKvBlocks(needs, 64), 8);
 }
 
+TEST(MaxLogitRowsTest, DoNotGrowWithTheCapacity) {
+  const struct {
+    int capacity, max_running, rows;
+  } cases[] = {{256, 64, 256}, {8, 4, 8}, {8, 8, 8}, {8192, 64, 256}, {8192, 1000, 1000}, {1024, 1, 256}};
+  for (const auto& c : cases) {
+    WorkerConfig config;
+    config.capacity = c.capacity;
+    config.max_running = c.max_running;
+    EXPECT_EQ(MaxLogitRows(config), c.rows) << c.capacity << " " << c.max_running;
+  }
+}
+
 }  // namespace
 }  // namespace ballast

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -17,6 +19,7 @@ struct CpuBase {
   explicit CpuBase(int threads) : pool(threads) {}
   ThreadPool pool;
   std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<float[]> logits;
 };
 
 }  // namespace
@@ -30,6 +33,10 @@ MemoryNeeds NeedsOf(const Checkpoint& checkpoint, size_t kv_block_bytes, int64_t
           .available_bytes = available_bytes};
 }
 
+size_t LogitFloats(const WorkerConfig& config, const Checkpoint& checkpoint) {
+  return static_cast<size_t>(MaxLogitRows(config)) * checkpoint.config().vocab_size;
+}
+
 absl::StatusOr<Processor> OpenCpu(const WorkerConfig& config, const Checkpoint& checkpoint, const ExpertSource& source,
                                   LoadCounters& counters) {
   Processor out;
@@ -37,7 +44,12 @@ absl::StatusOr<Processor> OpenCpu(const WorkerConfig& config, const Checkpoint& 
   BALLAST_ASSIGN_OR_RETURN(base->decoder, Decoder::Create(checkpoint, base->pool, {.max_rows = config.capacity}));
   const KvCache::Shape shape = base->decoder->kv_shape();
   BALLAST_ASSIGN_OR_RETURN(const auto one_block, KvCache::Create(shape, 1));
-  const MemoryNeeds needs = NeedsOf(checkpoint, one_block->block_bytes(), AvailableMemoryBytes());
+  const size_t floats = LogitFloats(config, checkpoint);
+  // Pages that no step has written to yet are not there: they are taken off what is left for slots and KV blocks.
+  const auto logit_bytes = static_cast<int64_t>(floats * sizeof(float));
+  const int64_t available = std::max<int64_t>(AvailableMemoryBytes() - logit_bytes, 0);
+  base->logits = std::make_unique_for_overwrite<float[]>(floats);
+  const MemoryNeeds needs = NeedsOf(checkpoint, one_block->block_bytes(), available);
   const int kv_blocks = config.kv_blocks > 0 ? config.kv_blocks : DefaultKvBlocks(needs, config.max_running);
   BALLAST_ASSIGN_OR_RETURN(out.kv_cache, KvCache::Create(shape, kv_blocks));
   const int slots = config.slots > 0 ? config.slots : DefaultSlots(needs, config.staging_slots);
@@ -49,6 +61,8 @@ absl::StatusOr<Processor> OpenCpu(const WorkerConfig& config, const Checkpoint& 
                                        {.combine = config.combine == "exact" ? CombineMode::kExact : CombineMode::kFast,
                                         .capacity = config.capacity,
                                         .tasks = &counters}));
+  out.logits = {base->logits.get(), floats};
+  out.pool = &base->pool;
   out.fingerprint = absl::StrCat(KernelFingerprint(), "/", base->decoder->fingerprint());
   out.base = std::move(base);
   return out;

@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -67,13 +68,18 @@ class Summer {
   void* sum_ = nullptr;
 };
 
+// Threads that read logits beside the step thread's own: more of them find the memory's bandwidth used.
+constexpr int kMostThreads = 8;
+
 struct CudaBase {
+  explicit CudaBase(int threads) : pool(threads) {}
+  ThreadPool pool;
   // Of the slots; nothing without NCCL, which no group of one needs.
   std::optional<NcclMemory> memory;
   std::unique_ptr<Summer> summer;
   std::unique_ptr<DeviceDecoder> decoder;
   std::unique_ptr<DeviceCopier> copier;
-  std::optional<PinnedMemory> staging;
+  std::optional<PinnedMemory> staging, logits;
   std::unique_ptr<DeviceMoves> moves;
 };
 
@@ -86,7 +92,7 @@ absl::StatusOr<Processor> OpenCuda(const WorkerConfig& config, int index, const 
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, index), "the GPU"));
   const bool exact = config.combine == "exact";
   Processor out;
-  auto base = std::make_shared<CudaBase>();
+  auto base = std::make_shared<CudaBase>(std::min(config.compute_threads, kMostThreads));
   BALLAST_ASSIGN_OR_RETURN(base->decoder,
                            DeviceDecoder::Create(checkpoint, {.max_rows = config.capacity, .exact = exact}));
   size_t available = 0, total = 0;
@@ -143,6 +149,11 @@ absl::StatusOr<Processor> OpenCuda(const WorkerConfig& config, int index, const 
                            .wait_limit = absl::Seconds(config.step_timeout_seconds),
                            .shared_slots = base->memory.has_value() ? base->memory->bytes() : std::span<std::byte>(),
                            .tasks = &counters}));
+  const size_t floats = LogitFloats(config, checkpoint);
+  BALLAST_ASSIGN_OR_RETURN(PinnedMemory logits, PinnedMemory::Allocate(floats * sizeof(float)));
+  base->logits.emplace(std::move(logits));
+  out.logits = {reinterpret_cast<float*>(base->logits->bytes().data()), floats};
+  out.pool = &base->pool;
   out.fingerprint = absl::StrCat("cuda/", properties.name, "/", base->decoder->fingerprint());
   out.connect_timeout = kConnectTimeout;
   out.base = std::move(base);

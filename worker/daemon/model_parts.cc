@@ -47,13 +47,14 @@ absl::StatusOr<std::unique_ptr<ModelParts>> OpenModel(const WorkerConfig& config
         std::make_unique<TaskClassifier>(model.num_moe_layers(), model.num_experts, model.experts_per_token,
                                          config.classify_tasks, std::move(classified));
   }
-  BALLAST_ASSIGN_OR_RETURN(parts->batcher, Batcher::Create({.max_rows = config.capacity,
-                                                            .max_logit_rows = config.capacity,
-                                                            .max_running = config.max_running,
-                                                            .max_waiting = config.max_waiting,
-                                                            .max_positions = model.max_positions},
-                                                           model.vocab_size, *parts->processor.kv_cache,
-                                                           *parts->counters, clock, parts->classifier.get()));
+  BALLAST_ASSIGN_OR_RETURN(parts->batcher,
+                           Batcher::Create({.max_rows = config.capacity,
+                                            .max_logit_rows = MaxLogitRows(config),
+                                            .max_running = config.max_running,
+                                            .max_waiting = config.max_waiting,
+                                            .max_positions = model.max_positions},
+                                           model.vocab_size, *parts->processor.kv_cache, *parts->counters, clock,
+                                           parts->classifier.get(), parts->processor.pool));
   Log(Severity::kInfo, "model opened",
       {{"model", config.model_name},
        {"architecture", ArchitectureName(model.architecture)},

@@ -32,5 +32,18 @@ TEST(OpenModelTest, TokenizerWithMoreIdsThanTheModel_IsRefused) {
               HasSubstr("the tokenizer has ids up to 639, the model's vocab_size is 100"));
 }
 
+// A prompt that is scored is cut into as many rows as the logits' memory has.
+TEST(OpenModelTest, MemoryOfLogitsDoesNotGrowWithTheCapacity) {
+  WorkerConfig config{.model = "testdata/qwen3moe-tiny", .group = "g"};
+  config.name = "w";
+  config.compute_threads = 1;
+  config.capacity = 1024;
+  const auto parts = OpenModel(config, Clock::Real(), {});
+  ASSERT_TRUE(parts.ok()) << parts.status();
+  EXPECT_EQ((*parts)->batcher->limits().max_rows, 1024);
+  EXPECT_EQ((*parts)->batcher->limits().max_logit_rows, 256);
+  EXPECT_EQ((*parts)->processor.logits.size(), 256u * 100);
+}
+
 }  // namespace
 }  // namespace ballast

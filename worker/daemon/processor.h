@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/cpu/thread_pool.h"
 #include "worker/daemon/config.h"
 #include "worker/decoder/kv_cache.h"
 #include "worker/experts/expert_source.h"
@@ -28,6 +29,9 @@ struct Processor {
   std::unique_ptr<KvCache> kv_cache;
   std::unique_ptr<ExpertStore> store;
   std::unique_ptr<StepModel> step_model;
+  // Of `base`: memory of the host for a step's logits, MaxLogitRows() rows of them; and the step thread's pool.
+  std::span<float> logits;
+  ThreadPool* pool = nullptr;
 
   // Names the device, kernels and libraries: equal fingerprints mean equal bits.
   std::string fingerprint;
@@ -49,6 +53,8 @@ absl::StatusOr<Processor> OpenCpu(const WorkerConfig& config, const Checkpoint& 
 absl::StatusOr<Processor> OpenCuda(const WorkerConfig& config, int index, const Checkpoint& checkpoint,
                                    const ExpertSource& source, LoadCounters& counters);
 
+// Floats of Processor::logits.
+size_t LogitFloats(const WorkerConfig& config, const Checkpoint& checkpoint);
 // Of the model, for DefaultSlots and DefaultKvBlocks.
 MemoryNeeds NeedsOf(const Checkpoint& checkpoint, size_t kv_block_bytes, int64_t available_bytes);
 

@@ -193,7 +193,8 @@ void Worker::Impl::MakeEngine() {
                       .transports = meshes_.get(),
                       .source = model_->batcher.get(),
                       .events = this,
-                      .counters = model_->counters.get()});
+                      .counters = model_->counters.get(),
+                      .logits = model_->processor.logits});
   MutexLock lock(engine_mu_);
   engine_ = std::move(engine);
 }

@@ -410,6 +410,7 @@ class TestWorker {
     source = std::make_unique<RandomSource>(*cache, checkpoint.config().vocab_size, counters, seed);
     model = Value(MakeCpuStepModel(*decoder, pool,
                                    {.combine = options.combine, .capacity = options.capacity, .tasks = &counters}));
+    logits.resize(static_cast<size_t>(options.capacity) * checkpoint.config().vocab_size);
     engine =
         std::make_unique<StepEngine>(StepEngineOptions{.step_timeout = step_timeout,
                                                        .connect_timeout = kTestPatience,
@@ -421,7 +422,8 @@ class TestWorker {
                                                      .transports = transports.get(),
                                                      .source = source.get(),
                                                      .events = &events,
-                                                     .counters = &counters});
+                                                     .counters = &counters,
+                                                     .logits = logits});
     source->set_notify([this] { engine->NotifyWork(); });
   }
   ~TestWorker() { engine->Stop(); }
@@ -437,6 +439,7 @@ class TestWorker {
   CheckpointExperts experts;
   LoadCounters counters;
   std::unique_ptr<TransportFactory> transports;
+  std::vector<float> logits;
   std::unique_ptr<Decoder> decoder;
   std::unique_ptr<KvCache> cache;
   std::unique_ptr<ExpertStore> store;

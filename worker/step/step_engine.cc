@@ -88,7 +88,6 @@ class StepEngine::Impl {
   std::unique_ptr<Transport> transport_;
   PlacementVersion version_;
   StepId step_;  // announced last
-  std::vector<float> logits_;
   // Leader: what decides on the forms; the phase of the step before.
   ShareChooser share_chooser_;
   TokenPhase last_phase_ = TokenPhase::kPrefill;
@@ -567,7 +566,7 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
                 rows.labels.size() <= static_cast<size_t>(announcement.capacity))
       << rows.labels.size() << " labels of " << rows.input.token_ids.size() << " rows";
   const size_t floats = rows.input.logit_rows.size() * static_cast<size_t>(model_.shape().vocab_size);
-  if (logits_.size() < floats) logits_.resize(floats);
+  BALLAST_CHECK(floats <= parts_.logits.size()) << floats << " logits, room for " << parts_.logits.size();
 
   const absl::Time deadline = start + options_.step_timeout;
   for (size_t l = 0; l < layer_shares_.size(); ++l) {
@@ -575,7 +574,7 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
   }
   MoeStep step{
       .step = step_, .rows = rows.labels, .more_work = rows.more_work, .shares = layer_shares_, .deadline = deadline};
-  absl::Status status = model_.Run(step, rows.input, logits_.data());
+  absl::Status status = model_.Run(step, rows.input, parts_.logits.data());
   if (!status.ok() && !model_.begun() && offered) {
     // The rows were refused before the first exchange: the peers still need this rank.
     parts_.source->Discard(status);
@@ -583,7 +582,7 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
     rows = StepRows{};
     step.rows = {};
     step.more_work = false;
-    status = model_.Run(step, {}, logits_.data());
+    status = model_.Run(step, {}, parts_.logits.data());
   }
   if (!status.ok()) {
     for (const int rank : model_.late_peers()) blamed_.push_back(rank);
@@ -607,7 +606,7 @@ absl::Status StepEngine::Impl::RunStep(const Announcement& announcement, absl::T
     parts_.source->Commit({.view = view_.view,
                            .step = step_,
                            .version = version_,
-                           .logits = logits_.data(),
+                           .logits = parts_.logits.data(),
                            .failures = model_.failures()});
   }
   parts_.events->StepEnded({.view = view_.view,

@@ -136,6 +136,8 @@ struct StepEngineParts {
   StepSource* source = nullptr;
   StepEvents* events = nullptr;
   LoadCounters* counters = nullptr;
+  // What a step's logits are written to: room for the source's most rows of them, [rows][vocab_size].
+  std::span<float> logits;
 };
 
 // Any of the calls below from any thread; the step thread runs until Stop or destruction.
