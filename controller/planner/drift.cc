@@ -6,6 +6,8 @@
 #include <numeric>
 
 #include "absl/strings/str_format.h"
+#include "controller/planner/bursts.h"
+#include "controller/planner/gate.h"
 #include "controller/planner/score.h"
 #include "proto/base/check.h"
 #include "proto/placement/shares.h"
@@ -33,12 +35,13 @@ class Measure {
       : topology_(topology), shares_(shares), dispersion_(dispersion) {
     for (const TopologyWorker& w : topology.workers) {
       speeds_.push_back(w.speed);
+      speed_of_.push_back(w.speed);
       alike_ &= w.speed == topology.workers[0].speed;
     }
     speed_ = std::accumulate(speeds_.begin(), speeds_.end(), 0.0);
   }
 
-  void Add(const DispatchTable& layer, std::span<const double> tokens, Excess& sum) const {
+  void Add(const DispatchTable& layer, std::span<const double> tokens, double burstiness, Excess& sum) const {
     const double total = std::accumulate(tokens.begin(), tokens.end(), 0.0);
     if (total == 0) return;
     for (int32_t e = 0; e < layer.num_experts(); ++e) {
@@ -46,7 +49,7 @@ class Measure {
     }
     const double level = total / speed_;
     sum.level += level;
-    sum.busiest += Busiest(layer, tokens, level);
+    sum.busiest += burstiness > 0 ? BusiestInStep(layer, tokens, speed_of_, burstiness) : Busiest(layer, tokens, level);
     const auto workers = static_cast<int32_t>(topology_.workers.size());
     const double noise = level * NoiseExcess(layer, tokens, topology_, dispersion_);
     // A maximum of D normal variables is about Gumbel distributed with scale deviation / sqrt(2 ln D).
@@ -76,14 +79,16 @@ class Measure {
   const ShareMode shares_;
   const double dispersion_;
   std::vector<uint32_t> speeds_;
+  std::vector<double> speed_of_;  // the same
   bool alike_ = true;
   double speed_ = 0;
 };
 
-Excess MeasureLoad(const std::vector<DispatchTable>& layers, const LoadMatrix& load, const Measure& measure) {
+Excess MeasureLoad(const std::vector<DispatchTable>& layers, const Scenario& scenario, const Measure& measure) {
+  const LoadMatrix& load = scenario.load;
   BALLAST_CHECK(static_cast<int32_t>(layers.size()) == load.layers) << layers.size() << " layers placed";
   Excess sum;
-  for (int32_t l = 0; l < load.layers; ++l) measure.Add(layers[l], load.layer(l), sum);
+  for (int32_t l = 0; l < load.layers; ++l) measure.Add(layers[l], load.layer(l), BurstinessOf(scenario, l), sum);
   return sum;
 }
 
@@ -116,7 +121,7 @@ DriftReport DetectDrift(const Placement& placement, const Topology& topology, st
   const std::vector<DispatchTable> layers = Onto(placement, topology);
   const Measure measure(topology, limits.shares, limits.dispersion);
   for (const Scenario& s : scenarios) {
-    const Excess sum = MeasureLoad(layers, s.load, measure);
+    const Excess sum = MeasureLoad(layers, s, measure);
     ScenarioDrift& out = report.scenarios.emplace_back();
     out.name = s.name;
     for (const SettledScenario& known : settled) {
@@ -134,7 +139,8 @@ DriftReport DetectDrift(const Placement& placement, const Topology& topology, st
       report.worst = static_cast<int32_t>(report.scenarios.size()) - 1;
     }
   }
-  report.drifted = report.worst >= 0 && report.gain >= limits.min_gain;
+  const double min_gain = limits.min_gain * (Bursty(scenarios) ? GateLimits::kOfGainInBursts : 1);
+  report.drifted = report.worst >= 0 && report.gain >= min_gain;
   if (report.worst < 0) {
     report.reason = "the busiest workers have no more than chance and the placement leave them";
   } else {
@@ -144,7 +150,7 @@ DriftReport DetectDrift(const Placement& placement, const Topology& topology, st
         "the "
         "replicas %.1f: %.1f %% to gain, %s %.1f",
         worst.name, 100 * worst.excess, 100 * worst.noise, 100 * worst.settled, 100 * worst.unavoidable,
-        100 * worst.gain, report.drifted ? "at least" : "below", 100 * limits.min_gain);
+        100 * worst.gain, report.drifted ? "at least" : "below", 100 * min_gain);
   }
   return report;
 }
@@ -155,7 +161,7 @@ std::vector<SettledScenario> Settle(const Placement& placement, const Topology& 
   const std::vector<DispatchTable> layers = Onto(placement, topology);
   const Measure measure(topology, shares, 1);
   for (const Scenario& s : scenarios) {
-    const Excess sum = MeasureLoad(layers, s.load, measure);
+    const Excess sum = MeasureLoad(layers, s, measure);
     out.push_back({s.name, sum.level == 0 ? 0 : sum.busiest / sum.level - 1});
   }
   return out;

@@ -7,6 +7,10 @@
 // dispersion, so a worker that gets the part s of each expert's n tokens sees a variance of dispersion * sum s^2 n; the
 // busiest of D such workers is expected less than sqrt(2 ln D) deviations above the mean (the maximum of D normal
 // variables), and the placement itself was planned on a window as noisy: another factor of sqrt(2).
+//
+// Where bursts are known (Scenario::burstiness), the busiest worker's tokens are those of a single step (bursts.h) by
+// the placement's weights, whatever the share mode: shares solved step by step leave less, but gain by the same
+// replicas.
 #ifndef BALLAST_CONTROLLER_PLANNER_DRIFT_H_
 #define BALLAST_CONTROLLER_PLANNER_DRIFT_H_
 

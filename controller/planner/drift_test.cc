@@ -185,6 +185,33 @@ TEST(ScenarioBook, KeepsWhatDiffersAndForgetsTheRest) {
   EXPECT_THAT(names(), testing::SizeIs(testing::Le(4)));
 }
 
+TEST(ScenarioBook, LoadsThatAreKeptAreAsBurstyAsTheirName) {
+  ScenarioBook book({.memory_tokens = 5e5});
+  std::mt19937_64 random(1);
+  for (int step = 0; step < 200; ++step) {
+    LoadMatrix parts = Skewed(step < 150 ? 1 : 2);
+    std::gamma_distribution<double> factor(4, .25);
+    for (double& p : parts.tokens) p *= factor(random);
+    const LoadMatrix counts = Draw(parts, 2e4, 1, random);
+    book.Add("decode", counts);
+    book.AddStep("decode", counts);
+    book.Add("prefill", Draw(Skewed(3), 2e4, 1, random));
+  }
+  const std::vector<Scenario> scenarios = book.Scenarios();
+  bool kept = false;
+  for (const Scenario& s : scenarios) {
+    if (s.name.starts_with("prefill")) {
+      EXPECT_TRUE(s.burstiness.empty());
+      continue;
+    }
+    kept |= s.name != "decode";
+    ASSERT_EQ(std::ssize(s.burstiness), kLayers);
+    for (const double b : s.burstiness) EXPECT_NEAR(std::sqrt(b), .5, .15);
+  }
+  EXPECT_TRUE(kept);
+  EXPECT_TRUE(Bursty(scenarios));
+}
+
 TEST(ScenarioBook, PhasesThatTakeTurnsShareOnePlacement) {
   const Topology topology = Machines();
   for (uint64_t seed = 1; seed <= 4; ++seed) {

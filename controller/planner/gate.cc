@@ -6,6 +6,7 @@ namespace ballast {
 
 GateDecision Decide(const GateInput& input, const GateLimits& limits) {
   GateDecision out;
+  const double min_gain = limits.min_gain * (input.bursty ? GateLimits::kOfGainInBursts : 1);
   out.saved_seconds = limits.horizon_seconds * limits.moe_share * input.gain;
   out.cost_seconds =
       input.transfer_seconds * limits.move_slowdown + static_cast<double>(input.waves) * limits.seconds_per_wave;
@@ -17,8 +18,8 @@ GateDecision Decide(const GateInput& input, const GateLimits& limits) {
         "%.0f tokens a worker and layer in the window; at least %.0f are needed to tell skew from "
         "chance",
         input.tokens_per_worker_layer, limits.min_tokens_per_worker_layer);
-  } else if (input.gain < limits.min_gain) {
-    out.reason = absl::StrFormat("gain %.4f is below the threshold of %.4f", input.gain, limits.min_gain);
+  } else if (input.gain < min_gain) {
+    out.reason = absl::StrFormat("gain %.4f is below the threshold of %.4f", input.gain, min_gain);
   } else if (out.saved_seconds < limits.payback * out.cost_seconds) {
     out.reason =
         absl::StrFormat("saves %.3f s in %.0f s, below %.1f times its cost of %.3f s for %d moves", out.saved_seconds,

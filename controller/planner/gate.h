@@ -11,6 +11,9 @@ struct GateLimits {
   // Least relative gain (Plan::gain): about what sampling alone shows in a window of 150,000 tokens a worker and layer
   // (drift.h). What moves cost has rules of its own below.
   double min_gain = 0.01;
+  // The part of min_gain that is asked for where loads have bursts (Scenario::burstiness): they blur who is busiest, so
+  // that sampling shows next to no gain there. Of DriftLimits's, too.
+  static constexpr double kOfGainInBursts = 0.25;
   // Tokens that the window must hold for each worker and layer: below, its skew may be chance.
   double min_tokens_per_worker_layer = 64;
   // How long the load is taken to stay as it is.
@@ -33,6 +36,8 @@ struct GateInput {
   int64_t waves = 0;
   // Mean load in tokens of a worker in a layer over the window.
   double tokens_per_worker_layer = 0;
+  // Some scenario has bursts.
+  bool bursty = false;
   // An expert has no live replica, and the plan gives it one: always worth it.
   bool restores_experts = false;
 };

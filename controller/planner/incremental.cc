@@ -55,8 +55,12 @@ class Incrementer {
     for (int32_t l = 0; l < current.num_layers; ++l) {
       std::vector<std::span<const double>> tokens;
       tokens.reserve(scenarios.size());
-      for (const Scenario& s : scenarios) tokens.push_back(s.load.layer(l));
-      layers_[l].search.emplace(tables[l], std::move(tokens), topology, split, limits.slots_per_layer);
+      std::vector<double> burstiness;
+      for (const Scenario& s : scenarios) {
+        tokens.push_back(s.load.layer(l));
+        burstiness.push_back(BurstinessOf(s, l));
+      }
+      layers_[l].search.emplace(tables[l], std::move(tokens), topology, split, limits.slots_per_layer, burstiness);
       layers_[l].committed = layers_[l].search->busiest();
       layers_[l].used.resize(topology.workers.size());
       for (size_t s = 0; s < busiest_.size(); ++s) busiest_[s] += layers_[l].committed[s];

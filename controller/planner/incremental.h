@@ -61,10 +61,11 @@ struct SolvedLayers {
 // where nothing gains. What stays keeps its slot, and no replica moves twice.
 //
 // A change adds a replica in a free slot, moves one there, puts one in the place of another expert's spare replica, or
-// swaps two replicas of different workers. Each layer is searched greedily from its busiest workers to the lightest; a
-// few steps further than its best gain a move so far, so that pairs of changes are found of which the first alone gains
-// nothing; changes that leave the busiest where it is count by how many workers are as busy. Over the layers a heap
-// takes the best gain a move first.
+// swaps two replicas of different workers; where bursts are known, it also adds one and gives another replica of where
+// it comes to in return. Each layer is searched greedily from its busiest workers to the lightest; a few steps further
+// than its best gain a move so far, so that pairs of changes are found of which the first alone gains nothing; changes
+// that leave the busiest where it is count by how many workers are as busy. Over the layers a heap takes the best gain
+// a move first.
 //
 // `solved`: filled in where the split is kSolved and there is a move to make at all; else left empty.
 std::vector<Change> FindIncrement(const Placement& current, const Topology& topology,

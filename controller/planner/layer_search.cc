@@ -1,6 +1,7 @@
 #include "controller/planner/layer_search.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -47,7 +48,7 @@ Room::Room(const Placement& placement, const Topology& topology, int32_t slots_p
 }
 
 LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const double>> tokens,
-                         const Topology& topology, Split split, int32_t slots)
+                         const Topology& topology, Split split, int32_t slots, std::span<const double> burstiness)
     : tokens_(std::move(tokens)),
       workers_(static_cast<int32_t>(topology.workers.size())),
       experts_(table.num_experts()),
@@ -90,6 +91,12 @@ LayerSearch::LayerSearch(const DispatchTable& table, std::vector<std::span<const
   if (split_ == Split::kSolved) {
     SolveShares();
   } else {
+    if (std::any_of(burstiness.begin(), burstiness.end(), [](double b) { return b > 0; })) {
+      for (size_t s = 0; s < scenarios_; ++s) {
+        const double squares = SumOfSquares(table_, tokens_[s], speed_, /*equal=*/true);
+        bursts_.emplace_back(burstiness[s], squares, level_[s], workers_);
+      }
+    }
     order_.resize(workers_);
     std::iota(order_.begin(), order_.end(), 0);
     SplitEqually(order_);
@@ -173,10 +180,20 @@ void LayerSearch::SplitEqually(std::span<const int32_t> workers) {
     double* load = &load_[s * workers_];
     for (const int32_t w : workers) {
       double sum = 0;
+      if (bursty()) {
+        for (const int32_t e : packs_[w]) sum += BurstPart(s, e, w, Count(e));
+        load[w] = sum;
+        continue;
+      }
       for (const int32_t e : packs_[w]) sum += tokens_[s][e] / Count(e);
       load[w] = sum * slowness_[w];
     }
-    busiest_[s] = *std::max_element(load, load + workers_);
+    const std::span<const double> loads(load, workers_);
+    if (bursty()) {
+      busiest_[s] = level_[s] == 0 ? 0 : bursts_[s].Busiest(loads);
+    } else {
+      busiest_[s] = *std::max_element(loads.begin(), loads.end());
+    }
   }
   ranked_ = false;
 }
@@ -213,7 +230,10 @@ void LayerSearch::Rank() {
   for (size_t s = 0; s < scenarios_; ++s) {
     SortByLoad(s);
     const double scale = busiest_[s] > 0 ? 1 / busiest_[s] : 0;
-    for (int32_t w = 0; w < workers_; ++w) powers_[s * workers_ + w] = Power16(load_[s * workers_ + w] * scale);
+    for (int32_t w = 0; w < workers_; ++w) {
+      const double load = load_[s * workers_ + w];
+      powers_[s * workers_ + w] = bursty() ? std::exp(bursts_[s].t() * (load - busiest_[s])) : Power16(load * scale);
+    }
   }
 }
 
@@ -541,6 +561,7 @@ void LayerSearch::FromBusiest(size_t s, std::span<const double> slopes, const Ro
 bool LayerSearch::FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
                            double least, Edit& best) {
   if (split_ == Split::kSolved) return FindEditOfShares(room, used, slopes[0] > 0 ? least / slopes[0] : 0, best);
+  if (bursty()) return FindEditOfBursts(slopes, room, used, best);
   Rank();
   double total = 0;
   for (size_t s = 0; s < scenarios_; ++s) total += slopes[s] * busiest_[s];

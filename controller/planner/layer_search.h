@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
+#include "controller/planner/bursts.h"
 #include "controller/planner/incremental.h"
 #include "proto/placement/quotas.h"
 #include "proto/placement/shares.h"
@@ -42,11 +43,12 @@ Edit MakeEdit(std::initializer_list<Change::Place> arrive, std::initializer_list
 
 class LayerSearch {
  public:
-  // `table`: workers ascending. `tokens` [scenarios][experts], and `topology`, must outlive it.
+  // `table`: workers ascending. `tokens` [scenarios][experts], and `topology`, must outlive it. `burstiness`
+  // [scenarios], by equal split: Scenario::burstiness of this layer; empty, or all 0: only the mean of steps counts.
   LayerSearch(const DispatchTable& table, std::vector<std::span<const double>> tokens, const Topology& topology,
-              Split split, int32_t slots);
+              Split split, int32_t slots, std::span<const double> burstiness = {});
 
-  // [scenarios] tokens over speed of the busiest worker.
+  // [scenarios] tokens over speed of the busiest worker; with bursts those of a single step (bursts.h).
   const std::vector<double>& busiest() const { return busiest_; }
   // [scenarios] the same, were the layer level.
   const std::vector<double>& level() const { return level_; }
@@ -173,6 +175,22 @@ class LayerSearch {
   void GatherLightest(size_t s, int32_t c, const Room& room, std::span<const int32_t> used);
   void FromBusiest(size_t s, std::span<const double> slopes, const Room& room, std::span<const int32_t> used,
                    double& value, Edit& best);
+  // Whether single steps count (layer_search_bursts.cc).
+  bool bursty() const { return !bursts_.empty(); }
+  // What one of `count` replicas of `e` adds to the load of `w`.
+  double BurstPart(size_t s, int32_t e, int32_t w, int32_t count) const {
+    return bursts_[s].Load(tokens_[s][e] / count * slowness_[w]);
+  }
+  // Collects what an edit adds to the load of `w`.
+  void Burden(size_t s, int32_t w, double load) {
+    Touch(w);
+    delta_[s * workers_ + w] += load;
+  }
+  // The same for all that hold `e`, except `but`: there were `before` replicas of it, there are `after`.
+  void BurdenHolders(int32_t e, int32_t but, int32_t before, int32_t after);
+  // The value a move of what was collected, which it forgets.
+  double BurstValue(int32_t arrivals, std::span<const double> slopes);
+  bool FindEditOfBursts(std::span<const double> slopes, const Room& room, std::span<const int32_t> used, Edit& best);
   bool FindEditOfShares(const Room& room, std::span<const int32_t> used, double least, Edit& best);
   void Keep(Solution& solution) const;
   void Use(const Solution& solution);
@@ -194,6 +212,7 @@ class LayerSearch {
   std::vector<double> speed_;     // [workers]
   std::vector<double> slowness_;  // [workers] 1 / speed
   std::vector<uint32_t> speeds_;  // empty: all alike
+  std::vector<StepLoad> bursts_;  // [scenarios]; empty: none
   DispatchTable table_;           // holders of each expert, ascending; without weights
   std::vector<Pack> packs_;       // [workers]
   std::vector<Change::Place> decided_;
@@ -202,7 +221,8 @@ class LayerSearch {
   std::vector<double> level_;                   // [scenarios] mean load
   std::vector<double> busiest_;                 // [scenarios]
   std::vector<std::vector<int32_t>> heaviest_;  // [scenarios] workers, most loaded first; of many, some
-  std::vector<double> powers_;                  // [scenarios][workers] 16th powers of loads, busiest is 1
+  std::vector<double> powers_;                  // [scenarios][workers] 16th powers of loads, busiest is 1; with bursts
+                                                // their parts of the soft maximum
   bool ranked_ = false;                         // whether both are up to date
   // Shares: the solution for the one load.
   std::vector<int64_t> whole_;  // tokens as integers
@@ -216,7 +236,8 @@ class LayerSearch {
   Solution before_;
   std::vector<int32_t> order_;  // of Lightest
   std::vector<int32_t> hottest_;
-  std::vector<double> held_;  // [experts]
+  std::vector<int32_t> receivers_;  // of FindEditOfBursts
+  std::vector<double> held_;        // [experts]
   std::vector<int32_t> experts_held_;
   std::vector<int32_t> reached_;
   std::vector<bool> tight_;  // [workers]

@@ -1,5 +1,6 @@
 #include "controller/planner/load.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <set>
@@ -10,6 +11,7 @@ namespace ballast {
 
 absl::Status Validate(std::span<const Scenario> scenarios) {
   constexpr double kMostTokens = 1e18;
+  constexpr double kMostBurstiness = 1e6;
   if (scenarios.empty()) return absl::InvalidArgumentError("scenarios: 0; at least 1 is needed");
   const LoadMatrix& first = scenarios[0].load;
   std::set<std::string> names;
@@ -29,6 +31,16 @@ absl::Status Validate(std::span<const Scenario> scenarios) {
                                                      " experts with ", s.load.tokens.size(), " values; scenario '",
                                                      scenarios[0].name, "' has ", first.layers, " x ", first.experts));
     }
+    if (!s.burstiness.empty() && std::ssize(s.burstiness) != s.load.layers) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, "burstiness of ", s.burstiness.size(), " layers; the load has ", s.load.layers));
+    }
+    for (size_t l = 0; l < s.burstiness.size(); ++l) {
+      if (!(s.burstiness[l] >= 0) || s.burstiness[l] > kMostBurstiness) {
+        return absl::InvalidArgumentError(absl::StrCat(where, "layer ", l, ": burstiness ", s.burstiness[l],
+                                                       "; must be at least 0 and at most ", kMostBurstiness));
+      }
+    }
     for (size_t i = 0; i < s.load.tokens.size(); ++i) {
       const double t = s.load.tokens[i];
       if (!(t >= 0) || t > kMostTokens) {
@@ -39,6 +51,12 @@ absl::Status Validate(std::span<const Scenario> scenarios) {
     }
   }
   return absl::OkStatus();
+}
+
+bool Bursty(std::span<const Scenario> scenarios) {
+  return std::any_of(scenarios.begin(), scenarios.end(), [](const Scenario& s) {
+    return std::any_of(s.burstiness.begin(), s.burstiness.end(), [](double b) { return b > 0; });
+  });
 }
 
 LoadMatrix Blend(std::span<const Scenario> scenarios) {

@@ -33,7 +33,19 @@ struct Scenario {
   // How much it counts where a policy weighs scenarios; above 0.
   double weight = 1;
   LoadMatrix load;
+  // [layers] how much single steps are not as `load`: the squared deviation over mean of an expert's part of a step's
+  // tokens, from step to step, beyond what tokens that choose for themselves show. As measured (bursts.h). Empty: not
+  // known, and placements are judged by `load` alone.
+  std::vector<double> burstiness;
 };
+
+// Of one layer; 0 where it is not known.
+inline double BurstinessOf(const Scenario& scenario, int32_t layer) {
+  return scenario.burstiness.empty() ? 0 : scenario.burstiness[layer];
+}
+
+// Whether any layer of any of them has bursts.
+bool Bursty(std::span<const Scenario> scenarios);
 
 // InvalidArgument names the scenario, the layer, the expert and the limit unless there is at least one scenario, all
 // have the same shape of at least 1 x 1, names differ, weights are above 0 and tokens are finite, at least 0 and at

@@ -96,7 +96,7 @@ void FollowWaves(const PlanRequest& request, const Placement& current, Plan& pla
 
 std::vector<double> Busiest(std::span<const LoadScore> scores) {
   std::vector<double> busiest;
-  for (const LoadScore& score : scores) busiest.push_back(score.busiest);
+  for (const LoadScore& score : scores) busiest.push_back(score.busiest_in_step);
   return busiest;
 }
 
@@ -111,10 +111,11 @@ void Predict(const PlanRequest& request, std::span<const DispatchTable> current,
     std::vector<LayerScore> then;
     for (size_t l = 0; l < layers.size(); ++l) {
       const auto tokens = s.load.layer(static_cast<int32_t>(l));
-      then.push_back(scorer.Score(layers[l], tokens, solved.empty() ? 0 : solved[l]));
+      const double burstiness = BurstinessOf(s, static_cast<int32_t>(l));
+      then.push_back(scorer.Score(layers[l], tokens, solved.empty() ? 0 : solved[l], burstiness));
       if (current.empty()) continue;
       const bool same = SameReplicas(current[l], layers[l]) && current[l].weight == layers[l].weight;
-      now.push_back(same ? then.back() : scorer.ScoreUnsolved(current[l], tokens));
+      now.push_back(same ? then.back() : scorer.ScoreUnsolved(current[l], tokens, burstiness));
     }
     plan.predicted.push_back(SumUp(std::move(then), s));
     if (!current.empty()) plan.current.push_back(SumUp(std::move(now), s));
@@ -125,7 +126,7 @@ void Predict(const PlanRequest& request, std::span<const DispatchTable> current,
   plan.objective_now = objective.Of(Busiest(plan.current));
   plan.gain = 1 - plan.objective / plan.objective_now;
   for (size_t i = 0; i < plan.current.size(); ++i) {
-    plan.gain_tokens += plan.current[i].busiest - plan.predicted[i].busiest;
+    plan.gain_tokens += plan.current[i].busiest_in_step - plan.predicted[i].busiest_in_step;
   }
   plan.gain_microseconds = plan.gain_tokens * request.cost_model.microseconds_per_token;
   plan.gate = Decide(MakeGateInput(request, plan), request.gate);
@@ -163,7 +164,7 @@ double MostByNewLayers(const PlanRequest& request, const Plan& plan, int64_t lef
   for (size_t l = 0; l < layers; ++l) {
     for (size_t s = 0; s < slopes.size(); ++s) {
       const LayerScore& score = plan.predicted[s].layers[l];
-      above[l] += slopes[s] * (score.busiest - score.busiest_bound);
+      above[l] += slopes[s] * (score.busiest_in_step - score.busiest_bound);
     }
   }
   std::sort(above.begin(), above.end(), std::greater<>());
@@ -194,8 +195,9 @@ std::optional<Plan> WithNewLayers(const PlannerPolicy& policy, const PlanRequest
   for (int32_t l = 0; l < static_cast<int32_t>(then.size()); ++l) {
     double gain = 0;
     for (size_t s = 0; s < slopes.size(); ++s) {
-      const double anew = scorer.Busiest((*placed)[l], request.scenarios[s].load.layer(l));
-      gain += slopes[s] * (plan.predicted[s].layers[l].busiest - anew);
+      const Scenario& scenario = request.scenarios[s];
+      const double anew = scorer.Busiest((*placed)[l], scenario.load.layer(l), BurstinessOf(scenario, l));
+      gain += slopes[s] * (plan.predicted[s].layers[l].busiest_in_step - anew);
     }
     const int64_t moves = Arrivals(now[l], (*placed)[l]) - Arrivals(now[l], then[l]);
     if (gain > 0) candidates.push_back({gain / static_cast<double>(std::max<int64_t>(1, moves)), l, moves});
@@ -242,7 +244,8 @@ absl::StatusOr<Plan> MakeIncrement(const PlannerPolicy& policy, const PlanReques
   const std::vector<Change> changes =
       FindIncrement(current, request.topology, request.scenarios, split, LimitsOf(request, moves), &solved);
   BALLAST_ASSIGN_OR_RETURN(Plan plan, PlanChanges(policy.name(), request, current, changes, split, solved));
-  const double least = std::max(request.gate.min_gain, 1e-6) * plan.objective;
+  const double part = Bursty(request.scenarios) ? GateLimits::kOfGainInBursts : 1;
+  const double least = std::max(request.gate.min_gain * part, 1e-6) * plan.objective;
   if (MostByNewLayers(request, plan, moves - plan.moves) >= least) {
     std::optional<Plan> anew = WithNewLayers(policy, request, current, plan, moves);
     if (anew && anew->objective <= plan.objective - least && (anew->gate.worth || !plan.gate.worth)) {
@@ -362,6 +365,7 @@ absl::Status Validate(const PlanRequest& request) {
 GateInput MakeGateInput(const PlanRequest& request, const Plan& plan) {
   GateInput input;
   input.gain = plan.gain;
+  input.bursty = Bursty(request.scenarios);
   input.moves = plan.moves;
   input.transfer_seconds = plan.transfer.seconds;
   input.waves = static_cast<int64_t>(plan.waves.size());
@@ -416,6 +420,12 @@ absl::StatusOr<Plan> PlanTo(std::string_view name, PlanRequest request, const Pl
 
 absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& request) {
   BALLAST_RETURN_IF_ERROR(Validate(request));
+  if (policy.split(request) == Split::kSolved && Bursty(request.scenarios)) {
+    // Shares that are solved for one load are judged by it alone.
+    PlanRequest by_means = request;
+    for (Scenario& s : by_means.scenarios) s.burstiness.clear();
+    return MakePlan(policy, by_means);
+  }
   if (request.current && request.move_budget.limited()) return MakeIncrement(policy, request);
   BALLAST_ASSIGN_OR_RETURN(std::vector<DispatchTable> layers, policy.Place(request));
   SolveOpenWeights(request, layers);

@@ -95,6 +95,10 @@ class PlannerPolicy {
 
 // InvalidArgument or FailedPrecondition names what is wrong with the request.
 //
+// Where scenarios have bursts (Scenario::burstiness) and the policy splits equally, a plan is judged by the busiest
+// workers of single steps (objective, gain, gate), and increments are searched for that; places anew are searched for
+// the mean of steps all the same.
+//
 // With a limited move budget the plan makes the placement in force no worse (it is empty where nothing gains). Changes
 // of few moves each (incremental.h) end where no next one gains; where the moves that are left could gain gate.min_gain
 // more, layers may be as the policy places them anew, those first that gain most a move. FailedPrecondition says so

@@ -120,11 +120,15 @@ void ScenarioBook::Restore(std::vector<Remembered> remembered) {
 
 std::vector<Scenario> ScenarioBook::Scenarios() const {
   std::vector<Scenario> out;
-  for (const auto& [name, load] : now_) out.push_back({name, 1, load});
+  const auto burstiness = [this](const std::string& name) {
+    const auto of = bursts_.find(name);
+    return of == bursts_.end() ? std::vector<double>() : of->second.Burstiness();
+  };
+  for (const auto& [name, load] : now_) out.push_back({name, 1, load, burstiness(name)});
   for (const Kept& k : kept_) {
     const auto now = now_.find(k.name);
     if (LoadDistance(k.load, now->second) < options_.distinct) continue;
-    out.push_back({absl::StrCat(k.name, "@", k.number), 1, k.load});
+    out.push_back({absl::StrCat(k.name, "@", k.number), 1, k.load, burstiness(k.name)});
   }
   return out;
 }

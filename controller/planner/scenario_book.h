@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "controller/planner/bursts.h"
 #include "controller/planner/load.h"
 
 namespace ballast {
@@ -34,6 +35,10 @@ class ScenarioBook {
 
   // Adds tokens counted under `name`; all calls give the same shape.
   void Add(const std::string& name, const LoadMatrix& tokens);
+
+  // What a single step of those of `name` had, step after step: how bursty they are is measured by it (bursts.h). It is
+  // not added to the load.
+  void AddStep(const std::string& name, const LoadMatrix& step) { bursts_[name].Add(step); }
 
   // The loads of now, by name, as "decode", then those kept, oldest first, as "decode@3". A kept load that is like the
   // one of now is left out. Names are stable as long as the load is kept.
@@ -62,6 +67,8 @@ class ScenarioBook {
 
   const Options options_;
   std::map<std::string, LoadMatrix> now_;
+  // By name; not stored, but measured anew.
+  std::map<std::string, BurstMeter> bursts_;
   std::vector<Kept> kept_;
   int64_t last_number_ = 0;
   // Since the last TakeChanges, by name and number; of what is gone, too.

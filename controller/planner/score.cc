@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "controller/planner/bursts.h"
 #include "proto/base/check.h"
 
 namespace ballast {
@@ -163,11 +164,12 @@ LayerScorer::LayerScorer(const Topology& topology)
       solver_(static_cast<int32_t>(speed_.size()), speeds_),
       slots_(speed_.size()) {}
 
-LayerScore LayerScorer::ScoreUnsolved(const DispatchTable& layer, std::span<const double> tokens) {
+LayerScore LayerScorer::ScoreUnsolved(const DispatchTable& layer, std::span<const double> tokens, double burstiness) {
   LayerScore score;
   Loads(layer, tokens, speed_, /*equal=*/false, loads_);
   score.busiest = *std::max_element(loads_.begin(), loads_.end());
   score.mean = Mean(loads_);
+  score.busiest_in_step = burstiness > 0 ? BusiestInStep(layer, tokens, speed_, burstiness) : score.busiest;
   if (score.busiest == 0) return score;
   // A busiest worker cannot have less than the total over all speeds, whatever it holds.
   const double level = std::accumulate(tokens.begin(), tokens.end(), 0.0) / sum_of_speeds_;
@@ -192,8 +194,9 @@ LayerScore LayerScorer::ScoreUnsolved(const DispatchTable& layer, std::span<cons
   return score;
 }
 
-LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double> tokens, double solved) {
-  LayerScore score = ScoreUnsolved(layer, tokens);
+LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double> tokens, double solved,
+                              double burstiness) {
+  LayerScore score = ScoreUnsolved(layer, tokens, burstiness);
   // Solving is what takes most of the time, and for nothing where the shares at hand are as good as proven.
   constexpr double kNear = 1e-4;
   if (score.busiest == 0 || score.balancedness_solved >= score.upper_bound * (1 - kNear)) return score;
@@ -203,7 +206,8 @@ LayerScore LayerScorer::Score(const DispatchTable& layer, std::span<const double
   return score;
 }
 
-double LayerScorer::Busiest(const DispatchTable& layer, std::span<const double> tokens) {
+double LayerScorer::Busiest(const DispatchTable& layer, std::span<const double> tokens, double burstiness) {
+  if (burstiness > 0) return BusiestInStep(layer, tokens, speed_, burstiness);
   Loads(layer, tokens, speed_, /*equal=*/false, loads_);
   return *std::max_element(loads_.begin(), loads_.end());
 }
@@ -248,7 +252,9 @@ LoadScore ScoreLoad(std::span<const DispatchTable> layers, const Scenario& scena
   LayerScorer scorer(topology);
   std::vector<LayerScore> scores;
   scores.reserve(layers.size());
-  for (int32_t l = 0; l < load.layers; ++l) scores.push_back(scorer.Score(layers[l], load.layer(l)));
+  for (int32_t l = 0; l < load.layers; ++l) {
+    scores.push_back(scorer.Score(layers[l], load.layer(l), 0, BurstinessOf(scenario, l)));
+  }
   return SumUp(std::move(scores), scenario);
 }
 
@@ -265,6 +271,7 @@ LoadScore SumUp(std::vector<LayerScore> layers, const Scenario& scenario) {
     score.busiest_equal_split += layer.busiest_equal_split;
     score.busiest_solved += layer.busiest_solved;
     score.busiest_bound += layer.busiest_bound;
+    score.busiest_in_step += layer.busiest_in_step;
     if (layer.busiest == 0) continue;
     ++loaded;
     sum.balancedness += layer.balancedness;

@@ -61,6 +61,8 @@ struct LayerScore {
   double busiest_bound = 0;
   // The part of (token, expert) pairs that cross nodes, see CrossNodePart (nodes.h).
   double cross_node_part = 0;
+  // What `busiest` is expected to be in a single step, at most (bursts.h); `busiest` where no bursts are known.
+  double busiest_in_step = 0;
 };
 
 // A whole load, with means over the layers that have any.
@@ -84,6 +86,7 @@ struct LoadScore {
   double busiest_bound = 0;
   // Over all layers' pairs.
   double cross_node_part = 0;
+  double busiest_in_step = 0;
 };
 
 // Tokens over speed of each worker in one layer, experts split by weight; experts without a replica are left out.
@@ -105,11 +108,12 @@ class LayerScorer {
  public:
   explicit LayerScorer(const Topology& topology);
   // `solved`: the balancedness with shares solved for `tokens` where it is known; 0 where it is not.
-  LayerScore Score(const DispatchTable& layer, std::span<const double> tokens, double solved = 0);
+  LayerScore Score(const DispatchTable& layer, std::span<const double> tokens, double solved = 0,
+                   double burstiness = 0);
   // The same without solving anything: what is said of solved shares is the better of the other splits.
-  LayerScore ScoreUnsolved(const DispatchTable& layer, std::span<const double> tokens);
-  // LayerScore::busiest alone.
-  double Busiest(const DispatchTable& layer, std::span<const double> tokens);
+  LayerScore ScoreUnsolved(const DispatchTable& layer, std::span<const double> tokens, double burstiness = 0);
+  // LayerScore::busiest_in_step alone.
+  double Busiest(const DispatchTable& layer, std::span<const double> tokens, double burstiness = 0);
 
  private:
   const std::vector<double> speed_;     // [workers]

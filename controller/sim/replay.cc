@@ -96,6 +96,7 @@ absl::StatusOr<std::vector<ReplayResult>> Replay(const LoadSource& source, const
   LoadMatrix parts(source.layers(), source.experts());
   LoadMatrix step_counts;
   LoadMatrix rest;
+  LoadMatrix counts;
   for (int64_t step = 0; step < options.steps;) {
     // Telemetry is by phase, so steps that are counted together are of one.
     const std::string phase = source.phase(step);
@@ -107,13 +108,17 @@ absl::StatusOr<std::vector<ReplayResult>> Replay(const LoadSource& source, const
     source.Parts(step, parts);
     SampleCounts(parts, options.sample, 1, random, step_counts);
     for (const auto& run : runs) run->Execute(step, step_counts);
+    counts = step_counts;
     if (together > 1) {
       SampleCounts(parts, options.sample, together - 1, random, rest);
-      for (size_t i = 0; i < rest.tokens.size(); ++i) step_counts.tokens[i] += rest.tokens[i];
+      for (size_t i = 0; i < rest.tokens.size(); ++i) counts.tokens[i] += rest.tokens[i];
     }
     step += together;
-    const Observed observed{
-        .step = step, .seconds_per_step = options.seconds_per_step, .phase = phase, .counts = step_counts};
+    const Observed observed{.step = step,
+                            .seconds_per_step = options.seconds_per_step,
+                            .phase = phase,
+                            .counts = counts,
+                            .first_step = step_counts};
     for (const auto& run : runs) {
       if (absl::Status status = run->Look(observed); !status.ok()) return status;
     }

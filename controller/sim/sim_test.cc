@@ -199,5 +199,46 @@ TEST(Replay, DriftedLoadIsServedBetterWithFewerBytes) {
   EXPECT_EQ((*repeated)[0].balancedness, (*results)[0].balancedness);
 }
 
+// Every step has bursts, which are measured: hot experts get replicas until single steps are as level as under EPLB,
+// which uses every slot for them, at a fraction of its moves. The same load without bursts is planned for as before.
+TEST(Replay, BurstsAreEvenedOutByReplicas) {
+  constexpr int32_t kLayers = 3;
+  const ZipfSource source({.layers = kLayers, .experts = 64, .exponent = 0.7, .swap_every = 1500, .seed = 3});
+  const Topology topology = UniformTopology(8, 2, kLayers * 9);
+  const Ground ground{.topology = topology, .placement = Contiguous(kLayers, 64, topology), .expert_bytes = 88'080'384};
+  const auto replay = [&](double burstiness, std::unique_ptr<Strategy> strategy) {
+    const ReplayOptions options{
+        .steps = 24'000, .sample_every = 20, .sample = {.tokens_per_step = 4096, .burstiness = burstiness}};
+    std::vector<std::unique_ptr<Strategy>> strategies;
+    strategies.push_back(std::move(strategy));
+    const auto results = Replay(source, ground, options, strategies);
+    EXPECT_TRUE(results.ok()) << results.status();
+    const ReplayResult r = results->front();
+    std::printf("bursts of %.1f, %-15s balancedness %.4f, %.0f us, %d plans, %d moves\n", burstiness, r.name.c_str(),
+                r.balancedness, r.step_microseconds, static_cast<int>(r.plans), static_cast<int>(r.moves));
+    return r;
+  };
+  const auto ours = [](bool measured) {
+    return DriftStrategy({.name = measured ? "ballast" : "by means",
+                          .split = StepSplit::kEqual,
+                          .drift = {.shares = ShareMode::kFixed},
+                          .measure_bursts = measured,
+                          .move_budget = {.max_moves = 24}},
+                         std::make_unique<CostAwarePolicy>(20'000, Split::kEqual));
+  };
+  const ReplayResult eplb = replay(
+      0.5, PeriodicStrategy({.name = "EPLB every 3000"}, std::make_unique<EplbPolicy>(1, EplbPolicy::Split::kEqual)));
+  const ReplayResult by_means = replay(0.5, ours(false));
+  const ReplayResult bursty = replay(0.5, ours(true));
+  EXPECT_GT(bursty.balancedness, by_means.balancedness + 0.01);
+  EXPECT_LT(bursty.step_microseconds, by_means.step_microseconds);
+  EXPECT_GT(bursty.balancedness, eplb.balancedness - 0.003);
+  EXPECT_LT(static_cast<double>(bursty.bytes), 0.6 * static_cast<double>(eplb.bytes));
+  const ReplayResult calm = replay(0, ours(true));
+  const ReplayResult calm_by_means = replay(0, ours(false));
+  EXPECT_EQ(calm.balancedness, calm_by_means.balancedness);
+  EXPECT_EQ(calm.moves, calm_by_means.moves);
+}
+
 }  // namespace
 }  // namespace ballast

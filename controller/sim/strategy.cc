@@ -68,6 +68,7 @@ class Drift final : public Strategy {
 
   absl::StatusOr<std::optional<Plan>> Look(const Observed& observed, const Ground& ground, bool moving) override {
     book_.Add(observed.phase, observed.counts);
+    if (options_.measure_bursts) book_.AddStep(observed.phase, observed.first_step);
     if (moving || observed.step < next_) return std::nullopt;
     next_ = observed.step + options_.look_every;
     std::vector<Scenario> scenarios = book_.Scenarios();

@@ -26,6 +26,8 @@ struct Observed {
   const std::string& phase;
   // Pairs of these steps, [layers][experts].
   const LoadMatrix& counts;
+  // Of the first of them alone.
+  const LoadMatrix& first_step;
 };
 
 // The machines, the placement in force and what else every plan needs.
@@ -73,6 +75,8 @@ struct DriftStrategyOptions {
   ReplanLimits replan;
   GateLimits gate;
   ScenarioBook::Options book;
+  // Whether single steps tell it how bursty loads are.
+  bool measure_bursts = true;
   std::optional<int32_t> replicas_per_worker;
   // Limited: plans change the placement in force.
   MoveBudget move_budget = {.max_moves = 512};
