@@ -1,19 +1,18 @@
 #include "controller/store/sqlite_store.h"
 
-#include <fcntl.h>
 #include <sqlite3.h>
-#include <unistd.h>
 
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "controller/store/records.pb.h"
 #include "proto/base/release.h"
 #include "proto/base/status_macros.h"
+#include "proto/base/sync_folder.h"
 
 namespace ballast {
 namespace {
@@ -60,13 +59,26 @@ std::string ColumnBlob(sqlite3_stmt* statement, int column) {
   return size == 0 ? std::string() : std::string(static_cast<const char*>(data), size);
 }
 
-absl::Status SyncFolderOf(const std::string& path) {
-  const std::string folder = std::filesystem::absolute(path).parent_path().string();
-  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const bool done = fd >= 0 && fsync(fd) == 0;
-  const int error = errno;
-  if (fd >= 0) close(fd);
-  return done ? absl::OkStatus() : absl::UnavailableError(absl::StrCat("sync ", folder, ": ", std::strerror(error)));
+absl::Status FileError(const std::string& path, const char* what, const std::error_code& error) {
+  return absl::UnavailableError(absl::StrCat(path, ": ", what, ": ", error.message()));
+}
+
+absl::StatusOr<bool> Exists(const std::string& path) {
+  std::error_code error;
+  const bool exists = std::filesystem::exists(path, error);
+  return error ? absl::StatusOr<bool>(FileError(path, "cannot be looked for", error)) : exists;
+}
+
+// Nothing where there is none.
+absl::Status RemoveFile(const std::string& path) {
+  std::error_code error;
+  std::filesystem::remove(path, error);
+  return error ? FileError(path, "cannot be removed", error) : absl::OkStatus();
+}
+
+// For SQLite: a file that nobody changes, so that no lock and no log are needed.
+std::string ImmutableUri(const std::string& path) {
+  return absl::StrCat("file:", absl::StrReplaceAll(path, {{"%", "%25"}, {"?", "%3f"}, {"#", "%23"}}), "?immutable=1");
 }
 
 }  // namespace
@@ -105,7 +117,10 @@ absl::StatusOr<int64_t> SqliteStore::Pragma(const char* name) const {
 
 absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::Open(const std::string& path, Schema schema) {
   sqlite3* db = nullptr;
-  const int code = sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
+  const bool read_only = schema == Schema::kReadOnly;
+  const int code =
+      read_only ? sqlite3_open_v2(ImmutableUri(path).c_str(), &db, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, nullptr)
+                : sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
   if (db == nullptr) return absl::UnavailableError(absl::StrCat("store ", path, ": out of memory"));
   auto store = std::unique_ptr<SqliteStore>(new SqliteStore(path, db));
   MutexLock lock(store->mu_);
@@ -118,10 +133,12 @@ absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::Open(const std::string
   if (tables != 0 && application != kApplicationId) {
     return absl::InvalidArgumentError(absl::StrCat("store ", path, ": it is no Ballast store"));
   }
-  BALLAST_RETURN_IF_ERROR(store->Exec("PRAGMA journal_mode = WAL"));
-  BALLAST_RETURN_IF_ERROR(store->Exec("PRAGMA synchronous = FULL"));
+  if (!read_only) {
+    BALLAST_RETURN_IF_ERROR(store->Exec("PRAGMA journal_mode = WAL"));
+    BALLAST_RETURN_IF_ERROR(store->Exec("PRAGMA synchronous = FULL"));
+  }
   BALLAST_RETURN_IF_ERROR(store->CheckIntegrity());
-  if (schema == Schema::kAsIs) return store;
+  if (schema == Schema::kAsIs || read_only) return store;
   BALLAST_RETURN_IF_ERROR(store->Migrate(schema));
   BALLAST_RETURN_IF_ERROR(store->Prepare());
   return store;
@@ -160,8 +177,7 @@ absl::Status SqliteStore::Migrate(Schema schema) {
   if (schema == Schema::kMigrate && found > 0 && found < kSchemaVersion) {
     const std::string kept = absl::StrCat(path_, ".schema-", found);
     // Of an upgrade that was rolled back.
-    std::error_code error;
-    std::filesystem::remove(kept, error);
+    BALLAST_RETURN_IF_ERROR(RemoveFile(kept));
     BALLAST_RETURN_IF_ERROR(Copy(kept));
   }
   // Also takes the write lock where nothing is to be migrated.
@@ -245,10 +261,11 @@ absl::Status SqliteStore::CopyTo(const std::string& path) {
 }
 
 absl::Status SqliteStore::Copy(const std::string& path) {
-  if (std::filesystem::exists(path)) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
+  BALLAST_ASSIGN_OR_RETURN(const bool exists, Exists(path));
+  if (exists) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
   // Written beside and renamed, so that a crash leaves no half copy under the name asked for.
   const std::string partial = absl::StrCat(path, ".partial");
-  std::filesystem::remove(partial);
+  BALLAST_RETURN_IF_ERROR(RemoveFile(partial));
   sqlite3* copy = nullptr;
   int code = sqlite3_open_v2(partial.c_str(), &copy, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
   if (code == SQLITE_OK) code = sqlite3_exec(copy, "PRAGMA synchronous = FULL", nullptr, nullptr, nullptr);
@@ -260,38 +277,44 @@ absl::Status SqliteStore::Copy(const std::string& path) {
     }
     code = sqlite3_errcode(copy);
   }
-  const std::string message = copy == nullptr ? "out of memory" : sqlite3_errmsg(copy);
+  std::string message = copy == nullptr ? "out of memory" : sqlite3_errmsg(copy);
   sqlite3_close(copy);
   std::error_code error;
   if (code == SQLITE_OK || code == SQLITE_DONE) {
     std::filesystem::rename(partial, path, error);
     if (!error) return SyncFolderOf(path);
+    message = error.message();
   }
   std::filesystem::remove(partial, error);
   return absl::UnavailableError(absl::StrCat("copy of store ", path_, " to ", path, ": ", message));
 }
 
 absl::Status BackupStore(const std::string& store, const std::string& backup) {
-  if (!std::filesystem::exists(store)) return absl::NotFoundError(absl::StrCat("there is no store ", store));
+  BALLAST_ASSIGN_OR_RETURN(const bool exists, Exists(store));
+  if (!exists) return absl::NotFoundError(absl::StrCat("there is no store ", store));
   BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<SqliteStore> source,
                            SqliteStore::Open(store, SqliteStore::Schema::kAsIs));
   return source->CopyTo(backup);
 }
 
 absl::Status RestoreStore(const std::string& backup, const std::string& store, bool overwrite) {
-  if (!std::filesystem::exists(backup)) return absl::NotFoundError(absl::StrCat("there is no backup ", backup));
-  if (std::filesystem::exists(store)) {
+  BALLAST_ASSIGN_OR_RETURN(const bool backup_exists, Exists(backup));
+  if (!backup_exists) return absl::NotFoundError(absl::StrCat("there is no backup ", backup));
+  BALLAST_ASSIGN_OR_RETURN(const bool store_exists, Exists(store));
+  if (store_exists) {
     if (!overwrite) return absl::AlreadyExistsError(absl::StrCat("store ", store, " exists"));
     // A damaged store may be replaced; one that is in use may not.
     const absl::Status in_use = SqliteStore::Open(store, SqliteStore::Schema::kAsIs).status();
     if (in_use.code() == absl::StatusCode::kFailedPrecondition) return in_use;
   }
   const std::string fresh = absl::StrCat(store, ".restored");
-  std::error_code error;
-  for (const char* suffix : {"", "-wal", "-shm"}) std::filesystem::remove(absl::StrCat(fresh, suffix), error);
+  for (const char* suffix : {"", "-wal", "-shm"}) BALLAST_RETURN_IF_ERROR(RemoveFile(absl::StrCat(fresh, suffix)));
+  // A log is part of what it lies beside: of a store that is in use, or was copied by hand. A backup has none.
+  BALLAST_ASSIGN_OR_RETURN(const bool log, Exists(absl::StrCat(backup, "-wal")));
   {
-    BALLAST_ASSIGN_OR_RETURN(const std::unique_ptr<SqliteStore> source,
-                             SqliteStore::Open(backup, SqliteStore::Schema::kAsIs));
+    BALLAST_ASSIGN_OR_RETURN(
+        const std::unique_ptr<SqliteStore> source,
+        SqliteStore::Open(backup, log ? SqliteStore::Schema::kAsIs : SqliteStore::Schema::kReadOnly));
     BALLAST_RETURN_IF_ERROR(source->CopyTo(fresh));
   }
   {
@@ -305,7 +328,8 @@ absl::Status RestoreStore(const std::string& backup, const std::string& store, b
     BALLAST_RETURN_IF_ERROR(copy->Apply(std::span(&write, 1)));
   }
   // Closing a store empties its log, so the one file is all of it. An old log must not be played over the new file.
-  for (const char* suffix : {"-wal", "-shm"}) std::filesystem::remove(absl::StrCat(store, suffix), error);
+  for (const char* suffix : {"-wal", "-shm"}) BALLAST_RETURN_IF_ERROR(RemoveFile(absl::StrCat(store, suffix)));
+  std::error_code error;
   std::filesystem::rename(fresh, store, error);
   if (error) return absl::UnavailableError(absl::StrCat("rename ", fresh, " to ", store, ": ", error.message()));
   return SyncFolderOf(store);

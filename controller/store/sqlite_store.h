@@ -27,6 +27,9 @@ class SqliteStore final : public Store {
     kMigrateAlone,
     // Leaves it, and newer ones too: for CopyTo.
     kAsIs,
+    // The same, and changes nothing in the file or beside it, which may be on a medium that cannot be written. Nobody
+    // else may write the file meanwhile, and there must be no log beside it: neither is looked at.
+    kReadOnly,
   };
 
   // Opens `path`, or makes it (its folder must exist). Checks the whole file's integrity.
@@ -45,6 +48,7 @@ class SqliteStore final : public Store {
 
   // Copies everything into a new file.
   //   AlreadyExists  `path` exists.
+  //   Unavailable    it cannot be made, or looked for.
   absl::Status CopyTo(const std::string& path) BALLAST_EXCLUDES(mu_);
 
  private:
@@ -67,14 +71,16 @@ class SqliteStore final : public Store {
 };
 
 // Copies a store that no controller has open into a new file `backup`, of whatever schema it is.
-//   FailedPrecondition  a controller has the store open.   NotFound  there is no store.   AlreadyExists  as CopyTo.
+//   FailedPrecondition  a controller has the store open.   NotFound  there is no store.
+//   AlreadyExists, Unavailable  as CopyTo.
 absl::Status BackupStore(const std::string& store, const std::string& backup);
 
-// Makes `store` from `backup`, which stays as it is. The term grows past any that controllers of the original may have
-// used since the backup (by 2^32), so that workers obey the restored controller; epochs and views go on from the
-// highest that any worker reports.
+// Makes `store` from `backup`, which stays as it is and may be read-only. The term grows past any that controllers of
+// the original may have used since the backup (by 2^32), so that workers obey the restored controller; epochs and views
+// go on from the highest that any worker reports.
 //   FailedPrecondition  a controller has the store open.   NotFound  there is no backup.
 //   AlreadyExists       `store` exists and `overwrite` is false.
+//   Unavailable         one of them cannot be read or written.
 absl::Status RestoreStore(const std::string& backup, const std::string& store, bool overwrite);
 
 }  // namespace ballast

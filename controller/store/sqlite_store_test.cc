@@ -15,6 +15,7 @@
 #include "controller/store/term.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/base/no_privileges.h"
 #include "proto/base/release.h"
 
 namespace ballast {
@@ -37,6 +38,11 @@ std::unique_ptr<SqliteStore> MustOpen(const std::string& path) {
   absl::StatusOr<std::unique_ptr<SqliteStore>> store = SqliteStore::Open(path);
   EXPECT_TRUE(store.ok()) << store.status();
   return store.ok() ? *std::move(store) : nullptr;
+}
+
+std::string Bytes(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
 }
 
 void ExecOn(const std::string& path, const std::string& sql) {
@@ -122,9 +128,7 @@ TEST(SqliteStore, RefusesNewerSchemaAndStrangers) {
 
 TEST(SqliteStore, MigratesSchema1AndKeepsItBeside) {
   const std::string path = NewPath("schema1");
-  std::ifstream file("controller/store/testdata/schema1.sql");
-  const std::string sql((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  ExecOn(path, sql);
+  ExecOn(path, Bytes("controller/store/testdata/schema1.sql"));
   std::string kept;
   {
     const std::unique_ptr<SqliteStore> store = MustOpen(path);
@@ -227,6 +231,66 @@ TEST(SqliteStore, BackupAndRestore) {
   const std::unique_ptr<SqliteStore> store = MustOpen(path);
   EXPECT_EQ(**store->Get("k"), "old");
   EXPECT_GT(*BeginTerm(*store), Term(uint64_t{1} << 32)) << "above what the original may have used since";
+}
+
+TEST(SqliteStore, RestoresFromWhatMayNotBeWritten) {
+  namespace fs = std::filesystem;
+  const std::string path = NewPath("source");
+  ASSERT_TRUE(MustOpen(path)->Apply(std::vector<StoreWrite>{{"k", "v"}}).ok());
+  const fs::path folder = absl::StrCat(::testing::TempDir(), "/", getpid(), "-read only?#%23");
+  fs::create_directories(folder);
+  const std::string backup = folder / "backup";
+  ASSERT_TRUE(BackupStore(path, backup).ok());
+  const std::string before = Bytes(backup);
+  fs::permissions(backup, fs::perms::owner_read);
+  fs::permissions(folder, fs::perms::owner_read | fs::perms::owner_exec);
+  {
+    const NoPrivileges none;
+    const std::string restored = NewPath("restored-from-read-only");
+    const absl::Status status = RestoreStore(backup, restored, /*overwrite=*/false);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(**MustOpen(restored)->Get("k"), "v");
+  }
+  EXPECT_TRUE(Bytes(backup) == before);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder), fs::directory_iterator()), 1);
+  fs::permissions(folder, fs::perms::owner_all);
+  // A log beside it is part of it: copies of a store in use are whole with theirs.
+  const std::unique_ptr<SqliteStore> store = MustOpen(path);
+  ASSERT_TRUE(store->Apply(std::vector<StoreWrite>{{"k", "logged"}}).ok());
+  EXPECT_EQ(RestoreStore(path, NewPath("from-live"), /*overwrite=*/false).code(), absl::StatusCode::kFailedPrecondition)
+      << "in use";
+  const std::string copied = NewPath("copied");
+  for (const char* suffix : {"", "-wal"}) fs::copy_file(path + suffix, copied + suffix);
+  const std::string restored = NewPath("restored-from-copy");
+  const absl::Status status = RestoreStore(copied, restored, /*overwrite=*/false);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(**MustOpen(restored)->Get("k"), "logged");
+}
+
+TEST(SqliteStore, NamesThatCannotBeLookedForAreErrors) {
+  const std::string path = NewPath("plain");
+  const std::string backup = NewPath("plain-backup");
+  MustOpen(path);
+  ASSERT_TRUE(BackupStore(path, backup).ok());
+  const std::string folder = absl::StrCat(::testing::TempDir(), "/", getpid(), "-closed");
+  std::filesystem::create_directories(folder);
+  std::filesystem::permissions(folder, std::filesystem::perms::none);
+  const NoPrivileges none;
+  for (const std::string& name : {std::string(5000, 'x'), folder + "/store"}) {
+    for (const absl::Status& status : {BackupStore(path, name), BackupStore(name, backup),
+                                       RestoreStore(backup, name, false), RestoreStore(name, path, true)}) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+      EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat(name, ": cannot be looked for: ")));
+    }
+  }
+  // An upgrade that cannot keep the store as it was changes nothing.
+  const std::string old = NewPath("cannot-be-kept");
+  ExecOn(old, Bytes("controller/store/testdata/schema1.sql"));
+  std::filesystem::create_directories(old + ".schema-1.partial/inside");
+  EXPECT_THAT(SqliteStore::Open(old).status().ToString(), HasSubstr(".schema-1.partial: cannot be removed: "));
+  EXPECT_EQ(SqliteStore::Open(old, SqliteStore::Schema::kAsIs).status(), absl::OkStatus());
+  std::filesystem::remove_all(old + ".schema-1.partial");
+  EXPECT_EQ(MustOpen(old)->List("")->size(), 8u);
 }
 
 }  // namespace
