@@ -17,8 +17,10 @@ absl::StatusOr<std::vector<NamedLoads>> ReadLoads(std::string_view name, std::sp
 // `--scenario NAME=F`, each a load of its own; those with one name are one load.
 absl::StatusOr<std::vector<NamedLoads>> ReadScenarios(std::span<const std::string> scenarios);
 
-// Writes to a file beside `path` and renames it, so that readers see all of it or nothing. A symbolic link stays, its
-// file is replaced; pipes and devices are written to.
+// Writes to a hidden file beside `path`, .NAME.NUMBER.partial, and renames it once it is on the disk: readers see all
+// of it or what was there before, also after a power loss and with several writers. A file that is replaced leaves its
+// mode and, where this process may give it, its owner. A symbolic link stays, its file is replaced; pipes and devices
+// are written to. Unavailable names the path and the system's error.
 absl::Status WriteFile(const std::string& path, std::string_view bytes);
 
 }  // namespace ballast

@@ -227,7 +227,6 @@ TEST_F(PlanSetVerbsTest, BadInputIsRefusedAndNothingIsWritten) {
     EXPECT_THAT(err_.str(), HasSubstr(c.message)) << c.line;
     EXPECT_EQ(out_.str(), "") << c.line;
     EXPECT_FALSE(Exists("x.json")) << c.line;
-    EXPECT_FALSE(Exists("x.json.partial")) << c.line;
   }
 }
 
