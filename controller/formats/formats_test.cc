@@ -4,7 +4,10 @@
 #include <fstream>
 #include <functional>
 #include <numeric>
+#include <random>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "controller/formats/load_file.h"
 #include "controller/formats/plan_file.h"
 #include "controller/planner/eplb.h"
@@ -120,6 +123,42 @@ TEST(ParseLoad, NamesFileRowAndLimit) {
       {"dataset,iteration,layer,e1\na,0,0,1\n", "not a load that is known"},
   };
   for (const auto& c : cases) EXPECT_THAT(ParseLoad(c.text, "f").status().ToString(), HasSubstr(c.message)) << c.text;
+}
+
+// Steps one by one say how bursty a load is, sums do not; files of a scenario count by their tokens, dense rows are
+// left out.
+TEST(MakeLoadSet, KnowsBurstsFromSteps) {
+  std::mt19937_64 random(1);
+  const auto dump = [&](double burstiness) {
+    std::string text = "{\"logical_count\": [";
+    for (int step = 0; step < 200; ++step) {
+      absl::StrAppend(&text, step == 0 ? "" : ", ", "[[", absl::StrJoin(std::vector<int>(64), ", "), "], [");
+      for (int e = 0; e < 64; ++e) {
+        double mean = 2000.0 / (e + 4);
+        if (burstiness > 0) mean *= std::gamma_distribution<double>(1 / burstiness, burstiness)(random);
+        absl::StrAppend(&text, e == 0 ? "" : ", ", std::poisson_distribution<int>(mean)(random));
+      }
+      absl::StrAppend(&text, "]]");
+    }
+    auto file = ParseLoad(text + "]}", "f");
+    EXPECT_TRUE(file.ok()) << file.status();
+    return *std::move(file);
+  };
+  const LoadFile bursty = dump(.25);
+  const LoadFile calm = dump(0);
+  const auto sums = ParseLoad(R"({"logical_count": [[0, 0], [3, 4]]})", "f");
+  ASSERT_TRUE(sums.ok());
+  const auto burstiness = [](std::vector<LoadFile> files) {
+    const NamedLoads named[] = {{"load", std::move(files)}};
+    const auto set = MakeLoadSet(named);
+    EXPECT_TRUE(set.ok()) << set.status();
+    EXPECT_EQ(set->row_of_layer.size(), 1u);
+    return set->scenarios[0].burstiness;
+  };
+  EXPECT_THAT(burstiness({bursty}), ElementsAre(testing::DoubleNear(.25, .08)));
+  EXPECT_THAT(burstiness({calm}), ElementsAre(0));
+  EXPECT_THAT(burstiness({bursty, calm}), ElementsAre(testing::DoubleNear(.125, .04)));
+  EXPECT_THAT(burstiness({*sums}), testing::IsEmpty());
 }
 
 TEST(ParseLoad, PassesOverAByteOrderMark) {

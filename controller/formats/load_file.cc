@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 #include <set>
 #include <system_error>
 
@@ -93,6 +94,28 @@ LoadMatrix PickRows(const LoadMatrix& from, std::span<const int32_t> rows) {
     std::copy(row.begin(), row.end(), out.layer(static_cast<int32_t>(l)).begin());
   }
   return out;
+}
+
+// Of each of `rows`: the mean over the parts that know it, by their tokens there; empty where none does.
+std::vector<double> Burstiness(const NamedLoads& loads, std::span<const int32_t> rows) {
+  std::vector<double> sum(rows.size());
+  std::vector<double> tokens(rows.size());
+  bool known = false;
+  for (const LoadFile& file : loads.files) {
+    for (const LoadPart& part : file.parts) {
+      known |= !part.burstiness.empty();
+      for (size_t l = 0; l < rows.size() && !part.burstiness.empty(); ++l) {
+        if (rows[l] >= part.load.layers) continue;
+        const auto row = part.load.layer(rows[l]);
+        const double weight = std::accumulate(row.begin(), row.end(), 0.0);
+        sum[l] += weight * part.burstiness[rows[l]];
+        tokens[l] += weight;
+      }
+    }
+  }
+  if (!known) return {};
+  for (size_t l = 0; l < sum.size(); ++l) sum[l] = tokens[l] > 0 ? sum[l] / tokens[l] : 0;
+  return sum;
 }
 
 }  // namespace
@@ -213,7 +236,8 @@ absl::StatusOr<LoadSet> MakeLoadSet(std::span<const NamedLoads> loads) {
     for (int32_t l = 0; l < set.rows; ++l) set.row_of_layer.push_back(l);
   }
   for (size_t i = 0; i < loads.size(); ++i) {
-    set.scenarios.push_back({loads[i].name, 1, PickRows(whole[i], set.row_of_layer)});
+    set.scenarios.push_back(
+        {loads[i].name, 1, PickRows(whole[i], set.row_of_layer), Burstiness(loads[i], set.row_of_layer)});
   }
   return set;
 }

@@ -29,6 +29,8 @@ namespace ballast {
 struct LoadPart {
   std::string name;
   LoadMatrix load;
+  // [rows] how bursty its steps are (Scenario::burstiness), where the file has them one by one; else empty.
+  std::vector<double> burstiness;
 };
 
 // What tokens chose, where the file says it.
@@ -76,8 +78,9 @@ struct LoadSet {
   std::vector<int32_t> row_of_layer;
 };
 
-// One scenario a list of files: their parts, summed. Names by scenario; files of one shape, except that routes, which
-// show only what was used, grow to the largest. InvalidArgument names the files that differ.
+// One scenario a list of files: their parts, summed; of how bursty they are the mean over those that know it, by
+// tokens. Names by scenario; files of one shape, except that routes, which show only what was used, grow to the
+// largest. InvalidArgument names the files that differ.
 struct NamedLoads {
   std::string name;
   std::vector<LoadFile> files;

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "controller/formats/load_readers.h"
+#include "controller/planner/bursts.h"
 #include "nlohmann/json.hpp"
 #include "proto/base/json.h"
 #include "proto/base/status_macros.h"
@@ -79,9 +80,16 @@ absl::StatusOr<LoadFile> ParseSglang(const Json& json, const std::string& name) 
     BALLAST_RETURN_IF_ERROR(AddMatrix(counts, name, "logical_count", file.parts[0].load));
     return file;
   }
+  LoadPart& part = file.parts[0];
+  BurstMeter meter;
   for (size_t s = 0; s < counts.size(); ++s) {
-    BALLAST_RETURN_IF_ERROR(AddMatrix(counts[s], name, absl::StrCat("logical_count step ", s), file.parts[0].load));
+    const std::vector<double> before = part.load.tokens;
+    BALLAST_RETURN_IF_ERROR(AddMatrix(counts[s], name, absl::StrCat("logical_count step ", s), part.load));
+    LoadMatrix step = part.load;
+    for (size_t i = 0; i < before.size(); ++i) step.tokens[i] -= before[i];
+    meter.Add(step);
   }
+  part.burstiness = meter.Burstiness();
   return file;
 }
 

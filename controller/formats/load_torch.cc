@@ -15,6 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "controller/formats/load_readers.h"
 #include "controller/formats/torch_file.h"
+#include "controller/planner/bursts.h"
 #include "proto/base/status_macros.h"
 
 namespace ballast::internal {
@@ -94,17 +95,22 @@ class RecorderReader {
     file.parts.push_back({name_, LoadMatrix(static_cast<int32_t>(layers), static_cast<int32_t>(experts))});
     std::vector<double>& sums = file.parts[0].load.tokens;
     const int64_t cells = layers * experts;
+    LoadMatrix step = file.parts[0].load;
+    BurstMeter meter;
     for (int64_t i = 0; i < counts->size(); ++i) {
       const int64_t cell = i % cells;
       const double tokens = counts->at(i);
+      step.tokens[cell] = tokens;
       // The common case without building what an error would say.
       if (tokens >= 0 && sums[cell] + tokens <= kMostTokens) {
         sums[cell] += tokens;
-        continue;
+      } else {
+        BALLAST_RETURN_IF_ERROR(
+            Add(tokens, absl::StrCat("logical_count step ", i / cells), cell / experts, cell % experts, sums[cell]));
       }
-      BALLAST_RETURN_IF_ERROR(
-          Add(tokens, absl::StrCat("logical_count step ", i / cells), cell / experts, cell % experts, sums[cell]));
+      if (cell == cells - 1) meter.Add(step);
     }
+    if (dimensions == 3) file.parts[0].burstiness = meter.Burstiness();
     return file;
   }
 
