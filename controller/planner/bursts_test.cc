@@ -141,18 +141,19 @@ TEST(BurstMeter, MeasuresBursts) {
 
 TEST(BurstMeter, TakesNothingElseForBursts) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
+    std::mt19937_64 wander(seed);
     const struct {
       const char* what;
       std::function<void(Steps&, int)> before_step;
     } cases[] = {
         {"sampling", [](Steps&, int) {}},
-        {"a change now and then",
+        {"changes that stay, at every other step",
          [](Steps& s, int i) {
-           if (i % 10 == 0) std::swap(s.parts().layer(i / 10 % 2)[i * 5 % 64], s.parts().layer(i / 10 % 2)[i % 64]);
+           if (i % 2 == 0) std::swap(s.parts().layer(0)[i * 5 % 64], s.parts().layer(0)[(i * 11 + 3) % 64]);
          }},
-        {"drift",
-         [](Steps& s, int) {
-           for (int32_t e = 0; e < 32; ++e) s.parts().layer(0)[e] *= 1.005;
+        {"parts that wander",
+         [&wander](Steps& s, int) {
+           for (double& p : s.parts().tokens) p *= 1 + .05 * std::normal_distribution<double>()(wander);
          }},
         {"one odd step",
          [](Steps& s, int i) {
