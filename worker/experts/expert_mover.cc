@@ -57,4 +57,9 @@ void ExpertMover::Cancel() {
   changed_.NotifyAll();
 }
 
+void ExpertMover::ForgetCancel() {
+  MutexLock lock(mu_);
+  cancelled_ = false;
+}
+
 }  // namespace ballast

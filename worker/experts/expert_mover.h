@@ -26,7 +26,7 @@ class ChunkCopier {
   virtual absl::Status AwaitAllBut(int left) = 0;
 };
 
-// Cancel may be called by any thread, all else by one.
+// Cancel and ForgetCancel may be called by any thread, all else by one.
 class ExpertMover {
  public:
   // Both outlive it.
@@ -35,12 +35,14 @@ class ExpertMover {
   // Copies `from` to `to` at no more than `max_bytes_per_second` (0: no limit) beyond one piece (MoveChunkBytes), a
   // limit that the moves of this object share; returns when it is done, or nothing of it is under way any more. What
   // was copied is not verified.
-  //   Cancelled          Cancel() was called while it ran, or before it and after the last move
+  //   Cancelled          Cancel() was called while it ran, or before it and after the last move, but for ForgetCancel
   //   DeadlineExceeded   `deadline` came; says how far it got
   //   what the copier says
   absl::Status Move(std::span<const std::byte> from, std::byte* to, int64_t max_bytes_per_second, absl::Time deadline)
       BALLAST_EXCLUDES(mu_);
   void Cancel() BALLAST_EXCLUDES(mu_);
+  // A Cancel that came too late for its move is for none that follows.
+  void ForgetCancel() BALLAST_EXCLUDES(mu_);
 
  private:
   absl::Status AwaitTurn(size_t done, size_t bytes, absl::Time deadline) BALLAST_EXCLUDES(mu_);

@@ -39,6 +39,8 @@ absl::Status DeviceMoves::Move(std::span<const std::byte> from, std::span<std::b
   const absl::Status status = mover_.Move(from, to.data(), max_bytes_per_second, deadline);
   MutexLock lock(mu_);
   moving_ = false;
+  // From here on Cancel finds no move: one that came after the move's last look must not end the next.
+  mover_.ForgetCancel();
   changed_.NotifyAll();
   return status;
 }

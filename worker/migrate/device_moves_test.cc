@@ -18,9 +18,12 @@ class FakeCopier final : public ChunkCopier {
     ++copies;
     return absl::OkStatus();
   }
-  absl::Status AwaitAllBut(int) override { return absl::OkStatus(); }
+  absl::Status AwaitAllBut(int left) override {
+    if (left == 0 && at_end) at_end();
+    return absl::OkStatus();
+  }
 
-  std::function<void()> before;
+  std::function<void()> before, at_end;
   int copies = 0;
 };
 
@@ -79,6 +82,18 @@ TEST_F(DeviceMovesTest, CancelEndsTheMoveUnderWayAlone) {
   EXPECT_EQ(moves_.Pull("b:1", {0, 1}, slot_, 1'000'000, absl::InfiniteFuture()).code(), absl::StatusCode::kCancelled);
   copier_.before = nullptr;
   EXPECT_EQ(Pull("b:1", 1), absl::OkStatus());
+}
+
+// The move has looked for the last time, so that it ends well; so does the next.
+TEST_F(DeviceMovesTest, ACancelThatComesTooLateEndsNoOtherMove) {
+  copier_.at_end = [this] { moves_.Cancel(); };
+  EXPECT_EQ(Pull("b:1", 1), absl::OkStatus());
+  copier_.at_end = nullptr;
+  EXPECT_EQ(Pull("b:1", 1), absl::OkStatus());
+  copier_.at_end = [this] { moves_.Cancel(); };
+  EXPECT_EQ(moves_.Upload(slot_, 0, absl::InfiniteFuture()), absl::OkStatus());
+  copier_.at_end = nullptr;
+  EXPECT_EQ(moves_.Upload(slot_, 0, absl::InfiniteFuture()), absl::OkStatus());
 }
 
 TEST_F(DeviceMovesTest, SlotsAreAWorkersOwn) {
