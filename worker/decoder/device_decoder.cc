@@ -5,7 +5,6 @@
 #include <cstring>
 #include <initializer_list>
 #include <limits>
-#include <map>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -20,6 +19,7 @@
 #include "kernels/cuda/status.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
+#include "worker/decoder/recently_used.h"
 
 namespace ballast {
 namespace {
@@ -32,6 +32,7 @@ constexpr int kRevision = 1;
 constexpr int kLogitRows = 256;
 // Steps of more rows are not bound by launches.
 constexpr int kMostGraphRows = 128;
+// Of a load of many kinds of steps, those that were replayed last.
 constexpr size_t kMostGraphs = 64;
 // Attention of few long sequences shares them out to blocks where its sums fit.
 constexpr size_t kMostAttentionBytes = size_t{128} << 20;
@@ -143,7 +144,7 @@ struct DeviceDecoder::Impl {
   std::byte* cache = nullptr;
   size_t cache_block_bytes = 0;
 
-  std::map<std::tuple<DeviceMoeLayer*, std::byte*, int, int, int>, Graph> graphs;
+  RecentlyUsed<std::tuple<DeviceMoeLayer*, std::byte*, int, int, int>, Graph> graphs{kMostGraphs};
 };
 
 namespace {
@@ -328,7 +329,7 @@ absl::Status DeviceDecoder::Impl::Allocate() {
 absl::Status DeviceDecoder::Impl::GrowTable(size_t needed) {
   if (needed <= table_words) return absl::OkStatus();
   // The graphs have the old addresses.
-  graphs.clear();
+  graphs.Clear();
   const size_t grown = std::max(needed, 2 * table_words), bytes = (words.table + grown) * sizeof(int32_t);
   void* pinned = nullptr;
   BALLAST_RETURN_IF_ERROR(
@@ -488,9 +489,8 @@ absl::Status DeviceDecoder::Impl::EnqueueLogits(int first, int count, bool from_
 // Enqueue by a graph, which is recorded where there is none for such a step yet.
 absl::Status DeviceDecoder::Impl::Replay(const Launch& launch, DeviceMoeLayer& moe, cudaStream_t stream) {
   const auto key = std::tuple(&moe, cache, launch.rows, launch.logits, launch.max_positions);
-  auto at = graphs.find(key);
-  if (at == graphs.end()) {
-    if (graphs.size() >= kMostGraphs) graphs.clear();
+  Graph* at = graphs.Find(key);
+  if (at == nullptr) {
     cudaGraph_t recorded = nullptr;
     BALLAST_RETURN_IF_ERROR(
         CudaStatus(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording a step"));
@@ -501,9 +501,9 @@ absl::Status DeviceDecoder::Impl::Replay(const Launch& launch, DeviceMoeLayer& m
     if (status.ok()) status = CudaStatus(cudaGraphInstantiate(&graph, recorded, 0), "a step's graph");
     if (recorded != nullptr) cudaGraphDestroy(recorded);
     BALLAST_RETURN_IF_ERROR(status);
-    at = graphs.emplace(key, Graph(graph)).first;
+    at = graphs.Insert(key, Graph(graph));
   }
-  return CudaStatus(cudaGraphLaunch(at->second.get(), stream), "a step's graph");
+  return CudaStatus(cudaGraphLaunch(at->get(), stream), "a step's graph");
 }
 
 absl::Status DeviceDecoder::Impl::Run(const StepInput& input, DeviceMoeLayer& moe, float* out, cudaStream_t stream) {
