@@ -5,14 +5,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/quota_limits.h"
 #include "kernels/cuda/status.h"
+#include "proto/base/check.h"
 
 namespace ballast {
 namespace {
 
-constexpr int kMaxExperts = 1024, kMaxReplicas = 4096, kMaxRanks = 32, kMaxCopies = 32, kMaxSpeed = 1024;
-// A multiprocessor has more, but not on every device.
-constexpr size_t kMaxSharedBytes = 160 * 1024;
+constexpr int kMaxSpeed = 1024;
 
 absl::Status Field(const char* name, int64_t value, const std::string& limit) {
   return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, ", has to be ", limit));
@@ -21,15 +21,21 @@ absl::Status Field(const char* name, int64_t value, const std::string& limit) {
 absl::Status Check(std::span<const int32_t> begin, std::span<const int32_t> rank, int num_ranks,
                    std::span<const int32_t> speed) {
   const int experts = static_cast<int>(begin.size()) - 1, replicas = static_cast<int>(rank.size());
-  if (experts < 1 || experts > kMaxExperts) return Field("experts", experts, absl::StrCat("1 to ", kMaxExperts));
-  if (replicas < 1 || replicas > kMaxReplicas) return Field("replicas", replicas, absl::StrCat("1 to ", kMaxReplicas));
-  if (num_ranks < 1 || num_ranks > kMaxRanks) return Field("num_ranks", num_ranks, absl::StrCat("1 to ", kMaxRanks));
+  if (experts < 1 || experts > kMaxQuotaExperts) {
+    return Field("experts", experts, absl::StrCat("1 to ", kMaxQuotaExperts));
+  }
+  if (replicas < 1 || replicas > kMaxQuotaReplicas) {
+    return Field("replicas", replicas, absl::StrCat("1 to ", kMaxQuotaReplicas));
+  }
+  if (num_ranks < 1 || num_ranks > kMaxQuotaRanks) {
+    return Field("num_ranks", num_ranks, absl::StrCat("1 to ", kMaxQuotaRanks));
+  }
   if (begin[0] != 0) return Field("begin[0]", begin[0], "0");
   if (begin[experts] != replicas) return Field("begin[experts]", begin[experts], absl::StrCat("replicas, ", replicas));
   for (int e = 0; e < experts; ++e) {
     const int copies = begin[e + 1] - begin[e];
-    if (copies < 0 || copies > kMaxCopies) {
-      return Field(absl::StrCat("copies of expert ", e).c_str(), copies, absl::StrCat("0 to ", kMaxCopies));
+    if (copies < 0 || copies > kMaxQuotaCopies) {
+      return Field(absl::StrCat("copies of expert ", e).c_str(), copies, absl::StrCat("0 to ", kMaxQuotaCopies));
     }
   }
   for (int r = 0; r < replicas; ++r) {
@@ -127,10 +133,11 @@ absl::StatusOr<CudaStepQuotas> CudaStepQuotas::Create(std::span<const int32_t> b
   args.num_levels = static_cast<int>(levels.size());
   for (const std::vector<int32_t>& level : levels) args.num_shared += static_cast<int>(level.size());
   args.unit = speed.empty() ? 1 : *std::max_element(speed.begin(), speed.end());
-  const size_t bytes = internal::QuotaSharedBytes(args);
-  if (bytes > kMaxSharedBytes) {
+  BALLAST_CHECK(args.at.words == QuotaTableWords(begin, rank, num_ranks)) << args.at.words << " words";
+  const size_t bytes = QuotaSharedBytes(args.at.words, args.experts, args.replicas);
+  if (bytes > kMaxQuotaSharedBytes) {
     return Field("bytes of shared memory for the table", static_cast<int64_t>(bytes),
-                 absl::StrCat("at most ", kMaxSharedBytes, ": fewer copies of the same experts"));
+                 absl::StrCat("at most ", kMaxQuotaSharedBytes, ": fewer copies of the same experts"));
   }
   return quotas;
 }

@@ -1,4 +1,5 @@
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/quota_limits.h"
 #include "kernels/cuda/quotas_kernel.h"
 
 namespace ballast::internal {
@@ -382,12 +383,8 @@ __global__ void __launch_bounds__(kThreads) QuotasKernel(const __grid_constant__
 
 }  // namespace
 
-size_t QuotaSharedBytes(const QuotaKernelArgs& args) {
-  return sizeof(int64_t) * 32 + sizeof(int32_t) * (args.at.words + args.experts + 2 * args.replicas);
-}
-
 cudaError_t LaunchQuotas(const QuotaKernelArgs& args, cudaStream_t stream) {
-  const size_t shared = QuotaSharedBytes(args);
+  const size_t shared = QuotaSharedBytes(args.at.words, args.experts, args.replicas);
   const cudaError_t allowed = AllowSharedMemory(QuotasKernel, shared);
   if (allowed != cudaSuccess) return allowed;
   return Launch(QuotasKernel, {dim3(1), kThreads, shared}, stream, args);

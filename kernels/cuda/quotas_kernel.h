@@ -45,7 +45,6 @@ struct QuotaKernelArgs {
   int64_t* bound;
 };
 
-size_t QuotaSharedBytes(const QuotaKernelArgs& args);
 cudaError_t LaunchQuotas(const QuotaKernelArgs& args, cudaStream_t stream);
 
 }  // namespace ballast::internal

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/memory.h"
+#include "kernels/cuda/quota_limits.h"
 #include "kernels/cuda/quotas.h"
 #include "kernels/cuda/status.h"
 #include "proto/base/mutex.h"
@@ -106,7 +107,8 @@ struct DeviceMoeExecutor::Impl {
         slots(s),
         options(o),
         row_homes(o.tasks),
-        shares(model.num_layers(), model.rule.num_experts) {}
+        shares(model.num_layers(), model.rule.num_experts,
+               [](const DispatchTable& table, int ranks) { return QuotasFit(table.begin, table.rank, ranks); }) {}
 
   const DeviceMoeModel model;
   const SlotMemory& slots;

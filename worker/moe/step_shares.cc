@@ -8,7 +8,8 @@
 
 namespace ballast {
 
-StepShares::StepShares(int num_layers, int num_experts) : num_experts_(num_experts), layers_(num_layers) {}
+StepShares::StepShares(int num_layers, int num_experts, CanSolve can_solve)
+    : num_experts_(num_experts), can_solve_(std::move(can_solve)), layers_(num_layers) {}
 
 void StepShares::Enter(int num_ranks, int rank, std::span<const uint32_t> speeds) {
   num_ranks_ = num_ranks;
@@ -32,6 +33,7 @@ void StepShares::SetTables(std::vector<DispatchTable> tables) {
     for (int32_t e = 0; e < layer.table.num_experts(); ++e) {
       layer.shared |= layer.table.begin[e + 1] - layer.table.begin[e] > 1;
     }
+    if (layer.shared && can_solve_) layer.shared = can_solve_(layer.table, num_ranks_);
   }
 }
 

@@ -8,6 +8,7 @@
 #define BALLAST_WORKER_MOE_STEP_SHARES_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -38,7 +39,9 @@ struct ShareComparison {
 // layer when it is first counted or solved.
 class StepShares {
  public:
-  StepShares(int num_layers, int num_experts);
+  // Whether shares of a step can be solved for a layer over so many ranks: the same on every rank. Empty: always.
+  using CanSolve = std::function<bool(const DispatchTable& table, int num_ranks)>;
+  StepShares(int num_layers, int num_experts, CanSolve can_solve = {});
 
   // A new view: forgets all counts. SetTables follows. `speeds` [ranks]: relative, 1 to 2^10; empty: all alike.
   void Enter(int num_ranks, int rank, std::span<const uint32_t> speeds = {});
@@ -46,7 +49,7 @@ class StepShares {
   // and so stay.
   void SetTables(std::vector<DispatchTable> tables);
   const DispatchTable& table(int layer) const { return layers_[layer].table; }
-  // Some expert of the layer has more than one live replica, so that forms differ.
+  // Some expert of the layer has more than one live replica, so that forms differ, and shares can be solved for it.
   bool shared(int layer) const { return layers_[layer].shared; }
 
   // Whether the counts of the step before are known, in which kPrevious is what it says; it is kFixed otherwise.
@@ -85,6 +88,7 @@ class StepShares {
   double RelativeSpeed(int rank) const;
 
   const int num_experts_;
+  const CanSolve can_solve_;
   int num_ranks_ = 0;
   int rank_ = 0;
   std::vector<uint32_t> speeds_;  // [ranks]; empty: all alike

@@ -118,6 +118,26 @@ TEST_F(StepSharesTest, NothingShared_EveryFormIsFixed) {
   EXPECT_FALSE(shares_[0].Compare(0).has_value());
 }
 
+// A form that could not be solved would end the view, and the next one.
+TEST(StepShares, ALayerThatCannotBeSolved_HasFixedSharesInEveryForm) {
+  StepShares shares(2, 3, [](const DispatchTable& table, int num_ranks) {
+    EXPECT_EQ(num_ranks, 2);
+    return table.num_replicas() < 5;
+  });
+  shares.Enter(2, 0);
+  shares.SetTables({EqualTable({{0, 1}, {0}, {1}}), EqualTable({{0, 1}, {0, 1}, {1}})});
+  EXPECT_TRUE(shares.shared(0));
+  EXPECT_FALSE(shares.shared(1));
+  const std::vector<int32_t> counts = {8, 0, 2};
+  for (int rank = 0; rank < 2; ++rank) shares.Take(rank, counts);
+  shares.Counted(1);
+  EXPECT_FALSE(shares.Compare(1).has_value());
+  std::vector<int32_t> fixed(5), current(5);
+  shares.Quotas(1, ShareForm::kFixed, counts, 0, fixed);
+  shares.Quotas(1, ShareForm::kCurrent, counts, 0, current);
+  EXPECT_EQ(current, fixed);
+}
+
 TEST_F(StepSharesTest, Compare_SaysWhatEachFormMakesOfTheBusiestRank) {
   EXPECT_FALSE(shares_[0].Compare(0).has_value());
   Bring({4, 0, 0}, {2, 0, 6});
