@@ -162,7 +162,11 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineKe
     const bool valid = thread < args.top_k;
     const int id = valid ? args.ids[at] : 0x7fffffff;
     int rank = 0;
-    for (int j = 0; j < args.top_k; ++j) rank += __shfl_sync(~0u, id, j) < id;
+    // Of logits that are no numbers one expert may be chosen twice: all the same every place gets a row.
+    for (int j = 0; j < args.top_k; ++j) {
+      const int other = __shfl_sync(~0u, id, j);
+      rank += other < id || (other == id && j < thread);
+    }
     if (valid) {
       rows[rank] = args.row_of[at];
       weights[rank] = args.weights[at];

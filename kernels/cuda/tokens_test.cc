@@ -169,6 +169,23 @@ TEST(CudaQuantizeRowsTest, IsDivisionByScalesAndRounding) {
   }
 }
 
+// As a router may choose from logits that are no numbers: all of them are added, in the order of choices.
+TEST(CudaCombineRowsTest, AnExpertThatWasChosenTwiceIsAddedTwice) {
+  constexpr int kTopK = 5, kHidden = 8;
+  const std::vector<float> values = {1, 2, 4, 8, 16};
+  std::vector<uint16_t> host_rows;
+  for (const float value : values) host_rows.insert(host_rows.end(), kHidden, ToBf16(value));
+  const DeviceArray<uint16_t> rows(host_rows);
+  DeviceArray<uint16_t> out(kHidden);
+  const DeviceArray<int32_t> row_of({0, 1, 2, 3, 4}), ids({7, 3, 7, 3, 7});
+  const DeviceArray<float> weights({1, 1, 1, 1, 1});
+  const absl::Status status =
+      CombineRows({rows.data(), row_of.data(), ids.data(), weights.data(), 1, kTopK, kHidden, out.data()}, nullptr);
+  ASSERT_TRUE(status.ok()) << status;
+  CheckCuda(cudaDeviceSynchronize());
+  for (const uint16_t v : out.Read()) EXPECT_EQ(FromBf16(v), 31);
+}
+
 TEST(CudaTokensTest, ErrorsNameFieldValueAndLimit) {
   GroupPairsArgs group;
   group.num_experts = 4;

@@ -12,6 +12,8 @@ __global__ void CountKernel(const StepRoutes routes, int experts, const int32_t*
   const int cell = cells[pair / routes.top_k];
   if (cell < 0) return;
   const size_t from = layer * routes.layer_stride + pair;
+  // Of a row whose logits are not numbers, which ends its request: nothing to go by.
+  if (!isfinite(routes.weights[from])) return;
   const size_t at = (static_cast<size_t>(cell) * routes.layers + layer) * experts + routes.ids[from];
   atomicAdd(reinterpret_cast<unsigned long long*>(tokens + at), 1ull);
   atomicAdd(reinterpret_cast<unsigned long long*>(gate_mass + at),

@@ -6,6 +6,7 @@
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/status.h"
 #include "proto/base/check.h"
+#include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "worker/experts/device_slots.h"
 
@@ -17,6 +18,10 @@ constexpr int kCells = (LoadCounters::kMaxTasks + 1) * kTokenPhases;
 template <typename T>
 std::span<T> As(const PinnedMemory& memory) {
   return {reinterpret_cast<T*>(memory.bytes().data()), memory.bytes().size() / sizeof(T)};
+}
+
+void LogError(const absl::Status& status) {
+  if (!status.ok()) Log(Severity::kWarning, "load of a GPU was not counted", {{"status", status}});
 }
 
 // The GPU that is current in a thread that may have another.
@@ -81,6 +86,8 @@ absl::StatusOr<std::unique_ptr<DeviceLoadCounts>> DeviceLoadCounts::Create(int l
   BALLAST_ASSIGN_OR_RETURN(PinnedMemory cells, PinnedMemory::Allocate(ints));
   BALLAST_ASSIGN_OR_RETURN(PinnedMemory rows, PinnedMemory::Allocate(ints));
   BALLAST_ASSIGN_OR_RETURN(PinnedMemory routes, PinnedMemory::Allocate(ints * layers * top_k));
+  // What Routes gives where they could not be fetched: an expert that there is.
+  std::ranges::fill(routes.bytes(), std::byte());
   auto impl = std::make_unique<Impl>(layers, experts, top_k, std::move(cells), std::move(rows), std::move(routes));
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&impl->device), "the GPU"));
   const size_t bytes = 2 * kCells * impl->cell_size() * sizeof(uint64_t);
@@ -118,9 +125,7 @@ absl::Status DeviceLoadCounts::CountStep(std::span<const int32_t> cells) {
   return CudaStatus(cudaEventRecord(impl_->counted, impl_->step_stream), "counting a step");
 }
 
-void DeviceLoadCounts::Count(std::span<const int32_t> cells) {
-  if (status_.ok()) status_ = CountStep(cells);
-}
+void DeviceLoadCounts::Count(std::span<const int32_t> cells) { LogError(CountStep(cells)); }
 
 absl::Status DeviceLoadCounts::AskForRoutes(std::span<const int32_t> rows) {
   std::ranges::copy(rows, As<int32_t>(impl_->host_rows).begin());
@@ -133,11 +138,11 @@ absl::Status DeviceLoadCounts::AskForRoutes(std::span<const int32_t> rows) {
 
 void DeviceLoadCounts::Ask(std::span<const int32_t> rows) {
   impl_->asked = rows.size();
-  if (status_.ok()) status_ = AskForRoutes(rows);
+  LogError(AskForRoutes(rows));
 }
 
 std::span<const int32_t> DeviceLoadCounts::Routes() {
-  if (status_.ok()) status_ = CudaStatus(cudaEventSynchronize(impl_->gathered), "routes of rows");
+  LogError(CudaStatus(cudaEventSynchronize(impl_->gathered), "routes of rows"));
   return As<int32_t>(impl_->host_routes).first(impl_->asked * impl_->layers * impl_->top_k);
 }
 
@@ -169,9 +174,9 @@ absl::Status DeviceLoadCounts::Fetch() {
 
 std::span<const RoutedElsewhere::Counted> DeviceLoadCounts::Take() {
   impl_->taken.clear();
-  if (!status_.ok() || std::ranges::count(impl_->used, 1) == 0) return {};
+  if (std::ranges::count(impl_->used, 1) == 0) return {};
   const CurrentDevice current(impl_->device);
-  status_ = Fetch();
+  LogError(Fetch());
   return impl_->taken;
 }
 

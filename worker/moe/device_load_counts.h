@@ -20,7 +20,7 @@ namespace ballast {
 // nobody waits for before Routes. Counts are fetched by Take, on a stream of its own.
 //
 // Count and Ask are of the step thread; the others of any, not beside another call (LoadCounters sees to it).
-// After an error of the GPU nothing more is counted, and the first error stays in status().
+// What an error of the GPU leaves uncounted is logged and missing from the counts: steps go on, as far as the GPU does.
 class DeviceLoadCounts final : public RoutedElsewhere {
  public:
   // For the GPU that is current, and steps of up to `capacity` rows. ResourceExhausted: device memory, 16 bytes for
@@ -35,7 +35,6 @@ class DeviceLoadCounts final : public RoutedElsewhere {
   void Ask(std::span<const int32_t> rows) override;
   std::span<const int32_t> Routes() override;
   std::span<const Counted> Take() override;
-  const absl::Status& status() const { return status_; }
 
  private:
   struct Impl;
@@ -45,7 +44,6 @@ class DeviceLoadCounts final : public RoutedElsewhere {
   absl::Status Fetch();
 
   const std::unique_ptr<Impl> impl_;
-  absl::Status status_;
 };
 
 }  // namespace ballast

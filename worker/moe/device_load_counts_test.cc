@@ -1,5 +1,6 @@
 #include "worker/moe/device_load_counts.h"
 
+#include <cmath>
 #include <random>
 #include <vector>
 
@@ -68,7 +69,28 @@ TEST(DeviceLoadCountsTest, CountsWhatTheHostCounts) {
   }
   counters.Forget(device);
   EXPECT_EQ(counters.Take().counts, here.Take().counts);
-  EXPECT_TRUE(device.status().ok()) << device.status();
+  CheckCuda(cudaStreamDestroy(stream));
+}
+
+TEST(DeviceLoadCountsTest, AWeightThatIsNoNumberIsNotCounted) {
+  int gpus = 0;
+  if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus < 1) GTEST_SKIP() << "no GPU";
+  LoadCounters counters(/*num_layers=*/1, /*num_experts=*/4, /*top_k=*/2);
+  const int32_t task = counters.InternTask("a");
+  auto created = DeviceLoadCounts::Create(1, 4, 2, /*capacity=*/2);
+  ASSERT_TRUE(created.ok()) << created.status();
+  const DeviceArray<int32_t> ids({0, 1, 2, 2});
+  const DeviceArray<float> weights({0.25f, 0.75f, NAN, INFINITY});
+  cudaStream_t stream;
+  CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  (*created)->SetStep(
+      {.layers = 1, .rows = 2, .top_k = 2, .ids = ids.data(), .weights = weights.data(), .layer_stride = 4}, stream);
+  counters.AddStep(Epoch(1), std::vector<RowLabel>(2, {.task = task}), {}, **created, {});
+  const LoadWindow window = counters.Take();
+  ASSERT_EQ(window.counts.size(), 2u);
+  EXPECT_EQ(window.counts[0].gate_mass, 0.25);
+  EXPECT_EQ(window.counts[1].gate_mass, 0.75);
+  counters.Forget(**created);
   CheckCuda(cudaStreamDestroy(stream));
 }
 

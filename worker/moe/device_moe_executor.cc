@@ -238,7 +238,6 @@ absl::Status DeviceMoeExecutor::Impl::BeginStep(const MoeStep& s, cudaStream_t s
   BALLAST_CHECK(table != nullptr) << "a step without a view";
   BALLAST_CHECK(s.rows.size() <= static_cast<size_t>(options.capacity)) << s.rows.size() << " rows";
   BALLAST_CHECK(s.shares.empty() || static_cast<int>(s.shares.size()) == L()) << s.shares.size();
-  BALLAST_RETURN_IF_ERROR(load_counts->status());
   if (ended) shares.EndStep();
   ended = false;
   step = s;

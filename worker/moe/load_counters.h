@@ -70,7 +70,8 @@ struct LoadCount {
   TokenPhase phase = TokenPhase::kPrefill;
   // At least 1.
   int64_t tokens = 0;
-  // Sum of those tokens' combine weights.
+  // Sum of those tokens' combine weights, but for tokens of AddTokens, whose weights are gone by then: a ratio of mass
+  // to tokens has to leave tasks of classified requests aside.
   double gate_mass = 0;
   friend bool operator==(const LoadCount&, const LoadCount&) = default;
 };
