@@ -2,7 +2,9 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <thread>
 
 #include "CLI/CLI.hpp"
@@ -42,9 +44,9 @@ int Main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
-  bool refused = false;
-  const auto give_up = [&refused](const absl::Status&) {
-    refused = true;
+  std::atomic<bool> given_up = false;
+  const auto give_up = [&given_up](const absl::Status&) {
+    given_up = true;
     kill(getpid(), SIGTERM);
   };
   auto worker = Worker::Start(config, give_up);
@@ -59,7 +61,8 @@ int Main(int argc, char** argv) {
 
   int signal = 0;
   sigwait(&signals, &signal);
-  if (refused) return 1;
+  // Not through the destructors: what frees the memory of a lost GPU may wait for it for ever.
+  if (given_up) std::_Exit(1);
   // A second signal ends the process at once.
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   const bool idle = (*worker)->Drain(signal == SIGINT ? "SIGINT" : "SIGTERM");

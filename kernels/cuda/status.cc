@@ -25,4 +25,33 @@ absl::Status CudaStatus(cudaError_t error, std::string_view what) {
   }
 }
 
+bool IsFault(cudaError_t error) {
+  switch (error) {
+    case cudaErrorAssert:
+    case cudaErrorContextIsDestroyed:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorMpsClientTerminated:
+    case cudaErrorNvlinkUncorrectable:
+      return true;
+    default:
+      return false;
+  }
+}
+
+absl::Status DeviceLost() {
+  // Neither waits or does anything, and both tell of a fault, as every call does after one.
+  for (const cudaError_t error : {cudaStreamQuery(cudaStreamLegacy), cudaFree(nullptr)}) {
+    if (IsFault(error)) return CudaStatus(error, "this process has lost the device");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace ballast

@@ -19,6 +19,13 @@ namespace ballast {
 //                       device no more
 absl::Status CudaStatus(cudaError_t error, std::string_view what);
 
+// An error that every later call of the process repeats.
+bool IsFault(cudaError_t error);
+
+// OK, or why the current device is of no use to this process any more: a kernel has faulted, or the device itself. To
+// be asked after an error, from the thread that it came to; waits for nothing.
+absl::Status DeviceLost();
+
 }  // namespace ballast
 
 #endif  // BALLAST_KERNELS_CUDA_STATUS_H_

@@ -73,6 +73,7 @@ class Worker::Impl final : public SessionHandler, public StepEvents, public Move
   // StepEvents
   void ViewInstalled(ViewId view, const absl::Status& status, std::span<const int> unreachable) override;
   void PeerLost(ViewId view, std::span<const int> ranks, const absl::Status& reason) override;
+  void ProcessorLost(const absl::Status& reason) override;
   void VersionInForce(ViewId view, PlacementVersion version, StepId first_step) override;
   void StepEnded(const StepRecord& record) override;
 
@@ -630,6 +631,11 @@ void Worker::Impl::PeerLost(ViewId view, std::span<const int> ranks, const absl:
   Log(Severity::kWarning, "view lost", {{"view", view}, {"reason", reason}});
   Post([view, ranks = std::vector<int32_t>(ranks.begin(), ranks.end()),
         text = std::string(reason.message())](SessionCore& core) { return core.OnPeersLost(view, ranks, text); });
+}
+
+void Worker::Impl::ProcessorLost(const absl::Status& reason) {
+  Log(Severity::kError, "the device is lost to this process", {{"status", reason}});
+  give_up_(reason);
 }
 
 void Worker::Impl::VersionInForce(ViewId view, PlacementVersion version, StepId first_step) {

@@ -24,7 +24,7 @@ class Worker {
  public:
   // Opens the model, starts every service and the session; returns before the worker has joined its group. `config` has
   // been through FinishConfig. `give_up` is called, from a thread of the worker, when the controller refuses this
-  // worker for good: the process should end.
+  // worker for good, or when its GPU has faulted and is lost to the process: the process should end, and fail.
   //   InvalidArgument, NotFound, Unimplemented  the model or the secret file; names the file
   //   ResourceExhausted                         memory
   //   Unavailable                               an address cannot be bound

@@ -45,6 +45,11 @@ class DeviceStepModel final : public MoeStepModel<DeviceDecoder, DeviceMoeExecut
     moe_->Leave();
   }
   void Interrupt() override { moe_->Interrupt(); }
+  absl::Status Lost() override {
+    // The step thread may not have been in a view yet; without this it would ask, and take memory of, the first GPU.
+    static_cast<void>(cudaSetDevice(device_));
+    return DeviceLost();
+  }
 
   absl::Status Run(const MoeStep& step, const StepInput& input, float* logits) override {
     BALLAST_RETURN_IF_ERROR(moe_->BeginStep(step, stream_));

@@ -325,6 +325,12 @@ class RecordedEvents final : public StepEvents {
     if (record.moe->balancedness >= 0) balancedness_.push_back(record.moe->balancedness);
   }
 
+  void ProcessorLost(const absl::Status& reason) override {
+    MutexLock lock(mu_);
+    processor_lost_.push_back(reason);
+    changed_.NotifyAll();
+  }
+
   absl::Status AwaitInstalled(ViewId view) {
     const bool came = Await([&]() BALLAST_REQUIRES(mu_) { return installed_.contains(view); });
     MutexLock lock(mu_);
@@ -335,6 +341,10 @@ class RecordedEvents final : public StepEvents {
   }
   bool AwaitLoss(ViewId view) {
     return Await([&]() BALLAST_REQUIRES(mu_) { return !losses_.empty() && losses_.back().view >= view; });
+  }
+  std::vector<absl::Status> processor_lost() const {
+    MutexLock lock(mu_);
+    return processor_lost_;
   }
   std::vector<Loss> losses() const {
     MutexLock lock(mu_);
@@ -365,6 +375,7 @@ class RecordedEvents final : public StepEvents {
   CondVar changed_;
   std::map<ViewId, absl::Status> installed_ BALLAST_GUARDED_BY(mu_);
   std::vector<Loss> losses_ BALLAST_GUARDED_BY(mu_);
+  std::vector<absl::Status> processor_lost_ BALLAST_GUARDED_BY(mu_);
   PlacementVersion in_force_ BALLAST_GUARDED_BY(mu_);
   StepRecord last_ BALLAST_GUARDED_BY(mu_);
   std::vector<double> balancedness_ BALLAST_GUARDED_BY(mu_);
@@ -386,6 +397,8 @@ struct TestWorkerOptions {
   // In the steps that the worker leads. Not given: in a group each worker has another mode (kGroupShareModes), so that
   // the form changes with the leader.
   std::optional<ShareMode> step_shares;
+  // What the engines run in place of the model.
+  std::function<std::unique_ptr<StepModel>(std::unique_ptr<StepModel>)> wrap_model;
 };
 
 inline constexpr ShareMode kGroupShareModes[] = {ShareMode::kCurrent, ShareMode::kPrevious, ShareMode::kAuto,
@@ -410,6 +423,7 @@ class TestWorker {
     source = std::make_unique<RandomSource>(*cache, checkpoint.config().vocab_size, counters, seed);
     model = Value(MakeCpuStepModel(*decoder, pool,
                                    {.combine = options.combine, .capacity = options.capacity, .tasks = &counters}));
+    if (options.wrap_model) model = options.wrap_model(std::move(model));
     logits.resize(static_cast<size_t>(options.capacity) * checkpoint.config().vocab_size);
     engine =
         std::make_unique<StepEngine>(StepEngineOptions{.step_timeout = step_timeout,

@@ -55,6 +55,7 @@ class StepEngine::Impl {
   std::optional<ViewRequest> NextView() BALLAST_EXCLUDES(mu_);
   absl::Status Enter(ViewRequest request, std::vector<int>& unreachable) BALLAST_EXCLUDES(mu_);
   void Leave(const absl::Status& reason) BALLAST_EXCLUDES(mu_);
+  void TellIfLost();
   // Runs steps until the view is to be left; says why.
   absl::Status RunView();
   absl::Status StepAlone();
@@ -73,7 +74,7 @@ class StepEngine::Impl {
 
   absl::Time Now() const { return options_.clock->Now(); }
   bool Interrupted() const BALLAST_EXCLUDES(mu_);
-  // Ends the waits of the view in which steps run.
+  // Ends the waits of the view in which steps run, or which is being entered.
   void InterruptStep() BALLAST_REQUIRES(mu_);
   // The version of the next step: a committed one that waits to be announced, or the one in force.
   PlacementVersion NextVersion() const BALLAST_EXCLUDES(mu_);
@@ -128,7 +129,11 @@ class StepEngine::Impl {
   // Why no steps run; OK while they do.
   absl::Status not_serving_ BALLAST_GUARDED_BY(mu_) = absl::UnavailableError("the group has no view yet");
   StepId ended_step_ BALLAST_GUARDED_BY(mu_);
-  // The step thread's transport while other threads may wake it.
+  // From when the step thread enters a view until it leaves it: other threads may interrupt the model, and the
+  // transport once there is one.
+  bool in_view_ BALLAST_GUARDED_BY(mu_) = false;
+  Transport* interruptible_ BALLAST_GUARDED_BY(mu_) = nullptr;
+  // The same transport while other threads may wake it.
   Transport* wakeable_ BALLAST_GUARDED_BY(mu_) = nullptr;
 
   // Last: it runs Loop at once.
@@ -219,8 +224,8 @@ void StepEngine::Impl::Stop() {
 }
 
 void StepEngine::Impl::InterruptStep() {
-  if (wakeable_ == nullptr) return;
-  wakeable_->Interrupt();
+  if (!in_view_) return;
+  if (interruptible_ != nullptr) interruptible_->Interrupt();
   model_.Interrupt();
 }
 
@@ -240,6 +245,7 @@ void StepEngine::Impl::Loop() {
     std::vector<int> unreachable;
     const absl::Status entered = Enter(*std::move(request), unreachable);
     if (!entered.ok()) {
+      TellIfLost();
       Leave(
           absl::UnavailableError(absl::StrCat("view ", view.value(), " could not be installed: ", entered.message())));
       // Overtaken by a newer view, or stopping: nobody waits for this one.
@@ -249,6 +255,7 @@ void StepEngine::Impl::Loop() {
     parts_.events->ViewInstalled(view, absl::OkStatus(), {});
     blamed_.clear();
     const absl::Status why = RunView();
+    TellIfLost();
     viewless_since_ = Now();
     const bool asked = Interrupted();
     if (transport_ != nullptr) {
@@ -302,6 +309,12 @@ absl::Status StepEngine::Impl::Enter(ViewRequest request, std::vector<int>& unre
     BALLAST_ASSIGN_OR_RETURN(transport_,
                              parts_.transports->Connect(view_, Now() + options_.connect_timeout, unreachable));
   }
+  {
+    MutexLock lock(mu_);
+    if (stop_ || next_view_.has_value()) return absl::CancelledError("a newer view is asked for");
+    in_view_ = true;
+    interruptible_ = transport_.get();
+  }
   const absl::Status entered =
       model_.Enter(view_, transport_.get(), parts_.experts->in_force(), Now() + options_.connect_timeout);
   if (!entered.ok()) {
@@ -338,9 +351,16 @@ absl::Status StepEngine::Impl::Enter(ViewRequest request, std::vector<int>& unre
   return absl::OkStatus();
 }
 
+// Before the view is left: what that frees may wait for a device that answers no more.
+void StepEngine::Impl::TellIfLost() {
+  if (const absl::Status lost = model_.Lost(); !lost.ok()) parts_.events->ProcessorLost(lost);
+}
+
 void StepEngine::Impl::Leave(const absl::Status& reason) {
   {
     MutexLock lock(mu_);
+    in_view_ = false;
+    interruptible_ = nullptr;
     wakeable_ = nullptr;
     serving_view_ = ViewId();
     leads_ = false;

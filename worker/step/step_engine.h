@@ -98,6 +98,9 @@ class StepEvents {
   // The view is lost for this worker: the open step was discarded, and no step runs before the next view. `ranks` are
   // those that are lost or late, ascending; none when the reason lies elsewhere.
   virtual void PeerLost(ViewId view, std::span<const int> ranks, const absl::Status& reason) {}
+  // This process can run no step any more, whatever view comes: it is to end, so that another one takes its place. What
+  // follows of this view is told all the same.
+  virtual void ProcessorLost(const absl::Status& reason) {}
   // The first step in this version has ended here, so it has begun everywhere and slots of older epochs are free here.
   virtual void VersionInForce(ViewId view, PlacementVersion version, StepId first_step) {}
   virtual void StepEnded(const StepRecord& record) {}

@@ -44,8 +44,13 @@ class StepModel {
   // Forgets the view, if there is one. The transport may be gone already.
   virtual void Leave() = 0;
 
-  // Any thread: a Run under way waits for peers no longer than for the transport, which was interrupted. Until Leave.
+  // Any thread: an Enter or a Run under way waits for peers no longer than for the transport, which was interrupted.
+  // Until Leave.
   virtual void Interrupt() {}
+
+  // After an error: OK, or why this process can never run a step again, in no view (the device is of no use to it any
+  // more).
+  virtual absl::Status Lost() { return absl::OkStatus(); }
 
   // Runs a step: writes keys and values at the rows' positions and logits [input.logit_rows.size()][vocab_size], in
   // host memory. The caller commits the sequences when the step has ended.
