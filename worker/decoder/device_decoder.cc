@@ -590,7 +590,7 @@ absl::Status DeviceDecoder::Forward(const StepInput& input, DeviceMoeLayer& moe,
   }
   const absl::Status enqueued = d.Run(input, moe, logits, stream);
   // After an error, too: the next step writes to memory that copies under way read.
-  const absl::Status done = CudaStatus(cudaStreamSynchronize(stream), "the step");
+  const absl::Status done = moe.Await(stream);
   return enqueued.ok() ? done : enqueued;
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/status.h"
 
 namespace ballast {
 
@@ -21,6 +22,10 @@ class DeviceMoeLayer {
   // layer of a step, in order; rows may be 0 (the group needs this rank all the same). An error ends the step: nothing
   // of it may be committed. An error that shows only when the stream gets there is the caller's of Forward to find.
   virtual absl::Status Run(int moe_layer, const void* hidden, int rows, void* out, cudaStream_t stream) = 0;
+
+  // Waits for what is enqueued on the stream, no longer than the layer has to wait for its peers in a step: what it
+  // says ends the step. After an error nothing is under way, unless the device does not answer.
+  virtual absl::Status Await(cudaStream_t stream) { return CudaStatus(cudaStreamSynchronize(stream), "the step"); }
 
   // True: what Run enqueues depends on its arguments alone, allocates nothing and waits for nothing on the host, so
   // that the decoder may record it in a CUDA graph and replay it for later steps of as many rows, without calling Run.

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/base/status_macros.h"
 #include "worker/moe/wire.h"
+#include "worker/transport/nccl/device_exchange.h"
 
 namespace ballast {
 namespace {
@@ -14,7 +15,7 @@ namespace {
 // What a member tells every other one.
 struct DevicesMessage {
   MessageHeader header;
-  uint64_t slot_bytes = 0;
+  DeviceOffer offer;
   // absl::StatusCode of what it could not do, and why.
   int32_t code = 0;
   char why[116] = {};
@@ -38,21 +39,25 @@ absl::Status CheckMessage(const GroupView& view, int from, const DevicesMessage&
 }  // namespace
 
 absl::StatusOr<DeviceMesh> ConnectDevices(const GroupView& view, Transport& transport, std::span<std::byte> slots,
-                                          DeviceMeshBuffers& buffers, absl::Time deadline) {
+                                          int capacity, DeviceMeshBuffers& buffers, absl::Time deadline,
+                                          const std::atomic<bool>& interrupted) {
   const int ranks = view.size();
   buffers.assign(sizeof(DevicesMessage) * ranks, std::byte());
   // By rank; the own one is sent.
   const std::span<DevicesMessage> messages(reinterpret_cast<DevicesMessage*>(buffers.data()), ranks);
   DevicesMessage& own = messages[view.rank];
-  own =
-      DevicesMessage{.header = {.kind = MessageKind::kDevices, .view = view.view.value()}, .slot_bytes = slots.size()};
-  absl::Status made;
-  if (view.leads()) {
+  own = DevicesMessage{.header = {.kind = MessageKind::kDevices, .view = view.view.value()},
+                       .offer = {.slot_bytes = slots.size(), .capacity = capacity}};
+  const absl::StatusOr<int> blocks = MostExchangeBlocks();
+  absl::Status made = blocks.status();
+  if (made.ok()) {
+    own.offer.exchange_blocks = *blocks;
+    made = NcclLibrary::Get().status();
+  }
+  if (made.ok() && view.leads()) {
     const absl::StatusOr<NcclId> id = NewNcclId();
     made = id.status();
     if (id.ok()) own.id = *id;
-  } else {
-    made = NcclLibrary::Get().status();
   }
   if (!made.ok()) {
     own.code = static_cast<int32_t>(made.code());
@@ -70,17 +75,23 @@ absl::StatusOr<DeviceMesh> ConnectDevices(const GroupView& view, Transport& tran
   }
   BALLAST_RETURN_IF_ERROR(transport.Wait(requests, deadline));
   BALLAST_RETURN_IF_ERROR(made);
-  bool share = !slots.empty();
+  std::vector<DeviceOffer> offers;
   for (int r = 0; r < ranks; ++r) {
     const size_t bytes = r == view.rank ? sizeof(own) : transport.ReceivedBytes(receives[r]);
     BALLAST_RETURN_IF_ERROR(CheckMessage(view, r, messages[r], bytes));
-    share &= messages[r].slot_bytes == own.slot_bytes;
+    offers.push_back(messages[r].offer);
   }
   DeviceMesh mesh;
-  BALLAST_ASSIGN_OR_RETURN(mesh.communicator, NcclCommunicator::Create(messages[0].id, view.rank, ranks, deadline));
-  if (share) {
-    BALLAST_ASSIGN_OR_RETURN(const NcclCommunicator::Memory shared, mesh.communicator->Share(slots, deadline));
-    mesh.slots.assign(shared.peers.begin(), shared.peers.end());
+  BALLAST_ASSIGN_OR_RETURN(mesh.terms, AgreeOnTerms(offers));
+  BALLAST_ASSIGN_OR_RETURN(mesh.communicator,
+                           NcclCommunicator::Create(messages[0].id, view.rank, ranks, deadline, &interrupted));
+  if (mesh.terms.share_slots) {
+    const absl::StatusOr<NcclCommunicator::Memory> shared = mesh.communicator->Share(slots, deadline);
+    if (shared.ok()) {
+      mesh.slots.assign(shared->peers.begin(), shared->peers.end());
+    } else if (!absl::IsFailedPrecondition(shared.status())) {
+      return shared.status();
+    }
   }
   return mesh;
 }

@@ -2,6 +2,7 @@
 #ifndef BALLAST_WORKER_MOE_DEVICE_MESH_H_
 #define BALLAST_WORKER_MOE_DEVICE_MESH_H_
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -9,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "worker/moe/device_terms.h"
 #include "worker/step/group_view.h"
 #include "worker/transport/nccl/communicator.h"
 #include "worker/transport/transport.h"
@@ -17,19 +19,23 @@ namespace ballast {
 
 struct DeviceMesh {
   std::unique_ptr<NcclCommunicator> communicator;
-  // [ranks], where each rank's slots are seen from here; empty when the ranks' slots are of different sizes, or not of
-  // NcclMemory.
+  DeviceTerms terms;
+  // [ranks], where each rank's slots are seen from here; empty when the ranks' slots are of different sizes, not of
+  // NcclMemory, or not within direct reach.
   std::vector<const std::byte*> slots;
 };
 
 // What ConnectDevices receives into and sends from.
 using DeviceMeshBuffers = std::vector<std::byte>;
 
-// Every member calls it, on the step thread, with the GPU current that it is to use. The communicator's id, and the
-// size of `slots` (of NcclMemory; empty: not shared), travel over the view's own mesh. Errors: the transport's and the
-// communicator's; what another member could not do, with its rank. `buffers` live as long as the transport.
+// Every member calls it, on the step thread, with the GPU current that it is to use. The communicator's id and each
+// member's offer, of which the size of `slots` (of NcclMemory; empty: not shared) is part, travel over the view's own
+// mesh. Errors: the transport's and the communicator's; what another member could not do, with its rank; as
+// AgreeOnTerms. `buffers` live as long as the transport, `interrupted` (see NcclCommunicator::Create) as long as the
+// result.
 absl::StatusOr<DeviceMesh> ConnectDevices(const GroupView& view, Transport& transport, std::span<std::byte> slots,
-                                          DeviceMeshBuffers& buffers, absl::Time deadline);
+                                          int capacity, DeviceMeshBuffers& buffers, absl::Time deadline,
+                                          const std::atomic<bool>& interrupted);
 
 }  // namespace ballast
 

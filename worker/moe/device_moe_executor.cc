@@ -54,8 +54,7 @@ absl::Status DeviceMoeExecutor::Impl::Init() {
   std::vector<int32_t> numbers(E() + kMaxExchangeRanks, -1);
   BALLAST_RETURN_IF_ERROR(identity.Allocate(numbers.size(), "groups"));
   for (int g = 0; g < E(); ++g) numbers[g] = g;
-  BALLAST_RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpy(identity.data(), numbers.data(), sizeof(int32_t) * numbers.size(), cudaMemcpyHostToDevice), "groups"));
+  BALLAST_RETURN_IF_ERROR(identity.Fill(numbers, "groups"));
   BALLAST_RETURN_IF_ERROR(host_step_words.Allocate(kStepWords));
   BALLAST_RETURN_IF_ERROR(homes.Allocate(options.capacity, "a step's homes"));
   BALLAST_RETURN_IF_ERROR(host_homes.Allocate(options.capacity));
@@ -64,11 +63,11 @@ absl::Status DeviceMoeExecutor::Impl::Init() {
   BALLAST_RETURN_IF_ERROR(host_failed_at.Allocate(options.capacity));
   // What an exchange of counts alone sends for rows: no tokens, a row that goes nowhere, and its sum.
   BALLAST_RETURN_IF_ERROR(nothing.Allocate(16 * kMaxExchangeRanks, "an empty exchange"));
-  return InitSpace(1, alone_space);
+  return InitSpace(1, pairs(), alone_space);
 }
 
-absl::Status DeviceMoeExecutor::Impl::InitSpace(int ranks, Workspace& space) const {
-  const size_t all_pairs = ranks * pairs();
+absl::Status DeviceMoeExecutor::Impl::InitSpace(int ranks, size_t rank_pairs, Workspace& space) const {
+  const size_t all_pairs = ranks * rank_pairs;
   space.ranks = ranks;
   space.table_at = LayOutDeviceTable(E(), ranks);
   space.notes_at = LayOutDeviceNotes(E(), ranks);
@@ -90,35 +89,33 @@ absl::Status DeviceMoeExecutor::Impl::InitSpace(int ranks, Workspace& space) con
   BALLAST_RETURN_IF_ERROR(space.counts.Allocate(static_cast<size_t>(L()) * ranks * E(), "counts"));
   BALLAST_RETURN_IF_ERROR(space.flows.Allocate(static_cast<size_t>(ranks) * E() * ranks, "quotas"));
   if (!exact()) return absl::OkStatus();
-  BALLAST_RETURN_IF_ERROR(space.pair_rows.Allocate(pairs() * H(), "rows by pair"));
-  BALLAST_RETURN_IF_ERROR(space.pair_outputs.Allocate(pairs() * H(), "outputs by pair"));
-  BALLAST_RETURN_IF_ERROR(space.ones.Allocate(pairs(), "pairs"));
-  BALLAST_RETURN_IF_ERROR(space.pair_numbers.Allocate(pairs(), "pairs"));
-  const std::vector<float> ones(pairs(), 1.0f);
-  std::vector<int32_t> numbers(pairs());
+  BALLAST_RETURN_IF_ERROR(space.pair_rows.Allocate(rank_pairs * H(), "rows by pair"));
+  BALLAST_RETURN_IF_ERROR(space.pair_outputs.Allocate(rank_pairs * H(), "outputs by pair"));
+  BALLAST_RETURN_IF_ERROR(space.ones.Allocate(rank_pairs, "pairs"));
+  BALLAST_RETURN_IF_ERROR(space.pair_numbers.Allocate(rank_pairs, "pairs"));
+  const std::vector<float> ones(rank_pairs, 1.0f);
+  std::vector<int32_t> numbers(rank_pairs);
   std::iota(numbers.begin(), numbers.end(), 0);
-  BALLAST_RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpy(space.ones.data(), ones.data(), sizeof(float) * ones.size(), cudaMemcpyHostToDevice), "pairs"));
-  return CudaStatus(
-      cudaMemcpy(space.pair_numbers.data(), numbers.data(), sizeof(int32_t) * numbers.size(), cudaMemcpyHostToDevice),
-      "pairs");
+  BALLAST_RETURN_IF_ERROR(space.ones.Fill(ones, "pairs"));
+  return space.pair_numbers.Fill(numbers, "pairs");
 }
 
-absl::Status DeviceMoeExecutor::Impl::ConnectRanks(Transport& transport, absl::Time deadline) {
-  BALLAST_ASSIGN_OR_RETURN(mesh, ConnectDevices(view, transport, options.shared_slots, mesh_buffers, deadline));
-  const ExchangeOptions limits{.wait_limit = options.wait_limit, .deadline = deadline};
+absl::Status DeviceMoeExecutor::Impl::MakeExchanges(absl::Time deadline) {
+  const ExchangeOptions limits{
+      .wait_limit = options.wait_limit, .deadline = deadline, .blocks = mesh.terms.exchange_blocks};
   const auto make = [&](const ExchangeShape& shape) -> absl::StatusOr<std::unique_ptr<DeviceExchange>> {
     auto made = MakeLsaExchange(*mesh.communicator, shape, limits);
     // Not within direct reach of each other.
     if (absl::IsFailedPrecondition(made.status())) made = MakeSendRecvExchange(*mesh.communicator, shape, limits);
     return made;
   };
-  BALLAST_ASSIGN_OR_RETURN(auto rows_exchange, make({.ranks = view.size(),
-                                                     .capacity = exact() ? static_cast<int>(pairs()) : options.capacity,
-                                                     .top_k = exact() ? 1 : K(),
-                                                     .hidden_size = H(),
-                                                     .groups_per_rank = E(),
-                                                     .note_words = group_space->notes_at.words}));
+  BALLAST_ASSIGN_OR_RETURN(auto rows_exchange,
+                           make({.ranks = view.size(),
+                                 .capacity = exact() ? static_cast<int>(group_pairs()) : mesh.terms.capacity,
+                                 .top_k = exact() ? 1 : K(),
+                                 .hidden_size = H(),
+                                 .groups_per_rank = E(),
+                                 .note_words = group_space->notes_at.words}));
   BALLAST_ASSIGN_OR_RETURN(auto counts_exchange, make({.ranks = view.size(),
                                                        .capacity = 1,
                                                        .top_k = 1,
@@ -150,9 +147,12 @@ absl::Status DeviceMoeExecutor::Impl::Enter(const GroupView& v, Transport* trans
       return absl::InvalidArgumentError(
           absl::StrCat("view has ", view.size(), " members, more than ", kMaxExchangeRanks, " GPUs"));
     }
+    BALLAST_ASSIGN_OR_RETURN(mesh, ConnectDevices(view, *transport, options.shared_slots, options.capacity,
+                                                  mesh_buffers, deadline, interrupted));
     group_space = std::make_unique<Workspace>();
-    BALLAST_RETURN_IF_ERROR(InitSpace(view.size(), *group_space));
-    BALLAST_RETURN_IF_ERROR(ConnectRanks(*transport, deadline));
+    BALLAST_RETURN_IF_ERROR(InitSpace(view.size(), group_pairs(), *group_space));
+    BALLAST_RETURN_IF_ERROR(MakeExchanges(deadline));
+    if (interrupted) return absl::CancelledError("entering the view was interrupted");
   }
   return Flip(std::move(tbl), stream);
 }
@@ -211,6 +211,7 @@ void DeviceMoeExecutor::Impl::Leave() {
   group_space.reset();
   solvers.clear();
   table = nullptr;
+  interrupted = false;
 }
 
 ShareForm DeviceMoeExecutor::Impl::Form(int layer) const {
@@ -219,7 +220,7 @@ ShareForm DeviceMoeExecutor::Impl::Form(int layer) const {
   return form == ShareForm::kPrevious && !shares.has_previous(layer) ? ShareForm::kFixed : form;
 }
 
-absl::Status DeviceMoeExecutor::Impl::MakeSolver(int layer) {
+absl::Status DeviceMoeExecutor::Impl::MakeSolver(int layer, cudaStream_t stream) {
   if (Form(layer) == ShareForm::kFixed || solvers[layer] != nullptr) return absl::OkStatus();
   const DispatchTable& replicas = shares.table(layer);
   BALLAST_ASSIGN_OR_RETURN(CudaStepQuotas quotas,
@@ -228,8 +229,11 @@ absl::Status DeviceMoeExecutor::Impl::MakeSolver(int layer) {
   auto solver = std::make_unique<Solver>(Solver{.quotas = std::move(quotas), .table = {}});
   const std::span<const int32_t> words = solver->quotas.table();
   BALLAST_RETURN_IF_ERROR(solver->table.Allocate(words.size(), "a solver's table"));
+  // Ahead of the step's kernels, which a copy outside of their stream would not be. Pageable memory: read when the call
+  // returns.
   BALLAST_RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpy(solver->table.data(), words.data(), words.size_bytes(), cudaMemcpyHostToDevice), "a solver's table"));
+      cudaMemcpyAsync(solver->table.data(), words.data(), words.size_bytes(), cudaMemcpyHostToDevice, stream),
+      "a solver's table"));
   solvers[layer] = std::move(solver);
   return absl::OkStatus();
 }
@@ -250,10 +254,14 @@ absl::Status DeviceMoeExecutor::Impl::BeginStep(const MoeStep& s, cudaStream_t s
   late.clear();
   stats = MoeStepStats{.any_more_work = step.more_work, .least_capacity = options.capacity};
   for (const RowLabel& label : step.rows) stats.any_prefill |= label.phase == TokenPhase::kPrefill;
+  if (!alone() && rows() > mesh.terms.capacity) {
+    return absl::InternalError(
+        absl::StrCat("rows is ", rows(), ", more than the group's least capacity ", mesh.terms.capacity));
+  }
   // One layer of the step is timed, in turn; one that tells counts where there is one.
   timed_layer = static_cast<int>(step.step.value() % static_cast<uint64_t>(L()));
   for (int l = 0; l < L(); ++l) {
-    BALLAST_RETURN_IF_ERROR(MakeSolver(l));
+    BALLAST_RETURN_IF_ERROR(MakeSolver(l, stream));
     if (Form(l) == ShareForm::kCurrent && Form(timed_layer) != ShareForm::kCurrent) timed_layer = l;
   }
   int32_t* const words = host_step_words.data();
@@ -354,15 +362,18 @@ void DeviceMoeExecutor::Impl::TakeNotes() {
   stats.count_exchange = told * (least > 0 ? absl::Nanoseconds(least) : exchange_time);
 }
 
-absl::Status DeviceMoeExecutor::Impl::EndStep(cudaStream_t stream) {
-  if (exchange != nullptr) {
-    for (DeviceExchange* const e : {exchange.get(), count_exchange.get()}) {
-      if (const absl::Status status = e->Finish(stream, step.deadline); !status.ok()) {
-        late = e->late_ranks();
-        return status;
-      }
+absl::Status DeviceMoeExecutor::Impl::FinishExchanges(cudaStream_t stream) {
+  for (DeviceExchange* const e : {exchange.get(), count_exchange.get()}) {
+    if (const absl::Status status = e->Finish(stream, step.deadline); !status.ok()) {
+      late = e->late_ranks();
+      return status;
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceMoeExecutor::Impl::EndStep(cudaStream_t stream) {
+  if (exchange != nullptr) BALLAST_RETURN_IF_ERROR(FinishExchanges(stream));
   ended = true;
   next_layer = L();
   TakeFailures();
@@ -418,6 +429,7 @@ absl::Status DeviceMoeExecutor::Flip(std::shared_ptr<const ReplicaTable> table, 
 }
 void DeviceMoeExecutor::Leave() { impl_->Leave(); }
 void DeviceMoeExecutor::Interrupt() {
+  impl_->interrupted = true;
   MutexLock lock(impl_->mu);
   if (impl_->exchange != nullptr) impl_->exchange->Abort();
   if (impl_->count_exchange != nullptr) impl_->count_exchange->Abort();
@@ -428,6 +440,10 @@ absl::Status DeviceMoeExecutor::BeginStep(const MoeStep& step, cudaStream_t stre
 }
 absl::Status DeviceMoeExecutor::Run(int moe_layer, const void* hidden, int rows, void* out, cudaStream_t stream) {
   return impl_->Run(moe_layer, hidden, rows, out, stream);
+}
+absl::Status DeviceMoeExecutor::Await(cudaStream_t stream) {
+  if (impl_->exchange == nullptr || impl_->exchange->bounded()) return DeviceMoeLayer::Await(stream);
+  return impl_->FinishExchanges(stream);
 }
 bool DeviceMoeExecutor::capturable() const { return impl_->alone() && impl_->complete; }
 absl::Status DeviceMoeExecutor::EndStep(cudaStream_t stream) { return impl_->EndStep(stream); }

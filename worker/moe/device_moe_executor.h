@@ -46,7 +46,7 @@ struct DeviceMoeModel {
 };
 
 struct DeviceMoeOptions {
-  // The most rows that any rank of the group brings to a step.
+  // The most rows that this rank brings to a step. In a view the least of its ranks' counts.
   int capacity = 256;
   CombineMode combine = CombineMode::kFast;
   // The longest that the device waits for a rank in one exchange: bounds how long a dead peer goes unnoticed.
@@ -76,7 +76,7 @@ class DeviceMoeExecutor final : public DeviceMoeLayer {
                      absl::Time deadline, cudaStream_t stream);
   absl::Status Flip(std::shared_ptr<const ReplicaTable> table, cudaStream_t stream);
   void Leave();
-  // Any thread: ends the device's waits for peers, until the next Enter.
+  // Any thread: ends the waits for peers of an Enter or a step under way, and of those that come, until Leave.
   void Interrupt();
 
   // [ranks] where each rank's slots are seen from here, in this view; empty: they are not.
@@ -84,6 +84,8 @@ class DeviceMoeExecutor final : public DeviceMoeLayer {
 
   absl::Status BeginStep(const MoeStep& step, cudaStream_t stream);
   absl::Status Run(int moe_layer, const void* hidden, int rows, void* out, cudaStream_t stream) override;
+  // Errors: as DeviceExchange::Finish.
+  absl::Status Await(cudaStream_t stream) override;
   // The same kernels in every step of as many rows, and in every view of one member: where nobody else takes part and
   // no row can fail.
   bool capturable() const override;

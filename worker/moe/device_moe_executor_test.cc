@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <barrier>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -79,7 +80,8 @@ Placement Everything() {
 
 // A worker's experts and executor on the current GPU.
 struct Rank {
-  Rank(const std::string& name, absl::Duration wait_limit, CombineMode combine = CombineMode::kFast)
+  Rank(const std::string& name, absl::Duration wait_limit, CombineMode combine = CombineMode::kFast,
+       int capacity = kCapacity)
       : counters(kLayers, kExperts, kTopK), hidden(size_t{kCapacity} * kHidden), out(size_t{kCapacity} * kHidden) {
     for (int l = 0; l < kLayers; ++l) {
       router_weights.push_back(std::make_unique<DeviceArray<uint16_t>>(RandomBf16(kExperts * kHidden, l, 0.2f)));
@@ -94,7 +96,7 @@ struct Rank {
                          .intermediate_size = kIntermediate};
     for (const auto& weights : router_weights) model.router_weights.push_back(weights->data());
     executor = Value(DeviceMoeExecutor::Create(std::move(model), slots,
-                                               {.capacity = kCapacity, .combine = combine, .wait_limit = wait_limit}));
+                                               {.capacity = capacity, .combine = combine, .wait_limit = wait_limit}));
     CheckCuda(cudaStreamCreate(&stream));
     task = counters.InternTask("task");
   }
@@ -105,13 +107,13 @@ struct Rank {
 
   // The same rows through every layer, each layer's output after another.
   absl::Status Step(uint64_t number, const std::vector<uint16_t>& rows, ShareForm form,
-                    std::vector<std::vector<uint16_t>>* outputs, bool prefill = false) {
+                    std::vector<std::vector<uint16_t>>* outputs, bool prefill = false, absl::Time deadline = Soon()) {
     const int n = static_cast<int>(rows.size() / kHidden);
     labels.assign(n, {.task = task, .phase = prefill ? TokenPhase::kPrefill : TokenPhase::kDecode});
     shares.assign(kLayers, {.form = form, .counts = form == ShareForm::kPrevious});
     if (n > 0) CheckCuda(cudaMemcpy(hidden.data(), rows.data(), rows.size() * 2, cudaMemcpyHostToDevice));
     if (absl::Status s = executor->BeginStep(
-            {.step = StepId(number), .rows = labels, .more_work = prefill, .shares = shares, .deadline = Soon()},
+            {.step = StepId(number), .rows = labels, .more_work = prefill, .shares = shares, .deadline = deadline},
             stream);
         !s.ok()) {
       return s;
@@ -122,7 +124,7 @@ struct Rank {
       outs.back()->Fill(0xff);
       if (absl::Status s = executor->Run(l, hidden.data(), n, outs.back()->data(), stream); !s.ok()) return s;
     }
-    CheckCuda(cudaStreamSynchronize(stream));
+    if (absl::Status s = executor->Await(stream); !s.ok()) return s;
     if (absl::Status s = executor->EndStep(stream); !s.ok()) return s;
     executor->CountStep(counters);
     outputs->clear();
@@ -270,6 +272,35 @@ TEST_F(DeviceMoeExecutorTest, ExactHasTheSameBitsInEveryPlacement) {
   });
 }
 
+// Each may take more or fewer rows than the other: together they take the fewest that either does.
+TEST_F(DeviceMoeExecutorTest, RanksOfDifferentCapacityComputeWhatOneDoes) {
+  for (const bool first_is_larger : {false, true}) {
+    OnBoth([&](int rank, std::unique_ptr<Transport> transport, std::barrier<>& both) {
+      Rank whole("whole", absl::Seconds(20), CombineMode::kExact);
+      CheckOk(whole.store->Load(Everything()));
+      CheckOk(whole.executor->Enter(ViewOf(0, {"whole"}), nullptr, whole.store->in_force(), Soon(), whole.stream));
+      const int capacity = (rank == 0) == first_is_larger ? 32 : 16;
+      Rank own(rank == 0 ? "a" : "b", absl::Seconds(20), CombineMode::kExact, capacity);
+      CheckOk(own.store->Load(Spread(1, 0)));
+      CheckOk(
+          own.executor->Enter(ViewOf(rank, {"a", "b"}), transport.get(), own.store->in_force(), Soon(), own.stream));
+      uint64_t number = 0;
+      for (const ShareForm form : {ShareForm::kFixed, ShareForm::kPrevious, ShareForm::kCurrent}) {
+        for (const int rows : {16, 1, 7}) {
+          ++number;
+          const std::vector<uint16_t> hidden = RandomBf16(size_t{kHidden} * rows, 1000 * number + rank);
+          std::vector<std::vector<uint16_t>> got, wanted;
+          CheckOk(own.Step(number, hidden, form, &got));
+          CheckOk(whole.Step(number, hidden, ShareForm::kFixed, &wanted));
+          EXPECT_EQ(got, wanted) << "step " << number;
+          EXPECT_EQ(own.executor->stats().least_capacity, 16);
+        }
+      }
+      both.arrive_and_wait();
+    });
+  }
+}
+
 TEST_F(DeviceMoeExecutorTest, RowsFailThatNeedALostExpert) {
   OnBoth([](int rank, std::unique_ptr<Transport> transport, std::barrier<>& both) {
     // What only `c` had is lost: both take part with what is left of the placement.
@@ -314,6 +345,29 @@ TEST_F(DeviceMoeExecutorTest, APeerThatIsGoneIsNamed) {
     CheckOk(own.executor->Enter(ViewOf(0, {"a"}), nullptr, own.store->in_force(), Soon(), own.stream));
     CheckOk(own.Step(1, rows, ShareForm::kFixed, &out));
     EXPECT_FALSE(own.executor->failures().empty());
+    both.arrive_and_wait();
+  });
+}
+
+// NCCL's own kernels, which run where GPUs do not reach each other, know no deadline: the host's wait for the step
+// does.
+TEST_F(DeviceMoeExecutorTest, WithoutDirectReach_APeerThatIsGoneEndsTheStep) {
+  const char* const disabled = std::getenv("NCCL_P2P_DISABLE");
+  if (disabled == nullptr || std::string(disabled) != "1") GTEST_SKIP() << "needs NCCL_P2P_DISABLE=1";
+  OnBoth([](int rank, std::unique_ptr<Transport> transport, std::barrier<>& both) {
+    Rank own(rank == 0 ? "a" : "b", absl::Seconds(1));
+    CheckOk(own.store->Load(Spread(1, 0)));
+    CheckOk(own.executor->Enter(ViewOf(rank, {"a", "b"}), transport.get(), own.store->in_force(), Soon(), own.stream));
+    std::vector<std::vector<uint16_t>> out;
+    const std::vector<uint16_t> rows = RandomBf16(size_t{kHidden} * 20, rank);
+    CheckOk(own.Step(1, rows, ShareForm::kFixed, &out));
+    if (rank == 1) {
+      both.arrive_and_wait();
+      return;
+    }
+    const absl::Status status =
+        own.Step(2, rows, ShareForm::kFixed, &out, /*prefill=*/false, absl::Now() + absl::Seconds(2));
+    EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
     both.arrive_and_wait();
   });
 }

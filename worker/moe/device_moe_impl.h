@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -35,6 +36,13 @@ struct DeviceMoeExecutor::Impl {
       const size_t bytes = std::max<size_t>(size, 1) * sizeof(T);
       BALLAST_ASSIGN_OR_RETURN(memory_, AllocateDevice(bytes, what));
       BALLAST_RETURN_IF_ERROR(CudaStatus(cudaMemset(memory_.get(), 0, bytes), what));
+      return CudaStatus(cudaDeviceSynchronize(), what);
+    }
+    // At most `size` elements. They are there when it returns, on every stream: a copy from pageable memory alone may
+    // still be under way then, and streams that do not block would not wait for it.
+    absl::Status Fill(const std::vector<T>& from, const char* what) {
+      BALLAST_RETURN_IF_ERROR(
+          CudaStatus(cudaMemcpy(data(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice), what));
       return CudaStatus(cudaDeviceSynchronize(), what);
     }
     T* data() const { return static_cast<T*>(memory_.get()); }
@@ -142,6 +150,8 @@ struct DeviceMoeExecutor::Impl {
   RowHomes row_homes;
   std::vector<uint32_t> home_bits;
   StepShares shares;
+  // Set by Interrupt, until the view is left; outlives the mesh.
+  std::atomic<bool> interrupted = false;
   DeviceMeshBuffers mesh_buffers;
   DeviceMesh mesh;
   std::unique_ptr<Workspace> group_space;
@@ -175,14 +185,17 @@ struct DeviceMoeExecutor::Impl {
   int K() const { return model.rule.top_k; }
   int H() const { return model.hidden_size; }
   int rows() const { return static_cast<int>(step.rows.size()); }
-  size_t pairs() const { return static_cast<size_t>(options.capacity) * K(); }  // of a rank
+  // Of this rank in any view; of each rank in this view, which is what they exchange.
+  size_t pairs() const { return static_cast<size_t>(options.capacity) * K(); }
+  size_t group_pairs() const { return static_cast<size_t>(mesh.terms.capacity) * K(); }
   bool alone() const { return view.size() == 1; }
   bool exact() const { return options.combine == CombineMode::kExact; }
   Workspace& space() { return alone() ? alone_space : *group_space; }
 
   absl::Status Init();
-  absl::Status InitSpace(int ranks, Workspace& space) const;
-  absl::Status ConnectRanks(Transport& transport, absl::Time deadline);
+  // `rank_pairs`: of each rank.
+  absl::Status InitSpace(int ranks, size_t rank_pairs, Workspace& space) const;
+  absl::Status MakeExchanges(absl::Time deadline);
   absl::Status Enter(const GroupView& v, Transport* transport, std::shared_ptr<const ReplicaTable> tbl,
                      absl::Time deadline, cudaStream_t stream);
   absl::Status Flip(std::shared_ptr<const ReplicaTable> tbl, cudaStream_t stream);
@@ -190,6 +203,7 @@ struct DeviceMoeExecutor::Impl {
   void Leave();
   absl::Status BeginStep(const MoeStep& s, cudaStream_t stream);
   absl::Status Run(int layer, const void* hidden, int rows, void* out, cudaStream_t stream);
+  absl::Status FinishExchanges(cudaStream_t stream);
   absl::Status EndStep(cudaStream_t stream);
 
   ShareForm Form(int layer) const;
@@ -197,7 +211,7 @@ struct DeviceMoeExecutor::Impl {
     return !alone() && !step.shares.empty() && shares.shared(layer) &&
            (step.shares[layer].counts || Form(layer) == ShareForm::kCurrent);
   }
-  absl::Status MakeSolver(int layer);
+  absl::Status MakeSolver(int layer, cudaStream_t stream);
   absl::Status Record(Mark mark, cudaStream_t stream);
   absl::Status RunAlone(int layer, const RouteTokensArgs& routing, void* out, cudaStream_t stream);
   absl::Status Choose(int layer, int32_t none, cudaStream_t stream);

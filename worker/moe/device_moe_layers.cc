@@ -196,7 +196,7 @@ absl::Status DeviceMoeExecutor::Impl::RunWithPeers(int layer, const RouteTokensA
                           view.size(), cudaMemcpyDeviceToDevice, stream),
         "a layer's counts"));
   }
-  const int num_pairs = static_cast<int>(pairs()) * view.size();
+  const int num_pairs = static_cast<int>(group_pairs()) * view.size();
   BALLAST_RETURN_IF_ERROR(GroupPairs({.ids = exchange->received_groups(),
                                       .num_pairs = num_pairs,
                                       .group_of = identity.data(),

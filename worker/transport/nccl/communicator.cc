@@ -25,7 +25,8 @@ absl::StatusOr<NcclId> NewNcclId() {
 }
 
 absl::StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::Create(const NcclId& id, int rank, int ranks,
-                                                                           absl::Time deadline) {
+                                                                           absl::Time deadline,
+                                                                           const std::atomic<bool>* interrupted) {
   if (rank < 0 || rank >= ranks) {
     return absl::InvalidArgumentError(absl::StrCat("rank is ", rank, ", not between 0 and ranks - 1 = ", ranks - 1));
   }
@@ -35,7 +36,7 @@ absl::StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::Create(const
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   // Calls return at once and are polled, so that none outlasts its deadline.
   config.blocking = 0;
-  std::unique_ptr<NcclCommunicator> communicator(new NcclCommunicator(*nccl, rank, ranks));
+  std::unique_ptr<NcclCommunicator> communicator(new NcclCommunicator(*nccl, rank, ranks, interrupted));
   BALLAST_RETURN_IF_ERROR(
       communicator->Settle(nccl->CommInitRankConfig(&communicator->comm_, ranks, unique, rank, &config),
                            "setting up a communicator", deadline));
@@ -51,6 +52,10 @@ absl::Status NcclCommunicator::Settle(ncclResult_t result, const char* what, abs
     status = nccl_.Check(nccl_.CommGetAsyncError(comm_, &pending), what);
     if (status.ok()) status = nccl_.Check(pending, what);
     if (!status.ok() || pending != ncclInProgress) break;
+    if (interrupted_ != nullptr && *interrupted_) {
+      status = absl::CancelledError(absl::StrCat(what, ": interrupted"));
+      break;
+    }
     const absl::Time now = absl::Now();
     if (now > deadline) {
       status = absl::DeadlineExceededError(

@@ -6,6 +6,7 @@
 #include <nccl.h>
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -46,12 +47,14 @@ class NcclMemory {
 //
 // No call waits longer than its deadline. One that fails leaves the communicator broken: everything after fails too,
 // and its end does not wait for the peers. Errors: DeadlineExceeded (a rank did not take part in time), Unavailable (a
-// rank is lost), FailedPrecondition, Internal (NCCL's own).
+// rank is lost), Cancelled (it was interrupted), FailedPrecondition, Internal (NCCL's own).
 class NcclCommunicator {
  public:
-  // Every rank calls it.
+  // Every rank calls it. `interrupted`, which outlives the communicator and may be null, ends a call that waits for
+  // other ranks once any thread has set it, and every later one, with Cancelled.
   static absl::StatusOr<std::unique_ptr<NcclCommunicator>> Create(const NcclId& id, int rank, int ranks,
-                                                                  absl::Time deadline);
+                                                                  absl::Time deadline,
+                                                                  const std::atomic<bool>* interrupted = nullptr);
   ~NcclCommunicator();
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
@@ -88,7 +91,8 @@ class NcclCommunicator {
   void Abort();
 
  private:
-  NcclCommunicator(const NcclLibrary& nccl, int rank, int ranks) : nccl_(nccl), rank_(rank), ranks_(ranks) {}
+  NcclCommunicator(const NcclLibrary& nccl, int rank, int ranks, const std::atomic<bool>* interrupted)
+      : nccl_(nccl), rank_(rank), ranks_(ranks), interrupted_(interrupted) {}
 
   // Of the last window's memory.
   absl::StatusOr<Memory> ShareLast(std::span<std::byte> memory, absl::Time deadline);
@@ -98,6 +102,7 @@ class NcclCommunicator {
   const NcclLibrary& nccl_;
   const int rank_;
   const int ranks_;
+  const std::atomic<bool>* const interrupted_;
   ncclComm_t comm_ = nullptr;
   // Once not OK, the communicator is gone.
   absl::Status state_;

@@ -18,9 +18,6 @@ namespace {
 using internal::ExchangeControl;
 using internal::ExchangeKernelArgs;
 
-// Blocks of the kernels, all of them at once: the same number on every rank, whatever its GPU. With few tokens half of
-// them would only be in the way.
-int BlocksFor(const ExchangeShape& shape) { return shape.capacity <= 256 ? 128 : 256; }
 constexpr absl::Duration kPollInterval = absl::Microseconds(20);
 // How long the device may take to notice that the host has given up.
 constexpr absl::Duration kAbortPatience = absl::Seconds(5);
@@ -90,11 +87,10 @@ class ExchangeBase : public DeviceExchange {
   // `region` is this rank's, layout_.bytes long.
   absl::Status Init(std::byte* region) {
     region_ = region;
-    int blocks = 0;
-    BALLAST_RETURN_IF_ERROR(CudaStatus(internal::ExchangeBlocks(&blocks), "the exchange's kernels"));
-    if (blocks < BlocksFor(shape_)) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("the GPU runs ", blocks, " blocks of a kernel at once, ", BlocksFor(shape_), " are needed"));
+    BALLAST_ASSIGN_OR_RETURN(const int most, MostExchangeBlocks());
+    if (options_.blocks > most) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("blocks is ", options_.blocks, ", more than the ", most, " that the GPU runs at once"));
     }
     void* control = nullptr;
     BALLAST_RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&control, sizeof(ExchangeControl), cudaHostAllocMapped),
@@ -112,7 +108,7 @@ class ExchangeBase : public DeviceExchange {
     args.hidden_size = shape_.hidden_size;
     args.groups_per_rank = shape_.groups_per_rank;
     args.note_words = shape_.note_words;
-    args.blocks = BlocksFor(shape_);
+    args.blocks = ExchangeBlocks(shape_.capacity, options_.blocks > 0 ? options_.blocks : most);
     args.weights = received_weights();
     args.tokens = reinterpret_cast<int32_t*>(region_ + layout_.tokens);
     args.partials = region_ + layout_.partials;
@@ -244,6 +240,8 @@ class LsaExchange final : public ExchangeBase {
     return exchange;
   }
 
+  bool bounded() const override { return true; }
+
   absl::Status Dispatch(const DispatchArgs& dispatch, cudaStream_t stream) override {
     BALLAST_ASSIGN_OR_RETURN(const ExchangeKernelArgs args, ForDispatch(dispatch));
     return CudaStatus(internal::LaunchDispatch(args, stream), "the dispatch kernel");
@@ -288,6 +286,9 @@ class SendRecvExchange final : public ExchangeBase {
     BALLAST_RETURN_IF_ERROR(exchange->Finish(nullptr, options.deadline));
     return exchange;
   }
+
+  // NCCL's kernels wait for their peers for ever.
+  bool bounded() const override { return false; }
 
   absl::Status Dispatch(const DispatchArgs& dispatch, cudaStream_t stream) override {
     BALLAST_ASSIGN_OR_RETURN(const ExchangeKernelArgs args, ForDispatch(dispatch));
@@ -339,6 +340,12 @@ class SendRecvExchange final : public ExchangeBase {
 };
 
 }  // namespace
+
+absl::StatusOr<int> MostExchangeBlocks() {
+  int blocks = 0;
+  BALLAST_RETURN_IF_ERROR(CudaStatus(internal::MostBlocks(&blocks), "the exchange's kernels"));
+  return blocks;
+}
 
 absl::StatusOr<std::unique_ptr<DeviceExchange>> MakeLsaExchange(NcclCommunicator& communicator,
                                                                 const ExchangeShape& shape,

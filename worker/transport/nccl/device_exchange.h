@@ -76,6 +76,10 @@ class DeviceExchange {
   virtual absl::Status Dispatch(const DispatchArgs& args, cudaStream_t stream) = 0;
   virtual absl::Status Combine(const CombineSumsArgs& args, cudaStream_t stream) = 0;
 
+  // Waits on the device end by themselves, within the limit for one wait. Otherwise Finish alone ends them: nothing
+  // else may wait for the stream.
+  virtual bool bounded() const = 0;
+
   // Waits for what is enqueued. Errors:
   //   Unavailable        ranks that have not come within the limit for one wait; names them
   //   DeadlineExceeded   `deadline` came; what was under way has been ended
@@ -97,10 +101,15 @@ struct ExchangeOptions {
   absl::Duration wait_limit = absl::Seconds(1);
   // For the set-up.
   absl::Time deadline = absl::InfiniteFuture();
+  // The same on every rank: the least of what MostExchangeBlocks says there. 0: as here, for GPUs of one kind.
+  int blocks = 0;
 };
 
+// Blocks of the exchange's kernels that the current GPU runs at once.
+absl::StatusOr<int> MostExchangeBlocks();
+
 // Every rank of the communicator calls it, with the same shape; `communicator` outlives the exchange. Errors: as
-// LayOutExchange and NcclCommunicator::AllocateShared.
+// LayOutExchange and NcclCommunicator::AllocateShared; InvalidArgument: more blocks than the GPU runs at once.
 absl::StatusOr<std::unique_ptr<DeviceExchange>> MakeLsaExchange(NcclCommunicator& communicator,
                                                                 const ExchangeShape& shape,
                                                                 const ExchangeOptions& options);

@@ -2,6 +2,7 @@
 #include "worker/transport/nccl/device_exchange.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -171,7 +172,7 @@ struct Stream {
 };
 
 // Layers of several shapes and token counts, eager and as one captured graph of three layers.
-void RunLayers(int rank, const PeerLink& link, const std::string& kind) {
+void RunLayers(int rank, const PeerLink& link, const std::string& kind, int blocks = 0) {
   const auto communicator = ConnectPeers(rank, link);
   const Stream stream;
   int seed = 1;
@@ -186,8 +187,8 @@ void RunLayers(int rank, const PeerLink& link, const std::string& kind) {
                                  .hidden_size = s.hidden,
                                  .groups_per_rank = kGroups,
                                  .note_words = s.note_words};
-    auto exchange =
-        MakerOf(kind)(*communicator, shape, {.wait_limit = absl::Seconds(20), .deadline = absl::Now() + kPatience});
+    auto exchange = MakerOf(kind)(
+        *communicator, shape, {.wait_limit = absl::Seconds(20), .deadline = absl::Now() + kPatience, .blocks = blocks});
     CheckOk(exchange.status());
     Layer layer(shape, **exchange, stream.stream);
     cudaGraph_t graph = nullptr;
@@ -233,6 +234,8 @@ absl::Status RunUntilError(DeviceExchange& exchange, Layer& layer, cudaStream_t 
   }
 }
 
+// What a GPU of 50 multiprocessors runs at once.
+constexpr int kNarrowBlocks = 100;
 constexpr ExchangeShape kSmall = {
     .ranks = kRanks, .capacity = 40, .top_k = 4, .hidden_size = 256, .groups_per_rank = kGroups};
 
@@ -251,6 +254,7 @@ void RunForEver(int rank, const PeerLink& link, const std::string& kind) {
 void RunChild(const PeerLink& link, const std::string& what) {
   const std::string kind = what.substr(what.find(' ') + 1);
   if (what.rfind("layers ", 0) == 0) RunLayers(1, link, kind);
+  if (what.rfind("narrow-layers ", 0) == 0) RunLayers(1, link, kind, kNarrowBlocks);
   if (what.rfind("for-ever ", 0) == 0) RunForEver(1, link, kind);
 }
 
@@ -267,6 +271,12 @@ INSTANTIATE_TEST_SUITE_P(Kinds, DeviceExchangeTest, testing::Values("lsa", "send
 TEST_P(DeviceExchangeTest, HasTheReferencesBits) {
   ChildProcess child("layers " + GetParam());
   RunLayers(0, child.link(), GetParam());
+  EXPECT_EQ(child.Wait(), 0);
+}
+
+TEST_P(DeviceExchangeTest, HasTheReferencesBits_WithAsManyBlocksAsASmallerGpuRuns) {
+  ChildProcess child("narrow-layers " + GetParam());
+  RunLayers(0, child.link(), GetParam(), kNarrowBlocks);
   EXPECT_EQ(child.Wait(), 0);
 }
 
@@ -296,6 +306,25 @@ TEST(NcclCommunicatorTest, ARankThatDoesNotComeIsAnError) {
   ASSERT_TRUE(id.ok()) << id.status();
   const auto communicator = NcclCommunicator::Create(*id, 0, 2, absl::Now() + absl::Seconds(1));
   EXPECT_EQ(communicator.status().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+// An interruption ends the wait for a rank that does not come, and every later call.
+TEST(NcclCommunicatorTest, AnInterruptionEndsTheSetUp) {
+  int gpus = 0;
+  if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus < 1) GTEST_SKIP() << "no GPU";
+  CheckCuda(cudaSetDevice(0));
+  const absl::StatusOr<NcclId> id = NewNcclId();
+  ASSERT_TRUE(id.ok()) << id.status();
+  std::atomic<bool> interrupted = false;
+  std::thread interrupter([&] {
+    absl::SleepFor(absl::Milliseconds(300));
+    interrupted = true;
+  });
+  const absl::Time begin = absl::Now();
+  const auto communicator = NcclCommunicator::Create(*id, 0, 2, absl::Now() + kPatience, &interrupted);
+  interrupter.join();
+  EXPECT_EQ(communicator.status().code(), absl::StatusCode::kCancelled) << communicator.status();
+  std::printf("interrupted after %s\n", absl::FormatDuration(absl::Now() - begin).c_str());
 }
 
 // The last one: NCCL's kernels may read what a process had that is gone, after which this one's device is of no use.

@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 
 }  // namespace
 
-cudaError_t ExchangeBlocks(int* blocks) {
+cudaError_t MostBlocks(int* blocks) {
   int device, processors, each;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);

@@ -70,7 +70,7 @@ struct ExchangeKernelArgs {
 };
 
 // Blocks that the current device runs of either kernel at once.
-cudaError_t ExchangeBlocks(int* blocks);
+cudaError_t MostBlocks(int* blocks);
 
 cudaError_t LaunchDispatch(const ExchangeKernelArgs& args, cudaStream_t stream);
 // push: sums for other ranks; pull: waits for theirs and adds up. Both: also own sums meanwhile.

@@ -1,5 +1,6 @@
 #include "worker/transport/nccl/exchange_layout.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
@@ -19,7 +20,7 @@ absl::Status CheckField(const char* field, int64_t value, int64_t low, int64_t h
 
 absl::StatusOr<ExchangeLayout> LayOutExchange(const ExchangeShape& shape) {
   BALLAST_RETURN_IF_ERROR(CheckField("ranks", shape.ranks, 1, kMaxExchangeRanks));
-  BALLAST_RETURN_IF_ERROR(CheckField("capacity", shape.capacity, 1, 1 << 16));
+  BALLAST_RETURN_IF_ERROR(CheckField("capacity", shape.capacity, 1, kMaxExchangeCapacity));
   BALLAST_RETURN_IF_ERROR(CheckField("top_k", shape.top_k, 1, 32));
   BALLAST_RETURN_IF_ERROR(CheckField("hidden_size", shape.hidden_size, 8, 1 << 16));
   if (shape.hidden_size % 8 != 0) {
@@ -48,5 +49,7 @@ absl::StatusOr<ExchangeLayout> LayOutExchange(const ExchangeShape& shape) {
   layout.bytes = end;
   return layout;
 }
+
+int ExchangeBlocks(int capacity, int most) { return std::min(capacity <= 256 ? 128 : 256, most); }
 
 }  // namespace ballast

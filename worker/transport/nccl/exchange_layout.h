@@ -17,10 +17,13 @@ namespace ballast {
 // Ranks of one node at most: a bit mask of them is one word.
 inline constexpr int kMaxExchangeRanks = 32;
 
+// Tokens of a rank in a step at most: enough for the most rows of a step with 32 choices each, a token a choice.
+inline constexpr int kMaxExchangeCapacity = 1 << 21;
+
 // The same on every rank.
 struct ExchangeShape {
   int ranks = 0;
-  // Tokens of a rank in a step at most.
+  // Tokens of a rank in a step at most, up to kMaxExchangeCapacity.
   int capacity = 0;
   // Choices of a token, at most 32.
   int top_k = 0;
@@ -50,6 +53,10 @@ struct ExchangeLayout {
 
 // InvalidArgument names the field, its value and its limits.
 absl::StatusOr<ExchangeLayout> LayOutExchange(const ExchangeShape& shape);
+
+// Blocks of an exchange's kernels on each rank, for at most `capacity` tokens, where every rank's GPU runs `most` of
+// them at once. With few tokens more of them would only be in the way.
+int ExchangeBlocks(int capacity, int most);
 
 }  // namespace ballast
 
