@@ -197,6 +197,8 @@ class HandoverTest : public ::testing::Test {
     router_->Close();
     EXPECT_TRUE(router_->AwaitIdle(Clock::Real(), absl::InfiniteFuture()));
     home_.Stop();
+    // Its thread tells of requests that have ended.
+    steps_.reset();
   }
 
   // Lives until the process ends, as a worker's channel to its controller does: see OpenPeerChannel.
@@ -470,6 +472,24 @@ TEST_F(HandoverTest, LostAfterTheFirstToken_UnavailableAndNotRunAgain) {
   EXPECT_THAT(answer.status.error_message(),
               AllOf(HasSubstr("w1"), HasSubstr("after 2 tokens"), HasSubstr("socket closed")));
   EXPECT_FALSE(NextRecord().came_back);
+}
+
+TEST_F(HandoverTest, LostBehindItsEnd_TheAnswerIsWhole) {
+  home_.script = [this](grpc::ServerContext*, grpc::ServerWriter<v1::GenerateResponse>* writer) {
+    if (home_.asked() == 1) Stream(writer, {101, 102});
+    v1::GenerateResponse end;
+    end.mutable_finish()->set_reason(v1::FINISH_REASON_LENGTH);
+    writer->Write(end);
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "socket closed");
+  };
+  for (const bool any_tokens : {true, false}) {
+    const Answer answer = Generate(Prompt("far"));
+    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(answer.tokens.size(), any_tokens ? 2u : 0u) << "not run a second time";
+    ASSERT_TRUE(answer.finish.has_value());
+    EXPECT_EQ(answer.finish->reason(), v1::FINISH_REASON_LENGTH);
+    EXPECT_FALSE(NextRecord().came_back);
+  }
 }
 
 // A peer that hangs is given up when the controller takes it out of the view.

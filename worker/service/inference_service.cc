@@ -181,9 +181,12 @@ class GenerateCall final : public RequestSink,
 
   void OnRemoteMessage(const v1::GenerateResponse& message) override BALLAST_EXCLUDES(mu_) {
     MutexLock lock(mu_);
-    // The text is the other worker's.
-    decoder_.reset();
-    if (message.token_ids_size() > 0) CountTokens(message.token_ids_size());
+    if (message.token_ids_size() > 0) {
+      // The text is the other worker's, and nothing is to be run here any more.
+      decoder_.reset();
+      batched_.reset();
+      CountTokens(message.token_ids_size());
+    }
     pending_.mutable_token_ids()->MergeFrom(message.token_ids());
     pending_.mutable_logprobs()->MergeFrom(message.logprobs());
     pending_.mutable_text()->append(message.text());
@@ -230,11 +233,14 @@ class GenerateCall final : public RequestSink,
     std::optional<BatchedRequest> here;
     {
       MutexLock lock(mu_);
-      if (status.ok()) {
+      if (remote_finish_ != FinishKind::kNone) {
+        // The answer is whole, however the call ended behind it.
         finish = remote_finish_;
-        if (finish == FinishKind::kNone) status = absl::InternalError("the answer has no end");
+        status = absl::OkStatus();
+      } else if (status.ok()) {
+        status = absl::InternalError("the answer has no end");
       } else if (!cancelled_ && NotServed(status)) {
-        if (record_.generated_tokens == 0) {
+        if (batched_.has_value()) {
           here = std::exchange(batched_, std::nullopt);
           record_.came_back = true;
         } else {
@@ -344,7 +350,7 @@ class GenerateCall final : public RequestSink,
   std::shared_ptr<Peer> peer_;
 
   Mutex mu_;
-  // While it is with the peer: what would be run here.
+  // While it is with the peer and has no token: what would be run here.
   std::optional<BatchedRequest> batched_ BALLAST_GUARDED_BY(mu_);
   // How the peer's answer ended; kNone: it has not.
   FinishKind remote_finish_ BALLAST_GUARDED_BY(mu_) = FinishKind::kNone;
