@@ -1,7 +1,8 @@
 // Other engines' placement files: what they can say, written and read by their own rules.
 //
 //   sglang      {"physical_to_logical_map": [[expert of each slot], ...]}, a list for every layer of the model, dense
-//               ones too: --init-expert-location of SGLang
+//               ones too: --init-expert-location of SGLang. Read, too: the same as torch.save writes it (.pt), and the
+//               map in force of a recorder's dump in the modes per_pass and per_token, without executing anything
 //   trtllm      YAML with num_slots, layer_updates_per_iter and initial_global_assignments {layer: [expert of each
 //               slot]}: moe_config.load_balancer of TensorRT-LLM
 //   vllm-ascend {"moe_layer_count", "layer_list": [{"layer_id", "device_count", "device_list": [{"device_id",

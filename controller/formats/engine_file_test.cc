@@ -6,9 +6,11 @@
 #include "controller/formats/engine_file.h"
 
 #include <algorithm>
+#include <fstream>
 #include <map>
 #include <optional>
 #include <set>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -227,7 +229,9 @@ TEST(Import, NamesWhatIsWrong) {
       {"", "f: is empty"},
       {"hello", "f: not a placement that is known"},
       {"{}", "f: not a placement that is known"},
-      {"{\"logical_count\": [[1]]}", "f: not a placement that is known"},
+      {"{\"logical_count\": [[1]]}", "f: logical_count: this is a load, not a placement"},
+      {"\x80\x02.", "f: a pickle outside of an archive"},
+      {R"({"physical_to_logical_map": [[0,1]], "x": 1})", "f: \"x\": SGLang takes no key beside physical_to_log"},
       {"{", "f: not JSON"},
       {"a: [", "f: not YAML"},
       {R"({"physical_to_logical_map": []})", "f: physical_to_logical_map: must be a list of layers"},
@@ -268,6 +272,57 @@ TEST(Import, NamesWhatIsWrong) {
     EXPECT_THAT(ParseEngineFile(c.text, "f", std::nullopt, 2).status().ToString(), HasSubstr(c.message)) << c.text;
   }
   EXPECT_THAT(ParseEngineFile(R"({"physical_to_logical_map": [[0]]})", "f", EngineFormat::kEplb, 1).status().ToString(),
+              HasSubstr("f: is a sglang file, not eplb"));
+}
+
+std::string TestFile(const std::string& name) {
+  std::ifstream in("controller/formats/testdata/" + name, std::ios::binary);
+  EXPECT_TRUE(in) << name;
+  std::ostringstream bytes;
+  bytes << in.rdbuf();
+  return bytes.str();
+}
+
+TEST(Import, ReadsSglangsTorchFiles) {
+  // Written by torch.save: a tensor, lists, and what recorders keep of the placement in force.
+  for (const char* name : {"refused_placement.pt", "placement_int32.torch113.pt", "placement_list.torch113.pt",
+                           "per_pass.pt", "per_token.pt"}) {
+    for (const auto& format : {std::optional<EngineFormat>(), std::optional(EngineFormat::kSglang)}) {
+      const auto map = ParseEngineFile(TestFile(name), name, format, 3);
+      ASSERT_TRUE(map.ok()) << name << ": " << map.status();
+      EXPECT_EQ(map->experts, 4);
+      EXPECT_EQ(map->gpus, 3);
+      EXPECT_THAT(map->row_of_layer, ElementsAre(0, 1, 2));
+      EXPECT_THAT(map->expert_of_slot, ElementsAre(ElementsAre(0, 1, 2, 3, 0, 1), ElementsAre(0, 1, 2, 3, 3, 2),
+                                                   ElementsAre(3, 2, 1, 0, 1, 0)))
+          << name;
+    }
+  }
+  const struct {
+    const char* name;
+    const char* message;
+  } cases[] = {
+      {"placement_float.torch113.pt",
+       "physical_to_logical_map: is a tensor [3, 6] of floats, want integers [layers, slots]"},
+      {"placement_flat.torch113.pt", "physical_to_logical_map: is a tensor [6] of integers, want"},
+      {"placement_negative.torch113.pt", "physical_to_logical_map row 1 slot 2: -1; must be an expert, 0 to 65535"},
+      {"placement_missing.torch113.pt", "layer 1: expert 3 of 4 has no slot"},
+      {"placement_ragged.torch113.pt", "physical_to_logical_map row 1: 5 slots; layers before it have 6"},
+      {"placement_text.torch113.pt", "physical_to_logical_map row 0 slot 1: str \"one\"; must be an expert"},
+      {"placement_number.torch113.pt", "physical_to_logical_map: is int 7, want a tensor, or a list of layers"},
+      {"placement_more.torch113.pt", "\"policy\": SGLang takes no key beside physical_to_logical_map"},
+      {"stat.pt", "logical_count: this is a load, not a placement"},
+      {"refused_command.pt", "wants to use \"posix system\""},
+      {"refused_legacy.pt", "a pickle outside of an archive"},
+  };
+  for (const auto& c : cases) {
+    const std::string message(ParseEngineFile(TestFile(c.name), c.name, std::nullopt, 3).status().message());
+    EXPECT_THAT(message, HasSubstr(c.message)) << c.name;
+    EXPECT_THAT(message, HasSubstr(absl::StrCat(c.name, ": ")));
+  }
+  EXPECT_THAT(ParseEngineFile(TestFile("per_pass.pt"), "f", std::nullopt, 4).status().ToString(),
+              HasSubstr("row 0: 6 slots do not divide by 4 GPUs"));
+  EXPECT_THAT(ParseEngineFile(TestFile("per_pass.pt"), "f", EngineFormat::kEplb, 3).status().ToString(),
               HasSubstr("f: is a sglang file, not eplb"));
 }
 

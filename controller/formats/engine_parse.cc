@@ -1,7 +1,8 @@
 // Reading other engines' placement files. The rules are the engines' own, as their code has them in 2026:
 //
 //   SGLang        one list a layer, all of one length, that divides by the GPUs; ids that count every expert, or it
-//                 cannot look the rest up.
+//                 cannot look the rest up; no key beside the map. A .pt file holds the map as a tensor of integers or
+//                 as lists (torch.load with weights_only), and a dump of its recorder the map that was in force.
 //   TensorRT-LLM  num_slots must be given and divide by the GPUs; every list has num_slots ids from 0 to experts - 1;
 //                 keys are the model's layer numbers, and a MoE layer without one is an error.
 //   vLLM-Ascend   lists by their place, not by layer_id; every device of a layer has as many experts.
@@ -11,7 +12,9 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "controller/formats/engine_file.h"
+#include "controller/formats/torch_file.h"
 #include "proto/base/json.h"
 #include "proto/base/status_macros.h"
 #include "yaml-cpp/yaml.h"
@@ -25,6 +28,11 @@ using Json = nlohmann::json;
 constexpr size_t kMostYamlBytes = size_t{64} << 20;
 constexpr int64_t kMostSlots = int64_t{1} << 20;
 
+constexpr char kMap[] = "physical_to_logical_map";
+constexpr char kLoad[] =
+    "logical_count: this is a load, not a placement; SGLang plans from it when it starts, as `ballastctl plan --policy "
+    "eplb` does";
+
 class EngineReader {
  public:
   EngineReader(std::string_view name, int32_t gpus) : name_(name), gpus_(gpus) {}
@@ -34,7 +42,32 @@ class EngineReader {
   }
 
   absl::StatusOr<SlotMap> Sglang(const Json& json) {
-    BALLAST_RETURN_IF_ERROR(Rows(json.at("physical_to_logical_map"), "physical_to_logical_map"));
+    for (const auto& [key, value] : json.items()) BALLAST_RETURN_IF_ERROR(MapAlone(key));
+    BALLAST_RETURN_IF_ERROR(Rows(json.at(kMap), kMap));
+    return Finish();
+  }
+
+  absl::StatusOr<SlotMap> Sglang(const TorchFile& file) {
+    const TorchFile::Value& root = file.root();
+    const char* key = kMap;
+    const TorchFile::Value* map = file.Find(root, key);
+    if (map != nullptr) {
+      for (size_t i = 0; i < root.items.size(); i += 2) {
+        BALLAST_RETURN_IF_ERROR(MapAlone(file.value(root.items[i]).text));
+      }
+    } else {
+      key = "last_physical_to_logical_map";
+      map = file.Find(root, key);
+    }
+    if (map == nullptr && file.Find(root, "logical_count") != nullptr) return Error(kLoad);
+    if (map == nullptr) {
+      return Error(absl::StrCat("not a placement that is known: holds ", Describe(root), ", want a dict with ", kMap));
+    }
+    if (map->kind == TorchFile::Value::Kind::kTensor) {
+      BALLAST_RETURN_IF_ERROR(Rows(map->tensor, key));
+    } else {
+      BALLAST_RETURN_IF_ERROR(Rows(file, *map, key));
+    }
     return Finish();
   }
 
@@ -175,13 +208,81 @@ class EngineReader {
                               "; must be a whole number, ", least, " to ", most));
   }
 
+  absl::Status MapAlone(std::string_view key) const {
+    if (key == kMap) return absl::OkStatus();
+    return Error(absl::StrCat(Quote(key, 64), ": SGLang takes no key beside ", kMap));
+  }
+
+  absl::Status NoExpert(const std::string& where, size_t slot, const std::string& what) const {
+    return Error(absl::StrCat(where, " slot ", slot, ": ", what, "; must be an expert, 0 to ", kMaxLoadExperts - 1));
+  }
+
+  absl::Status CheckLayers(size_t layers, const std::string& key) const {
+    if (layers >= 1 && layers <= static_cast<size_t>(kMaxLoadRows)) return absl::OkStatus();
+    return Error(absl::StrCat(key, ": ", layers, " layers; must be 1 to ", kMaxLoadRows));
+  }
+
+  // Of a tensor.
+  absl::Status Rows(const TorchTensor& map, const std::string& key) {
+    const bool whole = map.type == TorchTensor::Type::kInt32 || map.type == TorchTensor::Type::kInt64;
+    if (!whole || map.shape.size() != 2) {
+      return Error(absl::StrCat(key, ": is a tensor [", absl::StrJoin(map.shape, ", "), "] of ",
+                                whole ? "integers" : "floats", ", want integers [layers, slots]"));
+    }
+    BALLAST_RETURN_IF_ERROR(CheckLayers(static_cast<size_t>(map.shape[0]), key));
+    const int64_t slots = map.shape[1];
+    for (int64_t l = 0; l < map.shape[0]; ++l) {
+      const std::string where = absl::StrCat(key, " row ", l);
+      std::vector<int32_t> row;
+      for (int64_t s = 0; s < slots; ++s) {
+        const double expert = map.at(l * slots + s);
+        if (!(expert >= 0 && expert < static_cast<double>(kMaxLoadExperts))) {
+          return NoExpert(where, static_cast<size_t>(s), absl::StrCat(expert));
+        }
+        row.push_back(static_cast<int32_t>(expert));
+      }
+      if (row.empty()) return Error(absl::StrCat(where, ": must be a list of experts"));
+      BALLAST_RETURN_IF_ERROR(AddLayer(where, static_cast<int32_t>(l), std::move(row)));
+    }
+    return absl::OkStatus();
+  }
+
+  // Of lists in a .pt file, where one may stand for many rows: all together have no more slots than a load has counts.
+  absl::Status Rows(const TorchFile& file, const TorchFile::Value& map, const std::string& key) {
+    using Kind = TorchFile::Value::Kind;
+    if (map.kind != Kind::kList || map.items.empty()) {
+      return Error(absl::StrCat(key, ": is ", Describe(map), ", want a tensor, or a list of layers"));
+    }
+    BALLAST_RETURN_IF_ERROR(CheckLayers(map.items.size(), key));
+    int64_t left = kMaxLoadCells;
+    for (size_t l = 0; l < map.items.size(); ++l) {
+      const std::string where = absl::StrCat(key, " row ", l);
+      const TorchFile::Value& list = file.value(map.items[l]);
+      if (list.kind != Kind::kList || list.items.empty()) {
+        return Error(absl::StrCat(where, ": is ", Describe(list), ", want a list of experts"));
+      }
+      left -= std::ssize(list.items);
+      if (left < 0)
+        return Error(absl::StrCat(where, ": more than ", kMaxLoadCells, " slots in all; that is the limit"));
+      std::vector<int32_t> row;
+      for (size_t s = 0; s < list.items.size(); ++s) {
+        const TorchFile::Value& expert = file.value(list.items[s]);
+        if (expert.kind != Kind::kInt || expert.integer < 0 || expert.integer >= kMaxLoadExperts) {
+          return NoExpert(where, s, Describe(expert));
+        }
+        row.push_back(static_cast<int32_t>(expert.integer));
+      }
+      BALLAST_RETURN_IF_ERROR(AddLayer(where, static_cast<int32_t>(l), std::move(row)));
+    }
+    return absl::OkStatus();
+  }
+
   // Appends a list of experts.
   absl::Status Row(const Json& json, const std::string& where, std::vector<int32_t>& out) const {
     if (!json.is_array() || json.empty()) return Error(absl::StrCat(where, ": must be a list of experts"));
     for (size_t i = 0; i < json.size(); ++i) {
       if (!json[i].is_number_unsigned() || json[i].get<uint64_t>() >= static_cast<uint64_t>(kMaxLoadExperts)) {
-        return Error(absl::StrCat(where, " slot ", i, ": ", QuoteJson(json[i]), "; must be an expert, 0 to ",
-                                  kMaxLoadExperts - 1));
+        return NoExpert(where, i, QuoteJson(json[i]));
       }
       out.push_back(json[i].get<int32_t>());
     }
@@ -190,9 +291,7 @@ class EngineReader {
 
   absl::Status Rows(const Json& json, const std::string& key) {
     if (!json.is_array() || json.empty()) return Error(absl::StrCat(key, ": must be a list of layers"));
-    if (json.size() > kMaxLoadRows) {
-      return Error(absl::StrCat(key, ": ", json.size(), " layers; the limit is ", kMaxLoadRows));
-    }
+    BALLAST_RETURN_IF_ERROR(CheckLayers(json.size(), key));
     for (size_t l = 0; l < json.size(); ++l) {
       const std::string where = absl::StrCat(key, " row ", l);
       std::vector<int32_t> slots;
@@ -245,9 +344,9 @@ absl::Status WantFormat(const EngineReader& reader, EngineFormat found, std::opt
 }
 
 constexpr char kUnknown[] =
-    "not a placement that is known: JSON with physical_to_logical_map (sglang), moe_layer_count (vllm-ascend) or "
-    "phy2log "
-    "(eplb), or YAML with num_slots (trtllm)";
+    "not a placement that is known: JSON or a .pt file with physical_to_logical_map (sglang), JSON with "
+    "moe_layer_count "
+    "(vllm-ascend) or phy2log (eplb), or YAML with num_slots (trtllm)";
 
 }  // namespace
 
@@ -258,7 +357,13 @@ absl::StatusOr<SlotMap> ParseEngineFile(std::string_view bytes, std::string_view
   const size_t first = bytes.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos) return reader.Error("is empty");
   if (bytes.substr(0, 2) == "PK") {
-    return reader.Error(absl::StrCat("a file of torch.save; write its physical_to_logical_map as JSON. ", kUnknown));
+    BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kSglang, format, options));
+    const absl::StatusOr<TorchFile> file = TorchFile::Parse(bytes);
+    if (!file.ok()) return reader.Error(std::string(file.status().message()));
+    return reader.Sglang(*file);
+  }
+  if (bytes[0] == '\x80') {
+    return reader.Error("a pickle outside of an archive (torch before 1.6); save it with torch.save anew");
   }
   if (bytes[first] == '{') {
     const absl::StatusOr<Json> json = ParseJson(bytes);
@@ -275,7 +380,7 @@ absl::StatusOr<SlotMap> ParseEngineFile(std::string_view bytes, std::string_view
       BALLAST_RETURN_IF_ERROR(WantFormat(reader, EngineFormat::kEplb, format, options));
       return reader.Eplb(*json);
     }
-    return reader.Error(kUnknown);
+    return reader.Error(json->contains("logical_count") ? kLoad : kUnknown);
   }
   if (bytes.size() > kMostYamlBytes) {
     return reader.Error(absl::StrCat(bytes.size(), " bytes of YAML; the limit is ", kMostYamlBytes));

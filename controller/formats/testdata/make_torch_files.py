@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Makes the .pt files beside it, with a real torch: `python3 make_torch_files.py`, in any environment that has torch.
 
-What SGLang's expert distribution recorder dumps in its modes, small; and files that a reader must refuse. Those made by
-torch 1.13 (Debian 12) are named *.torch113.pt: its archives have no byteorder entry.
+What SGLang's expert distribution recorder dumps in its modes, small; placements as its --init-expert-location takes
+them; and files that a reader must refuse. Those made by torch 1.13 (Debian 12) are named *.torch113.pt: its archives
+have no byteorder entry.
 """
 import collections
 import os
@@ -66,6 +67,30 @@ def passes():
     return {"records": [one, dict(one, forward_pass_id=2)], "last_physical_to_logical_map": MAP}
 
 
+def placements():
+    def changed(row, slot, expert):
+        other = MAP.clone()
+        other[row, slot] = expert
+        return other
+
+    rows = MAP.tolist()
+    values = {
+        "int32": MAP.to(torch.int32),
+        "list": rows,
+        "float": MAP.to(torch.float32),
+        "flat": MAP[0],
+        "negative": changed(1, 2, -1),
+        # Slots 3 and 4 of row 1 are all that expert 3 has there.
+        "missing": torch.where(torch.tensor([[False], [True], [False]]) & (MAP == 3), 0, MAP),
+        "ragged": [rows[0], rows[1][:5], rows[2]],
+        "text": [[0, "one", 2, 3, 0, 1]],
+        "number": 7,
+    }
+    for name, value in values.items():
+        save("placement_" + name, {"physical_to_logical_map": value})
+    save("placement_more", {"physical_to_logical_map": MAP, "policy": "eplb"})
+
+
 class Evil:
     """Runs a command when Python unpickles it."""
 
@@ -75,6 +100,7 @@ class Evil:
 
 def main():
     save("stat", stat(torch.int32))
+    placements()
     if OLD:
         return
     save("stat_int64", stat(torch.int64))
