@@ -11,9 +11,11 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-ShareSolver::ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed, uint32_t unit)
+ShareSolver::ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed, uint32_t unit,
+                         int64_t most_searched)
     : speed_(speed.begin(), speed.end()),
       unit_(speed.empty() ? 1 : unit),
+      most_searched_(most_searched),
       load_(num_ranks),
       from_(num_ranks),
       by_(num_ranks) {
@@ -106,9 +108,10 @@ void ShareSolver::FillLevel(int32_t expert, int64_t load, std::span<int64_t> flo
 }
 
 bool ShareSolver::Unload(int32_t rank, int64_t z, std::span<int64_t> flow) {
-  while (load_[rank] > Capacity(z, rank)) {
+  while (load_[rank] > Capacity(z, rank) && searched_ <= most_searched_) {
     ++search_;
     std::fill(from_.begin(), from_.end(), -1);
+    searched_ += std::ssize(from_);
     reached_.assign(1, rank);
     from_[rank] = -2;
     int32_t room = -1;
@@ -119,6 +122,7 @@ bool ShareSolver::Unload(int32_t rank, int64_t z, std::span<int64_t> flow) {
         const int32_t e = replica_expert_[give];
         if (flow[give] == 0 || seen_[e] == search_) continue;
         seen_[e] = search_;
+        searched_ += begin_[e + 1] - begin_[e];
         for (int32_t take = begin_[e]; take < begin_[e + 1]; ++take) {
           const int32_t other = rank_[take];
           if (from_[other] != -1) continue;
@@ -143,6 +147,99 @@ bool ShareSolver::Unload(int32_t rank, int64_t z, std::span<int64_t> flow) {
     load_[room] += amount;
   }
   return true;
+}
+
+bool ShareSolver::FindLevels(int64_t z, std::span<const int64_t> flow) {
+  const auto ranks = static_cast<int32_t>(load_.size());
+  rank_level_.assign(ranks, -1);
+  expert_level_.assign(begin_.size() - 1, -1);
+  reached_.clear();
+  for (int32_t d = 0; d < ranks; ++d) {
+    if (load_[d] <= Capacity(z, d)) continue;
+    rank_level_[d] = 0;
+    reached_.push_back(d);
+  }
+  // The nearest ranks with room, and nothing behind them.
+  int32_t last = std::numeric_limits<int32_t>::max();
+  for (size_t i = 0; i < reached_.size(); ++i) {
+    const int32_t d = reached_[i];
+    if (rank_level_[d] >= last) break;
+    for (int32_t k = rank_begin_[d]; k < rank_begin_[d + 1]; ++k) {
+      const int32_t e = replica_expert_[rank_replica_[k]];
+      if (flow[rank_replica_[k]] == 0 || expert_level_[e] >= 0) continue;
+      expert_level_[e] = rank_level_[d];
+      for (int32_t take = begin_[e]; take < begin_[e + 1]; ++take) {
+        const int32_t other = rank_[take];
+        if (rank_level_[other] >= 0) continue;
+        rank_level_[other] = rank_level_[d] + 1;
+        reached_.push_back(other);
+        if (load_[other] < Capacity(z, other)) last = rank_level_[other];
+      }
+    }
+  }
+  next_give_.assign(rank_begin_.begin(), rank_begin_.end() - 1);
+  next_take_.assign(begin_.begin(), begin_.end() - 1);
+  return last != std::numeric_limits<int32_t>::max();
+}
+
+void ShareSolver::UnloadByLevels(int32_t rank, int64_t z, std::span<int64_t> flow) {
+  chain_.clear();
+  int32_t d = rank;
+  while (load_[rank] > Capacity(z, rank)) {
+    if (const int64_t room = Capacity(z, d) - load_[d]; room > 0) {
+      int64_t amount = std::min(load_[rank] - Capacity(z, rank), room);
+      for (const auto& [give, take] : chain_) amount = std::min(amount, flow[give]);
+      for (const auto& [give, take] : chain_) {
+        flow[give] -= amount;
+        flow[take] += amount;
+      }
+      load_[rank] -= amount;
+      load_[d] += amount;
+      chain_.clear();
+      d = rank;
+      continue;
+    }
+    bool further = false;
+    for (int32_t& k = next_give_[d]; k < rank_begin_[d + 1]; ++k) {
+      const int32_t give = rank_replica_[k];
+      const int32_t e = replica_expert_[give];
+      if (flow[give] == 0 || expert_level_[e] != rank_level_[d]) continue;
+      int32_t& take = next_take_[e];
+      while (take < begin_[e + 1] && rank_level_[rank_[take]] != rank_level_[d] + 1) ++take;
+      if (take == begin_[e + 1]) continue;
+      chain_.push_back({give, take});
+      further = true;
+      break;
+    }
+    if (further) {
+      d = rank_[chain_.back().second];
+      continue;
+    }
+    if (chain_.empty()) return;
+    // A dead end for everybody.
+    rank_level_[d] = -1;
+    d = rank_[chain_.back().first];
+    chain_.pop_back();
+  }
+}
+
+void ShareSolver::UnloadTogether(int64_t z, std::span<int64_t> flow) {
+  while (FindLevels(z, flow)) {
+    for (int32_t d = 0; d < static_cast<int32_t>(load_.size()); ++d) {
+      if (load_[d] > Capacity(z, d)) UnloadByLevels(d, z, flow);
+    }
+  }
+}
+
+int64_t ShareSolver::NextLevel(int64_t z) const {
+  int64_t held = 0;
+  int64_t speed = 0;
+  for (const int32_t other : reached_) {
+    held += load_[other];
+    speed += speed_.empty() ? 1 : speed_[other];
+  }
+  // Capacities are rounded down, so the mean alone may not move z.
+  return std::max(z + 1, CeilDiv(held * unit_, speed));
 }
 
 int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> flow, int64_t most) {
@@ -183,18 +280,17 @@ int64_t ShareSolver::Solve(std::span<const int64_t> loads, std::span<int64_t> fl
   }
   // Newton's method on z. When a rank can be unloaded no further, the ranks it reaches hold load that can go nowhere
   // else, so their mean is a lower bound, above z.
-  for (int32_t d = 0; d < ranks; ++d) {
-    while (!Unload(d, z, flow)) {
-      int64_t held = 0;
-      int64_t speed = 0;
-      for (const int32_t other : reached_) {
-        held += load_[other];
-        speed += speed_.empty() ? 1 : speed_[other];
-      }
-      // Capacities are rounded down, so the mean alone may not move z.
-      z = std::max(z + 1, CeilDiv(held * unit_, speed));
+  searched_ = 0;
+  for (int32_t d = 0; d < ranks && searched_ <= most_searched_; ++d) {
+    while (searched_ <= most_searched_ && !Unload(d, z, flow)) {
+      z = NextLevel(z);
       if (z > most) return z;
     }
+  }
+  if (searched_ <= most_searched_) return z;
+  while (UnloadTogether(z, flow), !reached_.empty()) {
+    z = NextLevel(z);
+    if (z > most) return z;
   }
   return z;
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "proto/placement/quotas.h"
@@ -13,13 +14,17 @@
 namespace ballast {
 
 // Exact, in integers: every rank that solves the same loads gets the same bits. Holds its scratch: Solve allocates
-// nothing. One thread at a time.
+// nothing, but for the first problem with so many ranks and replicas that it takes UnloadTogether. One thread at a
+// time.
 class ShareSolver {
  public:
   // `table` names each replica's rank, below `num_ranks`; its weights are not read. `speed` [ranks] is each rank's
   // relative speed, 1 to 2^10, in units of `unit`: where loads are large it can stay 1; where they are few tokens the
-  // largest speed makes the bound as fine as tokens are. Empty: all alike.
-  ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed = {}, uint32_t unit = 1);
+  // largest speed makes the bound as fine as tokens are. Empty: all alike. `most_searched`: ranks and replicas that are
+  // looked at in search of one chain of shared experts after the other, before chains are searched for all ranks
+  // together; the default is far more than layers of hundreds of ranks take.
+  ShareSolver(const DispatchTable& table, int32_t num_ranks, std::span<const uint32_t> speed = {}, uint32_t unit = 1,
+              int64_t most_searched = 1'000'000);
 
   // Another table over the same ranks.
   void Reset(const DispatchTable& table);
@@ -37,14 +42,25 @@ class ShareSolver {
  private:
   int64_t Capacity(int64_t z, int32_t rank) const { return speed_.empty() ? z : z * speed_[rank] / unit_; }
   void FillLevel(int32_t expert, int64_t load, std::span<int64_t> flow);
-  // Moves what `rank` has above its capacity along chains of shared experts to ranks with room. False when the ranks
-  // it reaches, left in reached_, have none.
+  // Moves what `rank` has above its capacity along chains of shared experts to ranks with room, as long as searched_
+  // is within its limit. False when the ranks it reaches, left in reached_, have none.
   bool Unload(int32_t rank, int64_t z, std::span<int64_t> flow);
+  // The same for all ranks at once, a level of chains at a time (Dinic's blocking flows): a chain at a time takes too
+  // long where there are thousands of ranks, each with little above its capacity. Whoever is left above it stays in
+  // reached_, with what it reaches; empty: nobody.
+  void UnloadTogether(int64_t z, std::span<int64_t> flow);
+  // Levels of the ranks and experts that chains from ranks above their capacity lead to. False: none has room.
+  bool FindLevels(int64_t z, std::span<const int64_t> flow);
+  // What such chains can take from `rank`.
+  void UnloadByLevels(int32_t rank, int64_t z, std::span<int64_t> flow);
+  // The least that z can be where those in reached_ are left above their capacities.
+  int64_t NextLevel(int64_t z) const;
 
-  std::vector<int32_t> begin_;           // as in the table
-  std::vector<int32_t> rank_;            // as in the table
-  std::vector<uint32_t> speed_;          // empty: all 1
-  int64_t unit_;                         // of speed_
+  std::vector<int32_t> begin_;   // as in the table
+  std::vector<int32_t> rank_;    // as in the table
+  std::vector<uint32_t> speed_;  // empty: all 1
+  int64_t unit_;                 // of speed_
+  int64_t most_searched_;
   std::vector<int32_t> shared_;          // experts with two replicas or more
   std::vector<int32_t> rank_begin_;      // [ranks + 1] into rank_replica_
   std::vector<int32_t> rank_replica_;    // replicas of shared experts, by rank
@@ -56,8 +72,15 @@ class ShareSolver {
   std::vector<int32_t> by_;    // [ranks], replica that takes
   std::vector<int32_t> seen_;  // [experts], the search that looked at the expert last
   int32_t search_ = 0;
-  std::vector<int32_t> order_;  // scratch of FillLevel
-  std::vector<int32_t> next_;   // scratch of Reset
+  int64_t searched_ = 0;  // ranks and replicas that the searches of a solution looked at
+  // UnloadTogether: how far ranks and experts are from the ranks above their capacity; -1: not reached.
+  std::vector<int32_t> rank_level_;
+  std::vector<int32_t> expert_level_;
+  std::vector<int32_t> next_give_;                  // [ranks] into rank_replica_: what was not tried yet at this level
+  std::vector<int32_t> next_take_;                  // [experts] the same: replicas
+  std::vector<std::pair<int32_t, int32_t>> chain_;  // replicas that give and take
+  std::vector<int32_t> order_;                      // scratch of FillLevel
+  std::vector<int32_t> next_;                       // scratch of Reset
 };
 
 // The shares of a solution as replica weights, expert by expert: proportional to `flow`, summing to about 2^20, at

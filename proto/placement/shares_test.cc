@@ -4,6 +4,7 @@
 #include <bit>
 #include <numeric>
 #include <random>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -79,6 +80,74 @@ TEST(ShareSolver, IsExact) {
     ASSERT_EQ(solver.Solve(loads, again, z), z);
     ASSERT_EQ(flow, again);
     ASSERT_EQ(solver.Solve(loads, again, z - 1), z) << trial;
+    // For all ranks together, from the start or after some of the chains.
+    ShareSolver together(table, ranks, {}, 1, /*most_searched=*/random() % 3 * 10);
+    ASSERT_EQ(together.Solve(loads, again), z) << trial;
+    CheckFlow(table, loads, again, together.rank_loads());
+    for (const int64_t load : together.rank_loads()) ASSERT_LE(load, z);
+  }
+}
+
+// Every rank that is as busy as the busiest passes tokens on only to ranks that are: nothing can be taken from all of
+// them together.
+void CheckLeast(const DispatchTable& table, std::span<const int64_t> flow, std::span<const int64_t> rank_loads,
+                int64_t z) {
+  std::vector<std::vector<int32_t>> experts_of(rank_loads.size());
+  for (int32_t e = 0; e < table.num_experts(); ++e) {
+    for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+      if (flow[r] > 0) experts_of[table.rank[r]].push_back(e);
+    }
+  }
+  // From one of them; more than z - 1 on average in what it reaches shows that z - 1 is too little.
+  for (size_t start = 0; start < rank_loads.size(); ++start) {
+    if (rank_loads[start] < z) continue;
+    std::vector<bool> reached(rank_loads.size());
+    std::vector<bool> seen(table.num_experts());
+    std::vector<int32_t> order = {static_cast<int32_t>(start)};
+    reached[start] = true;
+    int64_t held = 0;
+    for (size_t i = 0; i < order.size(); ++i) {
+      held += rank_loads[order[i]];
+      for (const int32_t e : experts_of[order[i]]) {
+        if (seen[e]) continue;
+        seen[e] = true;
+        for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
+          if (!reached[table.rank[r]]) order.push_back(table.rank[r]);
+          reached[table.rank[r]] = true;
+        }
+      }
+    }
+    if (held > (z - 1) * std::ssize(order)) return;
+  }
+  ADD_FAILURE() << "no set of ranks shows that " << z << " is the least";
+}
+
+TEST(ShareSolver, IsExactOnThousandsOfRanks) {
+  std::mt19937 random(7);
+  constexpr int kRanks = 5000;
+  for (const int experts : {3, 64, 1000, 6000}) {
+    // Of some experts hundreds of replicas, of others one; chains through them are long.
+    DispatchTable table;
+    table.begin = {0};
+    std::vector<int64_t> loads;
+    for (int32_t e = 0; e < experts; ++e) {
+      const int32_t count = e % 7 == 0 ? 1 + 3 * kRanks / experts : 1 + static_cast<int32_t>(random() % 3);
+      std::set<int32_t> at;
+      const auto from = static_cast<int32_t>(random() % kRanks);
+      while (static_cast<int32_t>(at.size()) < std::min(count, kRanks)) {
+        at.insert((from + static_cast<int32_t>(random() % (2 * count))) % kRanks);
+      }
+      table.rank.insert(table.rank.end(), at.begin(), at.end());
+      table.begin.push_back(static_cast<int32_t>(table.rank.size()));
+      loads.push_back(static_cast<int64_t>(at.size()) * static_cast<int64_t>(random() % 1000'000));
+    }
+    table.weight.assign(table.rank.size(), 1);
+    ShareSolver solver(table, kRanks);
+    std::vector<int64_t> flow(table.num_replicas());
+    const int64_t z = solver.Solve(loads, flow);
+    CheckFlow(table, loads, flow, solver.rank_loads());
+    ASSERT_EQ(*std::max_element(solver.rank_loads().begin(), solver.rank_loads().end()), z);
+    CheckLeast(table, flow, solver.rank_loads(), z);
   }
 }
 
