@@ -221,7 +221,9 @@ absl::StatusOr<std::vector<DispatchTable>> CraftPolicy::Place(const PlanRequest&
   const auto workers = static_cast<int32_t>(request.topology.workers.size());
   const LoadMatrix blend = Blend(request.scenarios);
   std::vector<int32_t> sizes = {0};
-  for (int32_t size = 1; size <= workers && size <= static_cast<int64_t>(blend.experts) * (workers - 1); size *= 2) {
+  const int64_t most =
+      std::min({int64_t{workers}, static_cast<int64_t>(blend.experts) * (workers - 1), budget.replicas});
+  for (int32_t size = 1; size <= most; size *= 2) {
     sizes.push_back(size);
   }
   const auto place = [&](int32_t l, std::span<const int32_t> slots) {

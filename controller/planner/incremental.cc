@@ -16,6 +16,10 @@ namespace {
 // Edits that a layer is searched further than its best gain a move so far. With shares every edit gains by itself.
 constexpr size_t kLookahead = 1;
 
+// What the search for edits may cost in all, see LayerSearch::EditCost: some seconds. Layers of tens of thousands of
+// replicas may end before all gains are found; whole layers placed anew do more for them.
+constexpr int64_t kMostWork = 50'000'000;
+
 // One layer's edits, made and to be made.
 struct Layer {
   std::optional<LayerSearch> search;
@@ -166,7 +170,8 @@ class Incrementer {
       if (layer.ended || layer.ahead.size() >= std::max<size_t>(1, best.edits) + lookahead_) return best;
       const int64_t moves = layer.ahead.empty() ? 0 : layer.ahead.back().moves;
       Edit edit;
-      if (moves >= left || !layer.search->FindEdit(slopes_, room_, layer.used, Least(), edit)) {
+      work_ += layer.search->EditCost();
+      if (moves >= left || work_ > kMostWork || !layer.search->FindEdit(slopes_, room_, layer.used, Least(), edit)) {
         layer.ended = true;
         return best;
       }
@@ -239,6 +244,7 @@ class Incrementer {
   std::vector<double> busiest_;  // [scenarios] over layers, of what is decided
   double value_ = 1;
   std::vector<double> slopes_;
+  int64_t work_ = 0;  // of the searches so far
 };
 
 }  // namespace

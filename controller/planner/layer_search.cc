@@ -17,6 +17,8 @@ constexpr double kCrowd = 1e-3;
 // What one more arrival counts where experts are restored, of a level worker's load to the 16th power: as much as a
 // load that is .006 % higher there.
 constexpr double kArrivalCost = 1e-3;
+// Of an expert with more replicas what the others gain where one leaves is summed once for all of them.
+constexpr int32_t kManyHolders = 64;
 
 double Power16(double x) {
   x *= x;
@@ -575,12 +577,23 @@ bool LayerSearch::FindEdit(std::span<const double> slopes, const Room& room, std
   return value > none;
 }
 
+double LayerSearch::Growth(size_t s, int32_t worker, double by) const {
+  return Power16((load_[s * workers_ + worker] + by * slowness_[worker]) * (1 / level_[s])) -
+         power_[s * workers_ + worker];
+}
+
 void LayerSearch::RaiseLoads() {
   power_.resize(load_.size());
+  growth_.assign(scenarios_ * experts_, 0);
   for (size_t s = 0; s < scenarios_; ++s) {
     if (level_[s] == 0) continue;
     const double scale = 1 / level_[s];
     for (int32_t w = 0; w < workers_; ++w) power_[s * workers_ + w] = Power16(load_[s * workers_ + w] * scale);
+    for (int32_t e = 0; e < experts_; ++e) {
+      if (Count(e) <= kManyHolders) continue;
+      const double more = tokens_[s][e] / (Count(e) - 1) - tokens_[s][e] / Count(e);
+      for (const int32_t w : Holders(e)) growth_[s * experts_ + e] += Growth(s, w, more);
+    }
   }
 }
 
@@ -588,23 +601,29 @@ double LayerSearch::HomeCost(int32_t expert, int32_t w, int32_t f, std::span<con
   double change = 0;
   for (size_t s = 0; s < scenarios_; ++s) {
     if (level_[s] == 0) continue;
-    const double* load = &load_[s * workers_];
-    const double* power = &power_[s * workers_];
-    const double scale = 1 / level_[s];
-    const auto grows = [&](int32_t worker, double by) {
-      return Power16((load[worker] + by * slowness_[worker]) * scale) - power[worker];
-    };
     double comes = expert < 0 ? 0 : tokens_[s][expert];
     double powers = 0;
     if (f >= 0) {
       const double part = tokens_[s][f] / Count(f);
       const double more = tokens_[s][f] / (Count(f) - 1) - part;
       comes -= part;
-      for (const int32_t other : Holders(f)) powers += other == w ? 0 : grows(other, more);
+      if (Count(f) > kManyHolders) {
+        powers = growth_[s * experts_ + f] - Growth(s, w, more);
+      } else {
+        for (const int32_t other : Holders(f)) powers += other == w ? 0 : Growth(s, other, more);
+      }
     }
-    change += slopes[s] * level_[s] * (powers + grows(w, comes));
+    change += slopes[s] * level_[s] * (powers + Growth(s, w, comes));
   }
   return change;
+}
+
+int64_t LayerSearch::EditCost() const {
+  const int64_t replicas = table_.begin[experts_];
+  if (split_ == Split::kSolved) return replicas + workers_ + experts_;
+  const int64_t slots = replicas / workers_ + 1;
+  const int64_t lightest = workers_ <= kFewWorkers ? workers_ : static_cast<int64_t>(kLightest);
+  return static_cast<int64_t>(scenarios_) * (workers_ + lightest * slots * slots * (replicas / experts_ + 1));
 }
 
 bool LayerSearch::FindHome(int32_t expert, std::span<const double> slopes, const Room& room,

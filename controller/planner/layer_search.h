@@ -57,6 +57,8 @@ class LayerSearch {
   // than `least` a move are not looked for; by equal split one may make way for the next. False: there is none.
   bool FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used, double least,
                 Edit& best);
+  // What FindEdit looks at, about: replicas and workers, by equal split those of experts that may change places, too.
+  int64_t EditCost() const;
   // With shares, of the layer as it stands: [replicas] the parts of the tokens, expert by expert, workers ascending.
   std::span<const int64_t> flow() const { return flow_; }
   // With shares: as LayerSolver says it, to the bit.
@@ -161,8 +163,10 @@ class LayerSearch {
     double cost = 0;
     int32_t free = 0;
   };
-  // 16th powers of the loads, as HomeCost counts them: power_.
+  // 16th powers of the loads, as HomeCost counts them: power_ and growth_.
   void RaiseLoads();
+  // How they grow at `worker` where it gets `by` tokens more.
+  double Growth(size_t s, int32_t worker, double by) const;
   // Of `expert`, which has no replica (-1: of none), at `w`, where `f` leaves (-1: none): see FindHome.
   double HomeCost(int32_t expert, int32_t w, int32_t f, std::span<const double> slopes) const;
   static void Consider(const Home& home, Home& best) {
@@ -266,6 +270,9 @@ class LayerSearch {
   }
   std::vector<Light> lightest_;
   std::vector<double> power_;  // [scenarios][workers] of FindHome: 16th powers of the loads, the level being 1
+  // [scenarios][experts] the same: how they grow where a replica of the expert leaves, if all its workers take its
+  // part; of experts with many.
+  std::vector<double> growth_;
   // Scratch of Value: changes by worker.
   std::vector<double> delta_;  // [scenarios][workers]
   std::vector<int32_t> touched_;

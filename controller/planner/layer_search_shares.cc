@@ -65,11 +65,12 @@ bool LayerSearch::FindEditOfShares(const Room& room, std::span<const int32_t> us
     for (const int32_t e : packs_[w]) {
       const double here = static_cast<double>(Flow(e, w)) * unit;
       if (here <= 0) continue;
-      if (held_[e] < 0) {
-        held_[e] = 0;
-        experts.push_back(e);
+      if (held_[e] >= 0) {
+        held_[e] += here;
+        continue;
       }
-      held_[e] += here;
+      held_[e] = here;
+      experts.push_back(e);
       for (const int32_t other : Holders(e)) {
         if (tight_[other]) continue;
         tight_[other] = true;

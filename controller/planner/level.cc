@@ -48,7 +48,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> SlotsByNeed(const PlanRequest&
   BALLAST_ASSIGN_OR_RETURN(const ReplicaBudget budget, BudgetOf(request));
   const auto workers = static_cast<int64_t>(request.topology.workers.size());
   const std::vector<int32_t> sizes =
-      ReplicaSizes(static_cast<int32_t>(std::min(2 * workers, blend.experts * (workers - 1))));
+      ReplicaSizes(static_cast<int32_t>(std::min({2 * workers, blend.experts * (workers - 1), budget.replicas})));
   std::vector<std::vector<double>> cost(blend.layers);
   for (int32_t l = 0; l < blend.layers; ++l) {
     const LayerProblem problem = Problem(request, l);

@@ -12,6 +12,12 @@ namespace ballast {
 namespace {
 
 constexpr int32_t kMostExact = 128;
+// Slots that MakeDistinct looks at for replicas to change places with: far more than a layer of hundreds of workers
+// takes. Where nearly all replicas are of one expert, as of a layer without load, it would take the square of the
+// slots.
+constexpr int64_t kMostSwapSearches = 20'000'000;
+// Pairs of a pack and a worker that holds one of its experts, by expert: of more, some are looked at.
+constexpr int64_t kMostPairs = 1'000'000;
 
 bool Holds(const std::vector<int32_t>& pack, int32_t expert) {
   return std::find(pack.begin(), pack.end(), expert) != pack.end();
@@ -57,19 +63,41 @@ std::vector<int32_t> Assign(const Values& values, int32_t n) {
   return BestAssignment(matrix, n);
 }
 
-// How many of each pack's replicas each worker holds, for pairs with any. One more where the pack is: a tie leaves it
-// in place.
+// How many of each pack's replicas each worker holds, for pairs with any; where there are very many pairs, for the
+// worker that has the pack's place and some others. One more where the pack is: a tie leaves it in place.
 Values Stays(const Packs& packs, const DispatchTable& current) {
   const auto workers = static_cast<int32_t>(packs.size());
   const int64_t tie = workers + 1;
+  std::vector<int64_t> packs_of(current.num_experts());
+  int64_t slots = 0;
+  for (const auto& pack : packs) {
+    slots += std::ssize(pack);
+    for (const int32_t e : pack) ++packs_of[e];
+  }
+  int64_t pairs = 0;
+  for (int32_t e = 0; e < current.num_experts(); ++e) pairs += packs_of[e] * (current.begin[e + 1] - current.begin[e]);
+  // Holders of an expert that each of its packs looks at: the first pack at the first ones, the last at the last.
+  const int64_t most = pairs <= kMostPairs ? workers : std::max<int64_t>(1, kMostPairs / slots);
+  std::vector<int64_t> seen(packs_of.size());
   Values stays;
   std::vector<int64_t> row(workers);
   std::vector<int32_t> touched;
+  const auto count = [&](int32_t w) {
+    if (row[w]++ == 0) touched.push_back(w);
+  };
   for (int32_t p = 0; p < workers; ++p) {
     for (const int32_t e : packs[p]) {
-      for (int32_t r = current.begin[e]; r < current.begin[e + 1]; ++r) {
-        if (row[current.rank[r]]++ == 0) touched.push_back(current.rank[r]);
+      const int64_t holders = current.begin[e + 1] - current.begin[e];
+      if (holders <= most) {
+        for (int32_t r = current.begin[e]; r < current.begin[e + 1]; ++r) count(current.rank[r]);
+        continue;
       }
+      const auto first = current.rank.begin() + current.begin[e];
+      const auto last = first + holders;
+      const int64_t from = std::min(seen[e]++ * holders / packs_of[e], holders - most);
+      const auto here = std::lower_bound(first, last, p);
+      if (here != last && *here == p && (here - first < from || here - first >= from + most)) count(p);
+      std::for_each(first + from, first + from + most, count);
     }
     std::sort(touched.begin(), touched.end());
     for (const int32_t w : touched) {
@@ -89,18 +117,22 @@ void MakeDistinct(std::span<const double> tokens, Packs& packs) {
     for (const int32_t e : pack) ++count[e];
   }
   const auto part = [&](int32_t e) { return tokens[e] / count[e]; };
+  int64_t left = kMostSwapSearches;
+  std::vector<bool> here(tokens.size());
   for (auto& pack : packs) {
     BALLAST_CHECK(pack.size() <= tokens.size()) << pack.size() << " replicas of " << tokens.size() << " experts";
+    for (const int32_t e : pack) here[e] = true;
     for (size_t i = 0; i < pack.size(); ++i) {
       const int32_t e = pack[i];
       if (std::find(pack.begin(), pack.begin() + i, e) == pack.begin() + i) continue;
       int32_t* best = nullptr;
       double nearest = std::numeric_limits<double>::infinity();
-      for (auto& other : packs) {
-        if (Holds(other, e)) continue;
-        for (int32_t& f : other) {
+      for (auto other = packs.begin(); other != packs.end() && left > 0; ++other) {
+        left -= std::ssize(*other);
+        if (Holds(*other, e)) continue;
+        for (int32_t& f : *other) {
           const double distance = std::abs(part(f) - part(e));
-          if (distance < nearest && !Holds(pack, f)) {
+          if (distance < nearest && !here[f]) {
             nearest = distance;
             best = &f;
           }
@@ -108,16 +140,19 @@ void MakeDistinct(std::span<const double> tokens, Packs& packs) {
       }
       if (best != nullptr) {
         std::swap(*best, pack[i]);
+        here[pack[i]] = true;
         continue;
       }
       int32_t hottest = -1;
       for (int32_t f = 0; f < static_cast<int32_t>(tokens.size()); ++f) {
-        if (!Holds(pack, f) && (hottest < 0 || part(f) > part(hottest))) hottest = f;
+        if (!here[f] && (hottest < 0 || part(f) > part(hottest))) hottest = f;
       }
       --count[e];
       ++count[hottest];
       pack[i] = hottest;
+      here[hottest] = true;
     }
+    for (const int32_t e : pack) here[e] = false;
   }
 }
 

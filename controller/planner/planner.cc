@@ -145,10 +145,13 @@ void SolveOpenWeights(const PlanRequest& request, std::vector<DispatchTable>& la
 // Replicas of `to` that `from` has not.
 int64_t Arrivals(const DispatchTable& from, const DispatchTable& to) {
   int64_t arrivals = 0;
+  std::vector<int32_t> before;
   for (int32_t e = 0; e < to.num_experts(); ++e) {
-    const auto first = from.rank.begin() + from.begin[e];
-    const auto last = from.rank.begin() + from.begin[e + 1];
-    for (int32_t r = to.begin[e]; r < to.begin[e + 1]; ++r) arrivals += std::find(first, last, to.rank[r]) == last;
+    before.assign(from.rank.begin() + from.begin[e], from.rank.begin() + from.begin[e + 1]);
+    std::sort(before.begin(), before.end());
+    for (int32_t r = to.begin[e]; r < to.begin[e + 1]; ++r) {
+      arrivals += !std::binary_search(before.begin(), before.end(), to.rank[r]);
+    }
   }
   return arrivals;
 }

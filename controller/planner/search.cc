@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <queue>
 
@@ -24,6 +25,15 @@ constexpr Stage kStages[] = {{2, .05, 1e-3, .2}, {4, 3e-2, 1e-4, .4}, {6, 3e-3, 
 constexpr int64_t kRunProposals = 1400;
 constexpr int64_t kLeastProposals = 50'000;
 constexpr int64_t kRuns = 3;
+// Proposals in all of one layer, each counting for more where replicas are many that a change of an expert's count
+// touches: the time of a layer is bounded, whatever its shape.
+constexpr int64_t kMostProposals = 9'000'000;
+// Replicas touched at the same cost as the rest of a proposal.
+constexpr int64_t kTouchedAtOnce = 4;
+// Experts keep their counts where a change would touch more workers than this: one more of hundreds is worth nothing.
+constexpr size_t kMostRecounted = 128;
+// Workers that PackGreedily looks at for one to make room.
+constexpr int64_t kMostRepairs = 20'000'000;
 // Further runs start this much hotter: so many are only worth it where few changes lead out of a state.
 constexpr double kHeat = 30;
 // What is not worth another run.
@@ -47,6 +57,21 @@ double LeastImbalance(const LayerProblem& problem, std::span<const size_t> scena
   double least = 1;
   for (const size_t s : scenarios) least = std::max(least, 1 / UpperBound(problem.tokens[s], slots, problem.speed));
   return least;
+}
+
+// Proposals that one counts for: what changes of counts touch on average.
+int64_t CostOfProposal(const Packs& packs, size_t experts) {
+  std::vector<int64_t> count(experts);
+  int64_t slots = 0;
+  for (const auto& pack : packs) {
+    slots += std::ssize(pack);
+    for (const int32_t e : pack) ++count[e];
+  }
+  int64_t touched = 0;
+  for (const int64_t c : count) {
+    if (c < static_cast<int64_t>(kMostRecounted)) touched += c * c;
+  }
+  return 1 + touched / slots / kTouchedAtOnce;
 }
 
 // Loads of kLanes scenarios (the last ones empty) side by side, in `chunks` such groups.
@@ -105,7 +130,12 @@ class Annealer {
 
  private:
   int32_t Count(int32_t e) const { return static_cast<int32_t>(holders_[e].size()); }
+  // Whether its replicas stay as many as they are. Then its holders_ say how many, but not which workers.
+  bool Fixed(int32_t e) const { return holders_[e].size() >= kMostRecounted; }
   bool Holds(int32_t w, int32_t e) const {
+    if (Fixed(e)) {
+      return std::find(slot_.begin() + first_[w], slot_.begin() + first_[w + 1], e) != slot_.begin() + first_[w + 1];
+    }
     for (const int32_t held : holders_[e]) {
       if (held == w) return true;
     }
@@ -174,7 +204,7 @@ class Annealer {
     const int32_t e = slot_[at_a];
     const int32_t f = slot_[at_b];
     if (a == b || e == f) return;
-    if (recount && Count(f) > 1 && (i & 2)) {
+    if (recount && Count(f) > 1 && (i & 2) && holders_[e].size() + holders_[f].size() < kMostRecounted) {
       Recount(at_a, at_b, more >> 32);
     } else {
       Swap(at_a, at_b, more >> 32);
@@ -218,8 +248,8 @@ class Annealer {
     power_[b] = power_b;
     slot_[at_a] = f;
     slot_[at_b] = e;
-    *std::find(holders_[e].begin(), holders_[e].end(), a) = b;
-    *std::find(holders_[f].begin(), holders_[f].end(), b) = a;
+    if (!Fixed(e)) *std::find(holders_[e].begin(), holders_[e].end(), a) = b;
+    if (!Fixed(f)) *std::find(holders_[f].begin(), holders_[f].end(), b) = a;
   }
 
   // Row k of scratch_ for worker w; its loads at first.
@@ -334,7 +364,8 @@ void ImprovePacks(const LayerProblem& problem, const SearchOptions& options, Pac
   const int64_t slots = std::accumulate(start.begin(), start.end(), int64_t{0},
                                         [](int64_t sum, const auto& pack) { return sum + std::ssize(pack); });
   const int64_t one = std::max<int64_t>(kRunProposals * slots, kLeastProposals);
-  const int64_t proposals = options.proposals > 0 ? options.proposals : kRuns * one;
+  const int64_t wanted = options.proposals > 0 ? options.proposals : kRuns * one;
+  const int64_t proposals = std::min(wanted, kMostProposals / CostOfProposal(start, problem.tokens[0].size()));
   const int64_t runs = std::max<int64_t>(1, proposals / one);
   // Of a weighted mean of scenarios the bound is not known.
   const double least = problem.weight.empty() ? LeastImbalance(problem, scenarios, start) * (1 + kRounding) : 0;
@@ -366,12 +397,14 @@ Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slot
   int64_t total = 0;
   for (const int32_t s : slots) total += std::min(s, experts);
   BALLAST_CHECK(total >= experts) << total << " slots for " << experts << " experts";
-  // Workers with room; where speeds are alike, a heap with the lightest on top.
-  std::vector<int32_t> open;
+  // Workers with room by speed, in heaps with the lightest on top.
+  std::map<uint32_t, std::vector<int32_t>> open;
+  int32_t most = 0;
   for (int32_t w = 0; w < workers; ++w) {
-    if (slots[w] > 0) open.push_back(w);
+    if (slots[w] == 0) continue;
+    open[speed.empty() ? 1 : speed[w]].push_back(w);
+    ++most;
   }
-  const auto most = static_cast<int32_t>(open.size());
   std::vector<int32_t> count(experts, 1);
   const auto part = [&](int32_t e) { return tokens[e] / count[e]; };
   // Without load experts take turns.
@@ -399,79 +432,93 @@ Packs PackGreedily(std::span<const double> tokens, std::span<const int32_t> slot
   };
   const auto has_room = [&](int32_t w) { return static_cast<int32_t>(packs[w].size()) < std::min(slots[w], experts); };
   const auto heavier = [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] > load[b] : a > b; };
-  // The worker that a replica of e leaves lightest, taken out of `open`; -1: none lacks it.
-  std::vector<int32_t> passed;
-  const auto lightest = [&](int32_t e) {
-    int32_t to = -1;
-    while (to < 0 && !open.empty()) {
-      std::pop_heap(open.begin(), open.end(), heavier);
-      (lacks(open.back(), e) ? to : passed.emplace_back()) = open.back();
-      open.pop_back();
-    }
-    for (const int32_t w : passed) {
-      open.push_back(w);
-      std::push_heap(open.begin(), open.end(), heavier);
-    }
-    passed.clear();
-    return to;
+  const auto close = [&](std::vector<int32_t>& heap) {
+    std::pop_heap(heap.begin(), heap.end(), heavier);
+    const int32_t w = heap.back();
+    heap.pop_back();
+    return w;
   };
+  const auto reopen = [&](int32_t w) {
+    std::vector<int32_t>& heap = open[speed.empty() ? 1 : speed[w]];
+    heap.push_back(w);
+    std::push_heap(heap.begin(), heap.end(), heavier);
+  };
+  // The worker that is soonest done with a replica of e, taken out of `open`; -1: none lacks it. An expert's replicas
+  // come one after the other, so who has it already waits aside until the next expert's turn.
+  std::vector<int32_t> aside;
   const auto soonest_done = [&](int32_t e) {
-    auto best = open.end();
-    for (auto w = open.begin(); w != open.end(); ++w) {
-      if (!lacks(*w, e)) continue;
-      if (best == open.end() || (load[*w] + part(e)) * speed[*best] < (load[*best] + part(e)) * speed[*w]) best = w;
+    int32_t best = -1;
+    std::vector<int32_t>* from = nullptr;
+    for (auto& [fast, heap] : open) {
+      while (!heap.empty() && !lacks(heap.front(), e)) aside.push_back(close(heap));
+      if (heap.empty()) continue;
+      const int32_t w = heap.front();
+      if (best >= 0 && (load[w] + part(e)) * speed[best] >= (load[best] + part(e)) * fast) continue;
+      best = w;
+      from = &heap;
     }
-    if (best == open.end()) return -1;
-    const int32_t to = *best;
-    open.erase(best);
-    return to;
+    if (from != nullptr) close(*from);
+    return best;
   };
+  // A replica of another worker, which is full, goes to one with room, and e takes its place. The worker with room; -1:
+  // none was found in time. For the only replica of an expert the search goes on to the end.
+  int64_t left = kMostRepairs;
+  int32_t first = 0;  // with room
+  const auto make_room = [&](int32_t e) {
+    while (!has_room(first)) ++first;
+    for (int32_t free = first; free < workers && (left > 0 || count[e] == 1); ++free) {
+      if (!has_room(free)) continue;
+      for (int32_t w = 0; w < workers && (left > 0 || count[e] == 1); ++w, --left) {
+        if (slots[w] == 0 || !lacks(w, e)) continue;
+        for (int32_t& f : packs[w]) {
+          if (!lacks(free, f)) continue;
+          packs[free].push_back(f);
+          load[free] += part(f);
+          load[w] += part(e) - part(f);
+          f = e;
+          return free;
+        }
+      }
+    }
+    return -1;
+  };
+  // What a worker lacks most.
+  const auto hottest_of_others = [&](int32_t w) {
+    std::vector<bool> here(experts);
+    for (const int32_t f : packs[w]) here[f] = true;
+    int32_t other = -1;
+    for (int32_t f = 0; f < experts; ++f) {
+      if (!here[f] && (other < 0 || part(f) > part(other))) other = f;
+    }
+    return other;
+  };
+  int32_t before = -1;
+  bool everywhere = false;  // workers with room all have it
   for (const int32_t e : replicas) {
-    int32_t to = speed.empty() ? lightest(e) : soonest_done(e);
-    if (to >= 0) {
+    if (e != before) {
+      for (const int32_t w : aside) {
+        if (has_room(w)) reopen(w);
+      }
+      aside.clear();
+      everywhere = false;
+    }
+    before = e;
+    if (const int32_t to = everywhere ? -1 : soonest_done(e); to >= 0) {
       packs[to].push_back(e);
       load[to] += part(e);
-    } else {
-      // Free slots are only where it is already: a replica of another worker, which is full, makes room.
-      for (auto free = open.begin(); free != open.end() && to < 0; ++free) {
-        for (int32_t w = 0; w < workers && to < 0; ++w) {
-          if (slots[w] == 0 || !lacks(w, e)) continue;
-          for (int32_t& f : packs[w]) {
-            if (!lacks(*free, f)) continue;
-            packs[*free].push_back(f);
-            load[*free] += part(f);
-            load[w] += part(e) - part(f);
-            f = e;
-            to = *free;
-            break;
-          }
-        }
-        if (to >= 0) {
-          open.erase(free);
-          std::make_heap(open.begin(), open.end(), heavier);
-          break;
-        }
-      }
-      if (to < 0) {
-        // So many replicas of one expert do not fit where some workers have more slots than others: the slot takes
-        // what it lacks most.
-        BALLAST_CHECK(count[e] > 1 && !open.empty()) << "expert " << e << " fits nowhere";
-        --count[e];
-        to = open.front();
-        open.erase(open.begin());
-        std::make_heap(open.begin(), open.end(), heavier);
-        int32_t other = -1;
-        for (int32_t f = 0; f < experts; ++f) {
-          if (lacks(to, f) && (other < 0 || part(f) > part(other))) other = f;
-        }
-        ++count[other];
-        packs[to].push_back(other);
-        load[to] += part(other);
-      }
+      if (has_room(to)) aside.push_back(to);
+      continue;
     }
-    if (!has_room(to)) continue;
-    open.push_back(to);
-    if (speed.empty()) std::push_heap(open.begin(), open.end(), heavier);
+    everywhere = true;
+    if (make_room(e) >= 0) continue;
+    // So many replicas of one expert do not fit where some workers have more slots than others: the first worker
+    // with room takes what it lacks most.
+    BALLAST_CHECK(count[e] > 1) << "expert " << e << " fits nowhere";
+    --count[e];
+    const int32_t other = hottest_of_others(first);
+    ++count[other];
+    packs[first].push_back(other);
+    load[first] += part(other);
   }
   return packs;
 }

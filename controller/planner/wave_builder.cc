@@ -302,12 +302,10 @@ class Builder {
     if (table.rank == target.rank && table.begin == target.begin) return target.weight;
     std::vector<uint32_t> weights;
     weights.reserve(table.rank.size());
+    std::vector<uint32_t> weight_at(workers_);  // of the expert
     for (int32_t e = 0; e < table.num_experts(); ++e) {
-      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) {
-        const auto at =
-            std::find(target.rank.begin() + target.begin[e], target.rank.begin() + target.begin[e + 1], table.rank[r]);
-        weights.push_back(target.weight[at - target.rank.begin()]);
-      }
+      for (int32_t r = target.begin[e]; r < target.begin[e + 1]; ++r) weight_at[target.rank[r]] = target.weight[r];
+      for (int32_t r = table.begin[e]; r < table.begin[e + 1]; ++r) weights.push_back(weight_at[table.rank[r]]);
     }
     return weights;
   }
@@ -326,8 +324,10 @@ class Builder {
         continue;
       }
       const Arrival& arrival = changes_.arrivals()[entry];
-      for (const int32_t other : changes_.arrivals_of(arrival.expert.layer)) {
-        if (changes_.arrivals()[other].expert == arrival.expert) changes_.arrivals()[other].lost = false;
+      if (arrival.lost) {
+        for (const int32_t other : changes_.arrivals_of(arrival.expert.layer)) {
+          if (changes_.arrivals()[other].expert == arrival.expert) changes_.arrivals()[other].lost = false;
+        }
       }
       int32_t& slot = free_from_[arrival.worker];
       while (taken_[arrival.worker][slot]) ++slot;
