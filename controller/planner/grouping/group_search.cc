@@ -469,8 +469,10 @@ void GroupSearch::Run(double part) {
   constexpr int32_t kBlockExperts = 64;
   int64_t blocks = 0;
   for (int32_t e = 0; e < cover_.experts(); ++e) blocks += cover_.Blocks(e);
-  // Both experts of a change, before and after; a block takes the longer the more experts there are.
-  const int64_t each = std::max<int64_t>(1, 4 * blocks / std::min(kBlockExperts, cover_.experts()));
+  // Both experts of a change, before and after; a block takes the longer the more experts there are, and the more
+  // replicas of each.
+  const int64_t replicas = std::max<int64_t>(1, std::ssize(slot_) / cover_.experts() / 4);
+  const int64_t each = replicas * std::max<int64_t>(1, 4 * blocks / std::min(kBlockExperts, cover_.experts()));
   const int64_t all = problem_.proposals > 0
                           ? problem_.proposals
                           : std::min(kPerSlot * static_cast<int64_t>(slot_.size()), kMostBlocks / each);

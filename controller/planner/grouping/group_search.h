@@ -46,7 +46,8 @@ struct GroupProblem {
   double move_price = 0;
   int32_t max_moves = std::numeric_limits<int32_t>::max();
   // Changes that are tried; with `current` half as many, for there are two ways to go on from it. 0: 4,000 a slot, at
-  // most 10 million blocks of tokens of 64 experts (cover.h) in all: a second or so.
+  // most 10 million blocks of tokens of 64 experts (cover.h) in all, fewer where experts have many replicas: a second
+  // or so.
   int64_t proposals = 0;
   // With `current`: the search starts from nothing all the same. Then workers that are alike change names, such that
   // most replicas stay, and what a short search from there finds moves back. Few moves end in a local optimum, which
