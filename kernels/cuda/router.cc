@@ -68,20 +68,25 @@ absl::Status CheckRouterRule(const CudaRouterRule& rule) {
 }
 
 size_t RouteTokensWorkspaceBytes(const CudaRouterRule& rule, int max_tokens) {
-  const size_t rows = std::max<size_t>(
-      max_tokens, std::min<size_t>(size_t{internal::kMaxRouterParts} * max_tokens, internal::kMaxPartialRows));
+  const size_t rows = internal::kMaxRouterParts * std::min(max_tokens, internal::kFewTokens);
   return sizeof(float) * rows * rule.num_experts;
 }
 
 absl::Status RouteTokens(const RouteTokensArgs& args, void* workspace, cudaStream_t stream) {
   if (absl::Status status = CheckRoute(args); !status.ok()) return status;
   if (args.num_tokens == 0) return absl::OkStatus();
-  return CudaStatus(internal::LaunchRouter(KernelArgs(args, workspace), stream), "the router kernels");
+  return CudaStatus(args.num_tokens <= internal::kFewTokens
+                        ? internal::LaunchRouteFew(KernelArgs(args, workspace), stream)
+                        : internal::LaunchRouteMany(KernelArgs(args, nullptr), {}, stream),
+                    "the router kernels");
 }
 
 size_t RouteAndGroupWorkspaceBytes(const CudaRouterRule& rule, int max_tokens, int num_groups) {
-  return kHeaderBytes + Aligned(RouteTokensWorkspaceBytes(rule, max_tokens)) +
-         GroupPairsWorkspaceBytes(max_tokens * rule.top_k, num_groups);
+  const int few_tokens = std::min(max_tokens, internal::kFewTokens);
+  const size_t few = Aligned(RouteTokensWorkspaceBytes(rule, few_tokens)) +
+                     GroupPairsWorkspaceBytes(few_tokens * rule.top_k, num_groups);
+  const size_t many = sizeof(int32_t) * internal::MostRouteBlocks(max_tokens) * num_groups;
+  return kHeaderBytes + std::max(few, many);
 }
 
 absl::Status RouteAndGroup(const RouteTokensArgs& route, const GroupPairsArgs& group, void* workspace,
@@ -93,16 +98,20 @@ absl::Status RouteAndGroup(const RouteTokensArgs& route, const GroupPairsArgs& g
     return Field("num_pairs", group.num_pairs, "num_tokens times top_k");
   }
   if (group.num_experts != route.rule.num_experts) return Field("num_experts", group.num_experts, "the rule's");
-  auto* bytes = static_cast<uint8_t*>(workspace);
-  void* const logits = bytes + kHeaderBytes;
+  auto* const scratch = static_cast<uint8_t*>(workspace) + kHeaderBytes;
+  internal::GroupKernelArgs group_args = {group.ids, group.group_of, group.num_pairs, group.num_groups,
+                                          nullptr,   group.begin,    group.order,     group.row_of};
+  if (route.num_tokens > internal::kFewTokens) {
+    group_args.tile_counts = reinterpret_cast<int32_t*>(scratch);
+    return CudaStatus(internal::LaunchRouteMany(KernelArgs(route, nullptr), group_args, stream),
+                      "the kernels that route and group");
+  }
   if (route.num_tokens == 0 || route.num_tokens > internal::kFewRoutedTokens || route.row_invariant) {
-    const absl::Status status = RouteTokens(route, logits, stream);
-    void* const counts = bytes + kHeaderBytes + Aligned(RouteTokensWorkspaceBytes(route.rule, route.num_tokens));
+    const absl::Status status = RouteTokens(route, scratch, stream);
+    void* const counts = scratch + Aligned(RouteTokensWorkspaceBytes(route.rule, route.num_tokens));
     return status.ok() ? GroupPairs(group, counts, stream) : status;
   }
-  const internal::GroupKernelArgs group_args = {group.ids, group.group_of, group.num_pairs, group.num_groups,
-                                                nullptr,   group.begin,    group.order,     group.row_of};
-  return CudaStatus(internal::LaunchRouteAndGroupFew(KernelArgs(route, logits), group_args,
+  return CudaStatus(internal::LaunchRouteAndGroupFew(KernelArgs(route, scratch), group_args,
                                                      static_cast<uint32_t*>(workspace), stream),
                     "the kernel that routes and groups");
 }

@@ -23,7 +23,7 @@ struct RouteTokensArgs {
   const float* bias = nullptr;
   int num_tokens = 0;
   int hidden_size = 0;
-  // [T][k], out, by falling (biased) score; ties: the lower id first.
+  // [T][k], out, by falling logit (with kSigmoid, biased score); ties: the lower id first.
   int32_t* ids = nullptr;
   float* weights = nullptr;
 
@@ -38,12 +38,13 @@ struct RouteTokensArgs {
   bool row_invariant = false;
 };
 
-// Bytes of workspace for up to `max_tokens` tokens: partial logits.
+// Bytes of workspace for up to `max_tokens` tokens: partial logits of few tokens.
 size_t RouteTokensWorkspaceBytes(const CudaRouterRule& rule, int max_tokens);
 
-// Routes the tokens and counts their choices. Enqueued on the stream, may be captured; two kernels. Logits are products
-// of bf16 summed in float32, in parts of H whose number depends on T (row_invariant: one part): equal inputs give equal
-// bits, but a token's bits depend on how many others there are.
+// Routes the tokens and counts their choices. Enqueued on the stream, may be captured; two kernels for up to 128
+// tokens, else one. Logits are products of bf16 summed in float32, in parts of H whose number depends on T
+// (row_invariant: one part): equal inputs give equal bits, but a token's bits depend on how many others there are.
+// Reads router_weights before the kernel in front of it on the stream has ended: no kernel writes them.
 //
 // Roofline: 2 T E H flops against 2 E H bytes of weights and 2 T H of tokens; bound by latency (about 5 us) until E H T
 // fills the chip's tensor cores.
@@ -55,10 +56,8 @@ absl::Status RouteTokens(const RouteTokensArgs& args, void* workspace, cudaStrea
 // 256-byte aligned. The calls that share one have to be of one stream.
 size_t RouteAndGroupWorkspaceBytes(const CudaRouterRule& rule, int max_tokens, int num_groups);
 
-// RouteTokens, then GroupPairs of its choices: group.ids is route.ids, all of them. One kernel for up to 8 tokens,
-// but for row_invariant. It
-// reads route.router_weights before the kernel in front of it on the stream has ended: no kernel writes them. Errors:
-// as both.
+// RouteTokens, then GroupPairs of its choices: group.ids is route.ids, all of them. One kernel for up to 8 tokens, but
+// for row_invariant; two for more than 128. Errors: as both.
 absl::Status RouteAndGroup(const RouteTokensArgs& route, const GroupPairsArgs& group, void* workspace,
                            cudaStream_t stream);
 

@@ -44,7 +44,7 @@ struct RouterArgs {
   const void* router_weights;
   const float* bias;
   const int32_t* task;
-  // [parts][T][E]
+  // [parts][T][E], of the kernels for few tokens.
   float* logits;
   int num_tokens;
   int hidden_size;
@@ -53,18 +53,24 @@ struct RouterArgs {
   float* weights;
   uint64_t* counts;
   uint64_t* gate_mass;
-  // One part.
+  // One part of the hidden size.
   bool row_invariant;
 };
 
-// Parts of the hidden size whose logits are summed apart: at most kMaxRouterParts, and where there is more than one, at
-// most kMaxPartialRows parts times tokens.
+// Parts of the hidden size whose logits are summed apart by the kernels for few tokens.
 inline constexpr int kMaxRouterParts = 16;
-inline constexpr int kMaxPartialRows = 2 * 132 * 128;
-int RouterParts(int num_tokens, int num_experts);
-cudaError_t LaunchRouter(const RouterArgs& args, cudaStream_t stream);
 
-// Up to this many tokens are routed and their pairs grouped by one kernel. `done`, a counter, is 0 before and after.
+// Routes up to kFewTokens tokens: two kernels, that need `logits`.
+inline constexpr int kFewTokens = 128;
+cudaError_t LaunchRouteFew(const RouterArgs& args, cudaStream_t stream);
+
+// Routes any number of tokens by one kernel, and groups their pairs by it and a second one where group.num_groups is
+// not 0: group.tile_counts is [MostRouteBlocks(num_tokens)][num_groups].
+int MostRouteBlocks(int max_tokens);
+cudaError_t LaunchRouteMany(const RouterArgs& args, const GroupKernelArgs& group, cudaStream_t stream);
+
+// Up to this many tokens are routed and their pairs grouped by one kernel, which needs `logits`. `done`, a counter, is
+// 0 before and after.
 inline constexpr int kFewRoutedTokens = 8;
 cudaError_t LaunchRouteAndGroupFew(const RouterArgs& args, const GroupKernelArgs& group, uint32_t* done,
                                    cudaStream_t stream);

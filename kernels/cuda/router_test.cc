@@ -179,12 +179,12 @@ void RunCase(const CudaRouterRule& rule, int tokens, int hidden, int tasks) {
 TEST(CudaRouterTest, Softmax) {
   for (const bool renormalize : {false, true}) {
     for (const auto& [experts, top_k] : std::vector<std::pair<int, int>>{
-             {1, 1}, {8, 2}, {32, 4}, {60, 4}, {64, 8}, {128, 8}, {256, 8}, {384, 8}, {512, 32}}) {
+             {1, 1}, {8, 2}, {16, 1}, {32, 4}, {60, 4}, {64, 8}, {128, 8}, {256, 8}, {384, 8}, {512, 32}}) {
       CudaRouterRule rule;
       rule.num_experts = experts;
       rule.top_k = top_k;
       rule.renormalize = renormalize;
-      for (const int tokens : {1, 3, 17, 64, 129}) RunCase(rule, tokens, 256, 3);
+      for (const int tokens : {1, 3, 17, 64, 129, 1000}) RunCase(rule, tokens, 256, 3);
     }
   }
 }
@@ -194,7 +194,7 @@ TEST(CudaRouterTest, Sizes) {
   rule.num_experts = 64;
   rule.top_k = 6;
   for (const int hidden : {8, 72, 2048, 7168}) RunCase(rule, 33, hidden, 1);
-  for (const int tokens : {512, 513, 1000, 4096}) {
+  for (const int tokens : {512, 513, 1000, 4096, 16384}) {
     RunCase(rule, tokens, 136, 2);
     RunCase(rule, tokens, 136, 40);  // more cells than fit in shared memory
   }

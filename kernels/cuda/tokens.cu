@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/experts_kernel.h"
 #include "kernels/cuda/fp8_scale.h"
+#include "kernels/cuda/grouping.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/tokens_kernel.h"
 
@@ -11,7 +12,9 @@ namespace {
 
 constexpr int kGroupThreads = 1024;
 constexpr int kGroupWarps = kGroupThreads / 32;
-constexpr int kWarpPairs = kGroupTilePairs / kGroupWarps;
+// Parts of the tiles that a group's counts are summed by.
+constexpr int kMostSlices = 32;
+constexpr int kMultiprocessors = 132;
 constexpr int kQuantizeThreads = 256;
 constexpr int kCombineThreads = 128;
 constexpr int kCombineColumns = 8;  // of a thread: 16 bytes
@@ -21,20 +24,36 @@ __device__ int GroupOf(const GroupKernelArgs& args, int pair) {
   return pair < args.num_pairs ? args.group_of[args.ids[pair]] : -1;
 }
 
-__global__ void __launch_bounds__(kGroupThreads) CountTileKernel(const GroupKernelArgs args) {
-  extern __shared__ int32_t counts[];
-  for (int g = threadIdx.x; g < args.num_groups; g += kGroupThreads) counts[g] = 0;
+// The groups of a tile's pairs to `groups`, and how many of each a run has to `table`, which it first clears.
+__device__ void CountTile(const GroupKernelArgs& args, int first_pair, int pairs, int run_pairs, int* groups,
+                          int* table) {
+  for (int i = threadIdx.x; i < Runs(pairs, run_pairs) * args.num_groups; i += kGroupThreads) table[i] = 0;
   LetNextKernelStart();
   WaitForPreviousKernel();
+  if (threadIdx.x < pairs) groups[threadIdx.x] = GroupOf(args, first_pair + threadIdx.x);
   __syncthreads();
-  for (int i = threadIdx.x; i < kGroupTilePairs; i += kGroupThreads) {
-    const int group = GroupOf(args, blockIdx.x * kGroupTilePairs + i);
-    if (group >= 0) atomicAdd(&counts[group], 1);
+  CountRuns(groups, pairs, run_pairs, args.num_groups, table);
+  __syncthreads();
+}
+
+__device__ int TilePairs(const GroupKernelArgs& args) {
+  return min(args.num_pairs - static_cast<int>(blockIdx.x) * kGroupTilePairs, kGroupTilePairs);
+}
+
+// Counts of each tile's groups, and the pairs' ranks in their tiles, where their rows will be.
+__global__ void __launch_bounds__(kGroupThreads) RankTileKernel(const GroupKernelArgs args) {
+  extern __shared__ int32_t table[];
+  __shared__ int groups[kGroupTilePairs];
+  const int first_pair = blockIdx.x * kGroupTilePairs, pairs = TilePairs(args);
+  const int run_pairs = RunPairs(pairs, kGroupWarps), runs = Runs(pairs, run_pairs);
+  CountTile(args, first_pair, pairs, run_pairs, groups, table);
+  if (threadIdx.x < args.num_groups) {
+    args.tile_counts[blockIdx.x * args.num_groups + threadIdx.x] =
+        BeginRuns(table, threadIdx.x, runs, args.num_groups, 0);
   }
   __syncthreads();
-  for (int g = threadIdx.x; g < args.num_groups; g += kGroupThreads) {
-    args.tile_counts[blockIdx.x * args.num_groups + g] = counts[g];
-  }
+  RankRuns(groups, pairs, run_pairs, args.num_groups, table,
+           [&](int pair, int rank) { args.row_of[first_pair + pair] = rank; });
 }
 
 // Exclusive prefix sums over the threads of the block's first `warps` warps; `total` gets the sum of all.
@@ -57,69 +76,90 @@ __device__ int BlockPrefix(int value, int warps, int* warp_sums, int& total) {
   return before + sum - value;
 }
 
-// Each warp counts its own run of pairs; a group's rows begin where the groups before, the tiles before and the warps
-// before end; then each warp hands out its rows in the order of its pairs. A thread has one group (kMaxGroups are
-// kGroupThreads).
+// The beginning of group threadIdx.x, which has `count` rows, by all threads (kMaxGroups are kGroupThreads).
+__device__ int BeginGroup(const GroupKernelArgs& args, int count, int* warp_sums) {
+  int total;
+  const int begin = BlockPrefix(count, (args.num_groups + 31) / 32, warp_sums, total);
+  if (blockIdx.x == 0 && threadIdx.x < args.num_groups) args.begin[threadIdx.x] = begin;
+  if (blockIdx.x == 0 && threadIdx.x == 0) args.begin[args.num_groups] = total;
+  return begin;
+}
+
+__device__ void Place(const GroupKernelArgs& args, int pair, int row) {
+  args.row_of[pair] = row;
+  if (row >= 0) args.order[row] = pair;
+}
+
+// All pairs, where one tile has them.
 __global__ void __launch_bounds__(kGroupThreads) GroupTileKernel(const GroupKernelArgs args) {
-  extern __shared__ int32_t next_row[];  // [warps][num_groups]
+  extern __shared__ int32_t table[];
+  __shared__ int groups[kGroupTilePairs];
   __shared__ int warp_sums[kGroupWarps];
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  // Those that have pairs, and those whose threads have groups.
-  const int tile_pairs = min(args.num_pairs - static_cast<int>(blockIdx.x) * kGroupTilePairs, kGroupTilePairs);
-  const int pair_warps = (tile_pairs + kWarpPairs - 1) / kWarpPairs, group_warps = (args.num_groups + 31) / 32;
-  for (int i = thread; i < pair_warps * args.num_groups; i += kGroupThreads) next_row[i] = 0;
+  const int pairs = args.num_pairs, run_pairs = RunPairs(pairs, kGroupWarps), runs = Runs(pairs, run_pairs);
+  CountTile(args, 0, pairs, run_pairs, groups, table);
+  int count = 0;
+  for (int run = 0; run < runs && threadIdx.x < args.num_groups; ++run) {
+    count += table[run * args.num_groups + threadIdx.x];
+  }
+  const int begin = BeginGroup(args, count, warp_sums);
+  if (threadIdx.x < args.num_groups) BeginRuns(table, threadIdx.x, runs, args.num_groups, begin);
+  __syncthreads();
+  RankRuns(groups, pairs, run_pairs, args.num_groups, table, [&](int pair, int row) { Place(args, pair, row); });
+}
+
+// Rows from ranks: a group's rows of a tile begin where the groups before and its tiles before end. A block has
+// neighbouring tiles, and sums the counts of all: threads of one group each every few tiles.
+__global__ void __launch_bounds__(kGroupThreads) PlaceKernel(const GroupKernelArgs args, int tile_pairs, int tiles) {
+  __shared__ int sums[2][kGroupThreads];
+  __shared__ int next_row[kGroupThreads];
+  __shared__ int warp_sums[kGroupWarps];
+  const int thread = threadIdx.x, groups = args.num_groups;
+  const int slices = min(kGroupThreads / groups, kMostSlices), slice = thread / groups, group = thread % groups;
+  const int first = static_cast<int64_t>(tiles) * blockIdx.x / gridDim.x;
+  const int end = static_cast<int64_t>(tiles) * (blockIdx.x + 1) / gridDim.x;
+  const auto load = [&](int tile, int i, int& own_group, int& rank) {
+    const int pair = tile * tile_pairs + i;
+    own_group = i < tile_pairs ? GroupOf(args, pair) : -1;
+    rank = own_group >= 0 ? args.row_of[pair] : 0;
+  };
   LetNextKernelStart();
   WaitForPreviousKernel();
-  __syncthreads();
-  int groups[kWarpPairs / 32];
-  const int first_pair = blockIdx.x * kGroupTilePairs + warp * kWarpPairs;
-#pragma unroll
-  for (int i = 0; i < kWarpPairs / 32; ++i) {
-    groups[i] = GroupOf(args, first_pair + i * 32 + lane);
-    if (groups[i] >= 0) atomicAdd(&next_row[warp * args.num_groups + groups[i]], 1);
-  }
-  __syncthreads();
-  int own = 0, before_tiles = 0;
-  if (thread < args.num_groups) {
-    for (int w = 0; w < pair_warps; ++w) own += next_row[w * args.num_groups + thread];
-    if (gridDim.x > 1) {
-      own = 0;
-#pragma unroll 8
-      for (int tile = 0; tile < gridDim.x; ++tile) {
-        const int count = args.tile_counts[tile * args.num_groups + thread];
-        if (tile < blockIdx.x) before_tiles += count;
-        own += count;
-      }
+  // On their way together with the counts.
+  int ahead_group, ahead_rank;
+  load(first, thread, ahead_group, ahead_rank);
+  int count = 0, before = 0;
+  if (slice < slices) {
+#pragma unroll 16
+    for (int tile = slice; tile < tiles; tile += slices) {
+      const int own = args.tile_counts[tile * groups + group];
+      count += own;
+      if (tile < first) before += own;
     }
   }
-  int total;
-  const int begin = BlockPrefix(own, group_warps, warp_sums, total);
-  if (thread < args.num_groups) {
-    int row = begin + before_tiles;
-    for (int w = 0; w < pair_warps; ++w) {
-      int32_t& at = next_row[w * args.num_groups + thread];
-      const int count = at;
-      at = row;
-      row += count;
-    }
-    if (blockIdx.x == 0) args.begin[thread] = begin;
-  }
-  if (blockIdx.x == 0 && thread == 0) args.begin[args.num_groups] = total;
+  sums[0][thread] = count;
+  sums[1][thread] = before;
   __syncthreads();
-  if (warp >= pair_warps) return;
-#pragma unroll
-  for (int i = 0; i < kWarpPairs / 32; ++i) {
-    const int pair = first_pair + i * 32 + lane, group = groups[i];
-    const unsigned same = __match_any_sync(~0u, group);
-    int row = -1;
-    if (group >= 0) row = next_row[warp * args.num_groups + group] + __popc(same & ((1u << lane) - 1));
-    __syncwarp();
-    if (group >= 0 && lane == __ffs(same) - 1) next_row[warp * args.num_groups + group] += __popc(same);
-    __syncwarp();
-    if (pair < args.num_pairs) {
-      args.row_of[pair] = row;
-      if (row >= 0) args.order[row] = pair;
+  if (thread < groups) {
+    for (int s = 1; s < slices; ++s) {
+      count += sums[0][s * groups + thread];
+      before += sums[1][s * groups + thread];
     }
+  } else {
+    count = 0;
+  }
+  const int begin = BeginGroup(args, count, warp_sums);
+  if (thread < groups) next_row[thread] = begin + before;
+  __syncthreads();
+  for (int tile = first; tile < end; ++tile) {
+    for (int i = thread; i < tile_pairs && tile * tile_pairs + i < args.num_pairs; i += kGroupThreads) {
+      int own_group = ahead_group, rank = ahead_rank;
+      if (tile > first || i > thread) load(tile, i, own_group, rank);
+      Place(args, tile * tile_pairs + i, own_group >= 0 ? next_row[own_group] + rank : -1);
+    }
+    if (tile + 1 == end) break;
+    __syncthreads();
+    if (thread < groups) next_row[thread] += args.tile_counts[tile * groups + thread];
+    __syncthreads();
   }
 }
 
@@ -212,14 +252,20 @@ cudaError_t LaunchGroupPairs(const GroupKernelArgs& args, cudaStream_t stream) {
   const int tiles = (args.num_pairs + kGroupTilePairs - 1) / kGroupTilePairs;
   const size_t shared = sizeof(int32_t) * kGroupWarps * args.num_groups;
   // 1024 groups. Every time: it is kept by device.
-  const cudaError_t allowed = AllowSharedMemory(GroupTileKernel, sizeof(int32_t) * kGroupWarps * kGroupThreads);
-  if (allowed != cudaSuccess) return allowed;
-  if (tiles > 1) {
-    const cudaError_t error =
-        Launch(CountTileKernel, {dim3(tiles), kGroupThreads, sizeof(int32_t) * args.num_groups}, stream, args);
-    if (error != cudaSuccess) return error;
+  constexpr size_t kMostShared = sizeof(int32_t) * kGroupWarps * kGroupThreads;
+  auto* const kernel = tiles > 1 ? RankTileKernel : GroupTileKernel;
+  cudaError_t error = AllowSharedMemory(kernel, kMostShared);
+  if (error == cudaSuccess) {
+    error = Launch(kernel, {dim3(tiles > 0 ? tiles : 1), kGroupThreads, shared}, stream, args);
   }
-  return Launch(GroupTileKernel, {dim3(tiles > 0 ? tiles : 1), kGroupThreads, shared}, stream, args);
+  return error == cudaSuccess && tiles > 1 ? LaunchPlacePairs(args, kGroupTilePairs, tiles, stream) : error;
+}
+
+cudaError_t LaunchPlacePairs(const GroupKernelArgs& args, int tile_pairs, int tiles, cudaStream_t stream) {
+  // As many tiles for each block.
+  const int block_tiles = (tiles + kMultiprocessors - 1) / kMultiprocessors;
+  return Launch(PlaceKernel, {dim3((tiles + block_tiles - 1) / block_tiles), kGroupThreads}, stream, args, tile_pairs,
+                tiles);
 }
 
 cudaError_t LaunchQuantize(const QuantizeKernelArgs& args, cudaStream_t stream) {

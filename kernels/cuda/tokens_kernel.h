@@ -10,7 +10,7 @@ namespace ballast {
 
 namespace internal {
 
-// Pairs of one block.
+// Pairs of one tile of GroupPairs.
 inline constexpr int kGroupTilePairs = 1024;
 
 struct GroupKernelArgs {
@@ -25,6 +25,9 @@ struct GroupKernelArgs {
   int32_t* row_of;
 };
 cudaError_t LaunchGroupPairs(const GroupKernelArgs& args, cudaStream_t stream);
+// The last of its kernels: `tile_counts` has the tiles' counts, `row_of` the pairs' ranks in their tiles (whatever they
+// are for pairs without a group).
+cudaError_t LaunchPlacePairs(const GroupKernelArgs& args, int tile_pairs, int tiles, cudaStream_t stream);
 
 struct QuantizeKernelArgs {
   const void* rows;
