@@ -11,9 +11,10 @@ struct GateLimits {
   // Least relative gain (Plan::gain): about what sampling alone shows in a window of 150,000 tokens a worker and layer
   // (drift.h). What moves cost has rules of its own below.
   double min_gain = 0.01;
-  // The part of min_gain that is asked for where loads have bursts (Scenario::burstiness): they blur who is busiest, so
-  // that sampling shows next to no gain there. Of DriftLimits's, too.
-  static constexpr double kOfGainInBursts = 0.25;
+  // The part of min_gain that is asked for where loads have bursts (Scenario::burstiness), of DriftLimits's, too.
+  // Bursts blur who is busiest: of what sampling shows of a gain they leave n / (sqrt(2) s), where the window's mean
+  // deviates by n and a step by s; with n of .26 % (150,000 tokens) and s of 5 % a twentieth.
+  static constexpr double kOfGainInBursts = 0.1;
   // Tokens that the window must hold for each worker and layer: below, its skew may be chance.
   double min_tokens_per_worker_layer = 64;
   // How long the load is taken to stay as it is.

@@ -206,7 +206,7 @@ TEST(Gate, Table) {
       {[](GateInput&) {}, true, "gain 0.1000 saves 30.000 s in 600 s at a cost of 0.220 s for 100 moves"},
       {[](GateInput& i) { i.gain = .009; }, false, "below the threshold of 0.0100"},
       {[](GateInput& i) { i.gain = .009, i.bursty = true; }, true, "saves 2.700 s"},
-      {[](GateInput& i) { i.gain = .0024, i.bursty = true; }, false, "below the threshold of 0.0025"},
+      {[](GateInput& i) { i.gain = .0009, i.bursty = true; }, false, "below the threshold of 0.0010"},
       {[](GateInput& i) { i.gain = -.5; }, false, "below the threshold"},
       {[](GateInput& i) { i.tokens_per_worker_layer = 63; }, false, "at least 64 are needed"},
       {[](GateInput& i) { i.transfer_seconds = 1000; }, false, "below 2.0 times its cost of 100.020 s"},

@@ -71,18 +71,22 @@ class Drift final : public Strategy {
     if (options_.measure_bursts) book_.AddStep(observed.phase, observed.first_step);
     if (moving || observed.step < next_) return std::nullopt;
     next_ = observed.step + options_.look_every;
-    std::vector<Scenario> scenarios = book_.Scenarios();
-    const DriftReport drift = DetectDrift(ground.placement, ground.topology, scenarios, settled_, options_.drift);
+    PlanRequest request = RequestFor(ground, book_.Scenarios());
+    request.replicas_per_worker = options_.replicas_per_worker;
+    request.move_budget = options_.move_budget;
+    request.gate = options_.gate;
+    if (policy_->split(request) == Split::kSolved) {
+      // Bursts are not planned for then, so they are no reason to.
+      for (Scenario& s : request.scenarios) s.burstiness.clear();
+    }
+    const DriftReport drift =
+        DetectDrift(ground.placement, ground.topology, request.scenarios, settled_, options_.drift);
     const ReplanState state{
         .seconds_since_plan = static_cast<double>(observed.step - planned_) * observed.seconds_per_step,
         .fruitless = fruitless_};
     if (planned_ >= 0 && !DecideReplan(drift, state, options_.replan).plan) return std::nullopt;
     if (!drift.drifted) return std::nullopt;
     planned_ = observed.step;
-    PlanRequest request = RequestFor(ground, std::move(scenarios));
-    request.replicas_per_worker = options_.replicas_per_worker;
-    request.move_budget = options_.move_budget;
-    request.gate = options_.gate;
     BALLAST_ASSIGN_OR_RETURN(Plan plan, MakePlan(*policy_, request));
     const auto before = Settle(ground.placement, ground.topology, request.scenarios, options_.drift.shares);
     const auto after = Settle(plan.placement, ground.topology, request.scenarios, options_.drift.shares);
