@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "controller/planner/eplb.h"
 #include "controller/planner/level.h"
 #include "controller/planner/score.h"
@@ -188,6 +189,14 @@ TEST(Import, ReadsWhatExportWrites) {
         EXPECT_EQ(Export(imported->plan, format, options), text) << name;
       }
     }
+  }
+  // As editors of other systems leave it.
+  for (const std::string& name : EngineFormatNames()) {
+    const std::string text = Export(plan, EngineFormatOf(name));
+    const std::string edited = absl::StrCat("\xEF\xBB\xBF", absl::StrReplaceAll(text, {{"\n", "\r\n"}}));
+    const auto map = ParseEngineFile(edited, "f", std::nullopt, kGpus);
+    ASSERT_TRUE(map.ok()) << name << ": " << map.status();
+    EXPECT_EQ(*map, *ParseEngineFile(text, "f", std::nullopt, kGpus)) << name;
   }
   // Only vLLM-Ascend's file says how many GPUs there are.
   EXPECT_EQ(ParseEngineFile(Export(plan, EngineFormat::kVllmAscend), "f", std::nullopt, 0)->gpus, kGpus);

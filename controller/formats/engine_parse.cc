@@ -354,6 +354,7 @@ absl::StatusOr<SlotMap> ParseEngineFile(std::string_view bytes, std::string_view
                                         std::optional<EngineFormat> format, int32_t gpus,
                                         const EngineFileOptions& options) {
   EngineReader reader(name, gpus);
+  bytes = WithoutByteOrderMark(bytes);
   const size_t first = bytes.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos) return reader.Error("is empty");
   if (bytes.substr(0, 2) == "PK") {

@@ -1,6 +1,7 @@
 #include <zlib.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <numeric>
@@ -14,6 +15,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "proto/base/no_privileges.h"
 #include "proto/base/test_data.h"
 
 namespace ballast {
@@ -95,6 +97,8 @@ TEST(ParseLoad, NamesFileRowAndLimit) {
   } cases[] = {
       {"", "f: is empty"},
       {"\x1f\x8b", "f: gzip data is damaged or cut after 0 bytes"},
+      {R"({"format": "ballast.trace/v1", "rows": 1, "experts": 2000, "top_k": 1025, "layers": []})",
+       "top_k is 1025, want an integer from 1 to 1024"},
       {"{\"logical_count\": [[1,", "f: "},
       {"hello", "neither JSON nor csv with the header"},
       {"{}", "not a load that is known"},
@@ -167,6 +171,53 @@ TEST(ParseLoad, PassesOverAByteOrderMark) {
                         "dataset,iteration,layer,e0\na,0,0,1\n",
                         "f")
                   .ok());
+}
+
+TEST(ParseLoad, GzipMayBeFilledUpWithZeros) {
+  const std::string zeros(700, '\0');
+  const std::string packed = Gzip(kRoutes);
+  const LoadFile want = *ParseLoad(kRoutes, "f");
+  EXPECT_EQ(ParseLoad(packed + zeros, "f")->parts[0].load, want.parts[0].load);
+  // Members end to end are one text.
+  EXPECT_EQ(ParseLoad(Gzip("layer,sample,token,e0,e1\n") + Gzip("1,0,0,2,0\n1,0,1,0,1\n2,7,0,1,2\n") + zeros, "f")
+                ->parts[0]
+                .load,
+            want.parts[0].load);
+  for (const std::string& behind : {zeros + "x", std::string("x"), zeros + packed}) {
+    EXPECT_THAT(ParseLoad(packed + behind, "f").status().ToString(), HasSubstr("gzip data is damaged"));
+  }
+}
+
+TEST(ParseLoad, ATokenHasSoManyExperts) {
+  const auto routes = [](int top_k) {
+    std::string header = "layer,sample,token";
+    std::string token = "0,0,0";
+    for (int k = 0; k < top_k; ++k) {
+      absl::StrAppend(&header, ",e", k);
+      absl::StrAppend(&token, ",", k);
+    }
+    return ParseLoad(absl::StrCat(header, "\n", token, "\n"), "f");
+  };
+  EXPECT_EQ(routes(kMaxTopK)->routes.top_k, kMaxTopK);
+  EXPECT_THAT(routes(kMaxTopK + 1).status().ToString(), HasSubstr("line 1: 1025 experts a token; the limit is 1024"));
+}
+
+TEST(ReadBytes, SaysWhy) {
+  const std::string path = testing::TempDir() + "read_bytes";
+  std::filesystem::remove_all(path);
+  EXPECT_EQ(ReadBytes(path).status().code(), absl::StatusCode::kNotFound);
+  std::ofstream(path) << "x";
+  EXPECT_EQ(*ReadBytes(path), "x");
+  EXPECT_EQ(ReadBytes(path + "/x").status().code(), absl::StatusCode::kNotFound);
+  {
+    const NoPrivileges none;
+    std::filesystem::permissions(path, std::filesystem::perms::none);
+    EXPECT_EQ(ReadBytes(path).status().code(), absl::StatusCode::kPermissionDenied);
+  }
+  std::filesystem::remove(path);
+  std::filesystem::create_symlink("read_bytes", path);
+  EXPECT_EQ(ReadBytes(path).status().code(), absl::StatusCode::kUnavailable) << "a loop of links";
+  EXPECT_EQ(ReadBytes(std::string(5000, 'x')).status().code(), absl::StatusCode::kUnavailable);
 }
 
 TEST(ParseLoad, QuotesOfTheJsonParserStayAsTheyAre) {

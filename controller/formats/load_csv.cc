@@ -81,6 +81,9 @@ bool HasHeader(const std::vector<std::string_view>& fields, const std::vector<st
 
 absl::StatusOr<LoadFile> ParseRoutes(CsvReader& csv, const std::string& name) {
   const size_t fields = csv.fields().size();
+  if (fields - 3 > kMaxTopK) {
+    return csv.Error(absl::StrCat(fields - 3, " experts a token; the limit is ", kMaxTopK));
+  }
   LoadFile file;
   file.format = "routes";
   RouteTrace& routes = file.routes;

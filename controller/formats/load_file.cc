@@ -1,11 +1,12 @@
 #include "controller/formats/load_file.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <zlib.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <filesystem>
-#include <fstream>
 #include <numeric>
 #include <set>
 #include <system_error>
@@ -24,14 +25,47 @@ namespace {
 using Json = nlohmann::json;
 using internal::Bad;
 
-std::string ErrnoText() { return std::generic_category().message(errno); }
+absl::Status SystemError(const std::string& path, const char* what, int error) {
+  const std::string message = absl::StrCat(path, ": ", what, ": ", std::generic_category().message(error));
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+      return absl::NotFoundError(message);
+    case EACCES:
+    case EPERM:
+      return absl::PermissionDeniedError(message);
+    default:
+      return absl::UnavailableError(message);
+  }
+}
+
+absl::StatusOr<std::string> ReadAll(int fd, const std::string& path) {
+  struct stat status = {};
+  if (fstat(fd, &status) != 0) return SystemError(path, "cannot be read", errno);
+  if (S_ISDIR(status.st_mode)) return absl::InvalidArgumentError(absl::StrCat(path, ": is a directory"));
+  std::string bytes;
+  if (S_ISREG(status.st_mode)) {
+    if (status.st_size > kMaxLoadBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": ", status.st_size, " bytes; the limit is ", kMaxLoadBytes));
+    }
+    bytes.reserve(static_cast<size_t>(status.st_size));
+  }
+  // In pieces: a pipe does not say how much comes.
+  std::string piece(1 << 20, '\0');
+  while (true) {
+    const ssize_t got = read(fd, piece.data(), piece.size());
+    if (got == 0) return bytes;
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return SystemError(path, "cannot be read", errno);
+    bytes.append(piece.data(), static_cast<size_t>(got));
+    if (static_cast<int64_t>(bytes.size()) > kMaxLoadBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": more than ", kMaxLoadBytes, " bytes; that is the limit"));
+    }
+  }
+}
 
 bool IsGzip(std::string_view bytes) { return bytes.substr(0, 2) == "\x1f\x8b"; }
-
-// csv and file names can hold any bytes, JSON cannot: bad sequences become U+FFFD.
-std::string ToUtf8(const std::string& text) {
-  return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
-}
 
 absl::Status Select(const std::string& select, const std::string& name, LoadFile& file) {
   std::vector<std::string> names;
@@ -135,8 +169,11 @@ absl::StatusOr<std::string> Gunzip(std::string_view bytes, std::string_view file
     stream.avail_out = static_cast<uInt>(chunk.size());
     result = inflate(&stream, Z_NO_FLUSH);
     out.append(chunk.data(), chunk.size() - stream.avail_out);
-    // A file may be several gzip members end to end.
-    if (result == Z_STREAM_END && stream.avail_in > 0) result = inflateReset(&stream);
+    // A file may be several gzip members end to end, and be filled up with zeros behind the last.
+    const std::string_view rest(reinterpret_cast<const char*>(stream.next_in), stream.avail_in);
+    if (result == Z_STREAM_END && rest.find_first_not_of('\0') != std::string_view::npos) {
+      result = inflateReset(&stream);
+    }
   }
   inflateEnd(&stream);
   if (static_cast<int64_t>(out.size()) > kMaxLoadBytes) {
@@ -148,29 +185,11 @@ absl::StatusOr<std::string> Gunzip(std::string_view bytes, std::string_view file
 }
 
 absl::StatusOr<std::string> ReadBytes(const std::string& path) {
-  std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (std::filesystem::is_directory(status)) return absl::InvalidArgumentError(absl::StrCat(path, ": is a directory"));
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened: ", ErrnoText()));
-  std::string bytes;
-  if (std::filesystem::is_regular_file(status)) {
-    const std::uintmax_t size = std::filesystem::file_size(path, error);
-    if (!error && size > static_cast<std::uintmax_t>(kMaxLoadBytes)) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": ", size, " bytes; the limit is ", kMaxLoadBytes));
-    }
-    if (!error) bytes.reserve(size);
-  }
-  // In pieces: a pipe does not say how much comes.
-  std::string piece(1 << 20, '\0');
-  while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())), in.gcount() > 0) {
-    bytes.append(piece.data(), static_cast<size_t>(in.gcount()));
-    if (static_cast<int64_t>(bytes.size()) > kMaxLoadBytes) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": more than ", kMaxLoadBytes, " bytes; that is the limit"));
-    }
-  }
-  if (in.bad()) return absl::NotFoundError(absl::StrCat(path, ": cannot be read: ", ErrnoText()));
-  if (IsGzip(bytes)) return Gunzip(bytes, path);
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return SystemError(path, "cannot be opened", errno);
+  absl::StatusOr<std::string> bytes = ReadAll(fd, path);
+  close(fd);
+  if (bytes.ok() && IsGzip(*bytes)) return Gunzip(*bytes, path);
   return bytes;
 }
 
@@ -181,9 +200,7 @@ absl::StatusOr<LoadFile> ParseLoad(std::string_view bytes, std::string_view file
     BALLAST_ASSIGN_OR_RETURN(inflated, Gunzip(bytes, name));
     bytes = inflated;
   }
-  // What some editors and spreadsheets put first.
-  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
-  if (bytes.substr(0, kByteOrderMark.size()) == kByteOrderMark) bytes.remove_prefix(kByteOrderMark.size());
+  bytes = WithoutByteOrderMark(bytes);
   const size_t first = bytes.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos) return Bad(name, "is empty");
   absl::StatusOr<LoadFile> file;
@@ -203,11 +220,26 @@ absl::StatusOr<LoadFile> ParseLoad(std::string_view bytes, std::string_view file
   return file;
 }
 
-absl::StatusOr<LoadFile> ReadLoad(const std::string& path) {
+std::string ToUtf8(std::string_view text) {
+  return Json::parse(Json(std::string(text)).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+}
+
+std::string_view WithoutByteOrderMark(std::string_view bytes) {
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  if (bytes.substr(0, kByteOrderMark.size()) == kByteOrderMark) bytes.remove_prefix(kByteOrderMark.size());
+  return bytes;
+}
+
+std::pair<std::string, std::optional<std::string>> SplitPart(const std::string& path) {
   const size_t hash = path.rfind('#');
-  const std::string file = path.substr(0, hash);
+  if (hash == std::string::npos || access(path.c_str(), F_OK) == 0) return {path, std::nullopt};
+  return {path.substr(0, hash), path.substr(hash + 1)};
+}
+
+absl::StatusOr<LoadFile> ReadLoad(const std::string& path) {
+  const auto [file, part] = SplitPart(path);
   BALLAST_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(file));
-  return ParseLoad(bytes, file, hash == std::string::npos ? "" : path.substr(hash + 1));
+  return ParseLoad(bytes, file, part.value_or(""));
 }
 
 absl::StatusOr<LoadSet> MakeLoadSet(std::span<const NamedLoads> loads) {

@@ -14,9 +14,11 @@
 #define BALLAST_CONTROLLER_FORMATS_LOAD_FILE_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -56,6 +58,7 @@ struct LoadFile {
 constexpr int64_t kMaxLoadRows = 4096;
 constexpr int64_t kMaxLoadExperts = 65536;
 constexpr int64_t kMaxLoadCells = int64_t{1} << 26;
+constexpr int32_t kMaxTopK = 1024;
 constexpr int64_t kMaxLoadBytes = int64_t{1} << 31;
 
 // `name` is used in errors, and names the parts of files that do not name them. `select`, if not empty, keeps the part
@@ -63,10 +66,23 @@ constexpr int64_t kMaxLoadBytes = int64_t{1} << 31;
 // the array) and the limit.
 absl::StatusOr<LoadFile> ParseLoad(std::string_view bytes, std::string_view name, std::string_view select = "");
 
+// `text` with U+FFFD in place of what is no UTF-8: csv and file names can be any bytes, JSON cannot.
+std::string ToUtf8(std::string_view text);
+
+// Without what some editors and spreadsheets put first.
+std::string_view WithoutByteOrderMark(std::string_view bytes);
+
+// PATH#PART in two; PATH alone where it has no '#', or where a file has the whole as its name.
+std::pair<std::string, std::optional<std::string>> SplitPart(const std::string& path);
+
 // Reads PATH, or PATH#SELECT.
 absl::StatusOr<LoadFile> ReadLoad(const std::string& path);
 
-// A whole file, decompressed if it is gzipped. NotFound, or InvalidArgument above kMaxLoadBytes.
+// A whole file, decompressed if it is gzipped.
+//   NotFound          there is none.
+//   PermissionDenied  it may not be read.
+//   InvalidArgument   a folder, damaged gzip, or more than kMaxLoadBytes.
+//   Unavailable       any other error of the system, of which the message has the words.
 absl::StatusOr<std::string> ReadBytes(const std::string& path);
 absl::StatusOr<std::string> Gunzip(std::string_view bytes, std::string_view name);
 

@@ -337,12 +337,11 @@ absl::StatusOr<PlanSetFile> ParsePlanSet(std::string_view bytes, std::string_vie
 }
 
 absl::StatusOr<PlanSetFile> ReadPlanSet(const std::string& path) {
-  const size_t hash = path.rfind('#');
-  const std::string file = path.substr(0, hash);
+  const auto [file, part] = SplitPart(path);
   BALLAST_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(file));
   BALLAST_ASSIGN_OR_RETURN(PlanSetFile set, ParsePlanSet(bytes, file));
-  if (hash == std::string::npos) return set;
-  const std::string name = path.substr(hash + 1);
+  if (!part) return set;
+  const std::string& name = *part;
   if (set.members[0].name.empty()) {
     return absl::NotFoundError(absl::StrCat(file, ": is one plan, not a set with a member ", Quote(name)));
   }

@@ -1,5 +1,6 @@
 #include "controller/formats/torch_file.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <set>
@@ -123,6 +124,11 @@ class Unpickler {
     stack_.push_back(static_cast<int32_t>(values_.size()));
     values_.push_back(std::move(value));
   }
+  void PushInt(int64_t integer) {
+    const auto [known, first] = ints_.emplace(integer, static_cast<int32_t>(values_.size()));
+    if (first) values_.push_back({.kind = Kind::kInt, .integer = integer});
+    stack_.push_back(known->second);
+  }
   absl::StatusOr<int32_t> Pop() {
     if (stack_.empty()) return Error("a value is missing on the stack");
     const int32_t top = stack_.back();
@@ -131,14 +137,12 @@ class Unpickler {
   }
   // What lies above the last mark, which goes too.
   absl::StatusOr<std::vector<int32_t>> PopMarked() {
-    std::vector<int32_t> items;
-    while (!stack_.empty() && values_[stack_.back()].kind != Kind::kMark) {
-      items.push_back(stack_.back());
-      stack_.pop_back();
-    }
-    if (stack_.empty()) return Error("a mark is missing on the stack");
-    stack_.pop_back();
-    return std::vector<int32_t>(items.rbegin(), items.rend());
+    const auto mark = std::find_if(stack_.rbegin(), stack_.rend(),
+                                   [this](int32_t value) { return values_[value].kind == Kind::kMark; });
+    if (mark == stack_.rend()) return Error("a mark is missing on the stack");
+    std::vector<int32_t> items(mark.base(), stack_.end());
+    stack_.erase(mark.base() - 1, stack_.end());
+    return items;
   }
   absl::StatusOr<std::vector<int32_t>> PopSome(int count) {
     std::vector<int32_t> items(count);
@@ -336,8 +340,7 @@ class Unpickler {
       case kBinInt: {
         const int size = op == kBinInt1 ? 1 : op == kBinInt2 ? 2 : 4;
         BALLAST_ASSIGN_OR_RETURN(const uint64_t number, Number(size));
-        Push({.kind = Kind::kInt,
-              .integer = op == kBinInt ? static_cast<int32_t>(number) : static_cast<int64_t>(number)});
+        PushInt(op == kBinInt ? static_cast<int32_t>(number) : static_cast<int64_t>(number));
         return absl::OkStatus();
       }
       case kLong1: {
@@ -346,7 +349,7 @@ class Unpickler {
         BALLAST_ASSIGN_OR_RETURN(uint64_t number, Number(static_cast<int>(size)));
         // Two's complement of `size` bytes.
         if (size > 0 && size < 8 && (number >> (8 * size - 1) & 1) != 0) number |= ~uint64_t{0} << (8 * size);
-        Push({.kind = Kind::kInt, .integer = static_cast<int64_t>(number)});
+        PushInt(static_cast<int64_t>(number));
         return absl::OkStatus();
       }
       case kBinFloat: {
@@ -432,6 +435,8 @@ class Unpickler {
   uint64_t start_ = 0;
   std::vector<int32_t> stack_;
   std::unordered_map<uint64_t, int32_t> memo_;
+  // The value that each int has.
+  std::unordered_map<int64_t, int32_t> ints_;
   // (dict, key) of all dicts.
   std::set<std::pair<int32_t, std::string_view>> keys_;
 };

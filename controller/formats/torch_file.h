@@ -18,7 +18,8 @@
 
 namespace ballast {
 
-// Values of one pickle, some 150 bytes each; a recorder's dump has thousands. Tensors count once, whatever their size.
+// Values of one pickle, some 150 bytes each. Tensors count once, whatever their size, and so do equal ints: a recorder
+// lists the id and the position of every token, millions of ints of which few differ.
 inline constexpr size_t kMaxTorchValues = 1'000'000;
 
 // A view of a storage; as long-lived as the file's bytes.
@@ -39,7 +40,8 @@ struct TorchTensor {
 
 class TorchFile {
  public:
-  // A value of the file; `items` are indices of values. Values may be shared, and a list may hold itself.
+  // A value of the file; `items` are indices of values. Values may be shared (equal ints are), and a list may hold
+  // itself.
   struct Value {
     enum class Kind { kNone, kBool, kInt, kFloat, kString, kList, kTuple, kDict, kTensor, kStorage, kGlobal, kMark };
     Kind kind = Kind::kNone;

@@ -159,6 +159,27 @@ TEST(TorchFile, ReadsPlainValues) {
               ElementsAre("int 7", "int 256", "int -1", "int -32768", "None", "True", "float 1.5", "a list of 8"));
 }
 
+TEST(TorchFile, EqualIntsAreOneValue) {
+  // As a recorder lists what tokens are and where they stand: in batches of 1000, between marks.
+  std::string body = "]";
+  for (int batch = 0; batch < 3000; ++batch) {
+    body += "(";
+    for (int i = 0; i < 1000; ++i) body += {'M', static_cast<char>(i), static_cast<char>(i / 256 + batch % 8 * 4)};
+    body += "e";
+  }
+  const auto file = Unpickle(body + ".");
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_EQ(file->root().items.size(), 3'000'000u);
+  EXPECT_EQ(file->value(file->root().items[1'001'255]).integer, 255 + 256 * 4);
+  EXPECT_LT(file->size(), 12'000);
+  std::string distinct = "(";
+  for (uint32_t i = 0; i <= kMaxTorchValues; ++i) {
+    distinct += 'J';
+    for (int byte = 0; byte < 4; ++byte) distinct += static_cast<char>(i >> 8 * byte);
+  }
+  EXPECT_THAT(Unpickle(distinct + "t.").status().ToString(), HasSubstr("more than 1000000 values"));
+}
+
 TEST(TorchFile, NamesWhatIsWrong) {
   const std::string zero("K\0", 2);
   const struct {
