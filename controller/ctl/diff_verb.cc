@@ -7,6 +7,7 @@
 #include "controller/ctl/output.h"
 #include "controller/formats/cost_model_file.h"
 #include "controller/formats/plan_file.h"
+#include "controller/planner/memory.h"
 #include "controller/planner/planner.h"
 #include "controller/planner/score.h"
 #include "controller/planner/waves.h"
@@ -48,7 +49,7 @@ nlohmann::ordered_json Document(const Plan& plan, const PlanRequest& request, bo
     const auto count = static_cast<int64_t>(wave.moves.size());
     nlohmann::ordered_json row = {{"moves", count},
                                   {"drops", wave.drops.size()},
-                                  {"bytes", count * request.expert_bytes},
+                                  {"bytes", BytesOf(count, request.expert_bytes)},
                                   {"transfer_seconds", TransferSeconds(wave, request.topology, request.expert_bytes)},
                                   {"busiest_tokens", wave.busiest},
                                   {"within_tolerance", wave.within_tolerance}};
@@ -85,7 +86,7 @@ void PrintTables(const Plan& plan, const PlanRequest& request, std::ostream& out
     const Wave& wave = plan.waves[i];
     const auto count = static_cast<int64_t>(wave.moves.size());
     table.AddRow({absl::StrCat(i + 1), absl::StrCat(count), absl::StrCat(wave.drops.size()),
-                  HumanBytes(count * request.expert_bytes),
+                  HumanBytes(BytesOf(count, request.expert_bytes)),
                   absl::StrFormat("%.3f", TransferSeconds(wave, request.topology, request.expert_bytes)),
                   absl::StrFormat("%.6g", wave.busiest)});
   }

@@ -8,6 +8,7 @@
 #include "controller/ctl/output.h"
 #include "controller/formats/engine_file.h"
 #include "controller/formats/plan_file.h"
+#include "controller/planner/memory.h"
 #include "controller/planner/score.h"
 #include "proto/base/status_macros.h"
 
@@ -187,7 +188,7 @@ void AddImportVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--load", o->load, "What the engine planned it for; several files are one load")->type_name("FILE");
   verb->add_option("--expert-bytes", o->expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
+      ->check(CLI::Range(int64_t{0}, kMaxExpertBytes));
   AddFirstLayer(verb, o->engine);
   verb->add_option("--out", o->out, "The plan file to write")->type_name("FILE")->required();
   verb->callback([o, &context] { context.run = [o, &context] { return RunImport(*o, context); }; });

@@ -538,7 +538,7 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
       ->check(Between(1e-3, 1e12));
   verb->add_option("--expert-bytes", o->expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
+      ->check(CLI::Range(int64_t{0}, kMaxExpertBytes));
   verb->add_option("--plans", o->plans,
                    "A set of at most so many placements, each for some of the scenarios, where one is not enough")
       ->type_name("K")

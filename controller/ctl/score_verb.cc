@@ -10,6 +10,7 @@
 #include "controller/formats/task_routes.h"
 #include "controller/planner/copies.h"
 #include "controller/planner/grouping/hops.h"
+#include "controller/planner/memory.h"
 #include "controller/planner/score.h"
 #include "proto/base/status_macros.h"
 
@@ -98,7 +99,7 @@ absl::Status Run(const Options& o, CtlContext& context) {
       copies.tokens == 0 ? unknown : nlohmann::ordered_json(copies.cross_node_per_token());
   if (!hops.empty()) AddHops(hops[0], json);
   json["replicas"] = extra;
-  json["replica_bytes"] = extra * plan.expert_bytes;
+  json["replica_bytes"] = BytesOf(extra, plan.expert_bytes);
   json["upper_bound"] = score.upper_bound;
   const std::vector<NamedLoads> tasks = ByPart(loads[0]);
   std::vector<std::pair<std::string, LoadScore>> task_scores;
@@ -150,7 +151,7 @@ absl::Status Run(const Options& o, CtlContext& context) {
   for (const auto& [name, s] : task_scores) add(name, s);
   table.Print(context.out);
   context.out << absl::StrFormat("\n%d replicas beyond one an expert, %s\n", extra,
-                                 HumanBytes(extra * plan.expert_bytes));
+                                 HumanBytes(BytesOf(extra, plan.expert_bytes)));
   if (score.cross_node_part > 0) {
     context.out << absl::StrFormat(
         "%.1f %% of the (token, expert) pairs cross nodes, where tokens come to all GPUs alike\n",

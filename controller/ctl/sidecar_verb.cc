@@ -7,6 +7,7 @@
 #include "controller/ctl/client.h"
 #include "controller/ctl/context.h"
 #include "controller/ctl/sidecar.h"
+#include "controller/planner/memory.h"
 #include "proto/base/clock.h"
 #include "proto/base/flags.h"
 #include "proto/base/mutex.h"
@@ -123,7 +124,7 @@ void AddSidecarVerb(CLI::App& app, CtlContext& context) {
       ->check(CLI::Range(1, 65536));
   verb->add_option("--expert-bytes", s.expert_bytes, "Bytes of one expert's weights, for the cost of moves")
       ->type_name("B")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
+      ->check(CLI::Range(int64_t{0}, kMaxExpertBytes));
   verb->add_option("--phase", o->phase, "What the dumps are of")
       ->check(CLI::IsMember({"prefill", "decode"}))
       ->capture_default_str();

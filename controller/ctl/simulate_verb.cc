@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -140,7 +141,8 @@ void PrintPhases(const Options& o, const PlanSetFile& set, const std::vector<Pha
   int64_t bytes = 0;
   for (const Phase& phase : phases) {
     switches += phase.from.has_value() ? 1 : 0;
-    bytes += phase.change.bytes;
+    // A file may say the most that there is.
+    if (__builtin_add_overflow(bytes, phase.change.bytes, &bytes)) bytes = std::numeric_limits<int64_t>::max();
   }
   if (context.output != OutputFormat::kTable) {
     nlohmann::ordered_json json = SettingsJson(o);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "controller/formats/fields.h"
 #include "controller/formats/load_file.h"
+#include "controller/planner/memory.h"
 #include "nlohmann/json.hpp"
 #include "proto/base/json.h"
 #include "proto/base/status_macros.h"
@@ -96,7 +97,7 @@ absl::Status ReadPlanFields(const nlohmann::json& json, const std::string& where
   int64_t rows = 0;
   BALLAST_RETURN_IF_ERROR(fields.Integer("layers", 1, kMaxLoadRows, layers));
   BALLAST_RETURN_IF_ERROR(fields.Integer("experts", 1, kMaxLoadExperts, experts));
-  BALLAST_RETURN_IF_ERROR(fields.Integer("expert_bytes", 0, int64_t{1} << 50, plan.expert_bytes));
+  BALLAST_RETURN_IF_ERROR(fields.Integer("expert_bytes", 0, kMaxExpertBytes, plan.expert_bytes));
   BALLAST_RETURN_IF_ERROR(fields.Integer("load_rows", layers, kMaxLoadRows, rows));
   plan.rows = static_cast<int32_t>(rows);
   const nlohmann::json* list = nullptr;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "controller/group/group.h"
 #include "controller/planner/drift.h"
+#include "controller/planner/memory.h"
 #include "controller/rollout/plan_effect.h"
 #include "proto/base/status_macros.h"
 #include "proto/placement/convert.h"
@@ -74,7 +75,7 @@ absl::Status Validate(const v1::Engine& engine) {
     }
   }
   BALLAST_RETURN_IF_ERROR(InRange("slots_per_layer", engine.slots_per_layer(), 1, kMostSlots / engine.num_layers()));
-  BALLAST_RETURN_IF_ERROR(InRange("expert_bytes", engine.expert_bytes(), 0, int64_t{1} << 50));
+  BALLAST_RETURN_IF_ERROR(InRange("expert_bytes", engine.expert_bytes(), 0, kMaxExpertBytes));
   const int64_t slots = static_cast<int64_t>(engine.slots_per_layer()) * engine.workers_size();
   if (slots < engine.num_experts()) {
     return absl::InvalidArgumentError(absl::StrCat("engine.slots_per_layer: ", engine.slots_per_layer(), " on each of ",

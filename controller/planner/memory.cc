@@ -16,6 +16,11 @@ absl::Status AtLeast(const char* field, int64_t value, int64_t least) {
 
 }  // namespace
 
+int64_t BytesOf(int64_t replicas, int64_t expert_bytes) {
+  int64_t bytes = 0;
+  return __builtin_mul_overflow(replicas, expert_bytes, &bytes) ? std::numeric_limits<int64_t>::max() : bytes;
+}
+
 absl::StatusOr<int32_t> ReplicasForBytes(int64_t bytes, int64_t expert_bytes) {
   BALLAST_RETURN_IF_ERROR(AtLeast("bytes for replicas", bytes, 0));
   BALLAST_RETURN_IF_ERROR(AtLeast("expert bytes", expert_bytes, 1));

@@ -10,6 +10,12 @@
 
 namespace ballast {
 
+// What one expert's weights may take.
+constexpr int64_t kMaxExpertBytes = int64_t{1} << 50;
+
+// Of so many replicas; the most that 64 bits hold where they are more.
+int64_t BytesOf(int64_t replicas, int64_t expert_bytes);
+
 // Whole replicas of `expert_bytes` that `bytes` of memory hold, the same on every worker. InvalidArgument names a
 // negative budget, or expert bytes below 1.
 absl::StatusOr<int32_t> ReplicasForBytes(int64_t bytes, int64_t expert_bytes);

@@ -1,6 +1,7 @@
 #include "controller/planner/memory.h"
 
 #include <cmath>
+#include <limits>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -63,6 +64,12 @@ TEST(ReplicasForBytes, AreWhole) {
   EXPECT_EQ(*ReplicasForBytes(0, 100), 0);
   EXPECT_THAT(ReplicasForBytes(-1, 100).status().message(), HasSubstr("bytes for replicas: -1; must be at least 0"));
   EXPECT_THAT(ReplicasForBytes(1, 0).status().message(), HasSubstr("expert bytes: 0; must be at least 1"));
+}
+
+TEST(BytesOf, EndsWhere64BitsDo) {
+  EXPECT_EQ(BytesOf(3, 100), 300);
+  EXPECT_EQ(BytesOf((int64_t{1} << 13) - 1, kMaxExpertBytes), ((int64_t{1} << 13) - 1) << 50);
+  EXPECT_EQ(BytesOf(int64_t{1} << 13, kMaxExpertBytes), std::numeric_limits<int64_t>::max());
 }
 
 }  // namespace

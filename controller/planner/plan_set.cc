@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "controller/planner/memory.h"
 #include "controller/planner/score.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
@@ -150,7 +151,7 @@ class SetPlanner {
                                  PlanWaves(from.plan.placement, Onto(to.plan.placement, request_.topology),
                                            request_.topology, request_.scenarios, request_.waves));
         for (const Wave& wave : waves) change.moves += static_cast<int64_t>(wave.moves.size());
-        change.bytes = change.moves * request_.expert_bytes;
+        change.bytes = BytesOf(change.moves, request_.expert_bytes);
         change.waves = static_cast<int64_t>(waves.size());
         change.transfer_seconds = CostOfTransfers(waves, request_.topology, request_.expert_bytes).seconds;
       }

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "controller/planner/layer_search.h"
+#include "controller/planner/memory.h"
 #include "controller/planner/objective.h"
 #include "proto/base/check.h"
 #include "proto/base/status_macros.h"
@@ -90,7 +91,7 @@ std::vector<SlotCapacity> Capacities(const Topology& topology) {
 void FollowWaves(const PlanRequest& request, const Placement& current, Plan& plan) {
   plan.placement = ApplyWaves(current, plan.waves);
   for (const Wave& wave : plan.waves) plan.moves += static_cast<int64_t>(wave.moves.size());
-  plan.bytes = plan.moves * request.expert_bytes;
+  plan.bytes = BytesOf(plan.moves, request.expert_bytes);
   plan.transfer = CostOfTransfers(plan.waves, request.topology, request.expert_bytes);
 }
 

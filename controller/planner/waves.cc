@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "controller/planner/memory.h"
+
 namespace ballast {
 
 Placement ApplyWave(Placement placement, const Wave& wave) {
@@ -52,7 +54,6 @@ TransferCost CostOfTransfers(std::span<const Wave> waves, const Topology& topolo
                        : topology.workers[move.source].node == topology.workers[move.worker].node ? 0
                                                                                                   : 1;
       ++links[link]->moves;
-      links[link]->bytes += expert_bytes;
       time[0][link][move.worker] += seconds_of[link];
       if (move.source >= 0) time[1][link][move.source] += seconds_of[link];
     }
@@ -71,6 +72,7 @@ TransferCost CostOfTransfers(std::span<const Wave> waves, const Topology& topolo
     for (int link = 0; link < 3; ++link) links[link]->seconds += slowest_of[link];
     cost.seconds += slowest;
   }
+  for (TransferCost::Link* link : links) link->bytes = BytesOf(link->moves, expert_bytes);
   return cost;
 }
 

@@ -100,7 +100,7 @@ class Drift final : public Strategy {
     // A plan that its budget cut short leaves what the next one may take.
     const MoveBudget& budget = options_.move_budget;
     const bool cut_short = (budget.max_moves > 0 && plan.moves >= budget.max_moves) ||
-                           (budget.max_bytes > 0 && plan.bytes + ground.expert_bytes > budget.max_bytes);
+                           (budget.max_bytes > 0 && plan.bytes > budget.max_bytes - ground.expert_bytes);
     settled_ = cut_short ? std::vector<SettledScenario>() : after;
     fruitless_ = 0;
     return plan;
