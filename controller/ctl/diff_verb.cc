@@ -104,6 +104,11 @@ absl::Status Run(const Options& o, CtlContext& context) {
         from.placement.workers.size(), " workers, ", o.to, " ", to.placement.num_layers, " of ",
         to.placement.num_experts, " on ", to.placement.workers.size(), "; they must be the same, workers by name"));
   }
+  if (from.rows != to.rows || from.row_of_layer != to.row_of_layer) {
+    return absl::InvalidArgumentError(absl::StrCat(o.from, ": its layers are other rows of the load (",
+                                                   from.row_of_layer.size(), " of ", from.rows, ") than those of ",
+                                                   o.to, " (", to.row_of_layer.size(), " of ", to.rows, ")"));
+  }
   std::vector<SlotCapacity> capacity;
   for (const TopologyWorker& worker : to.topology.workers) capacity.push_back(worker.capacity);
   if (const absl::Status fits = Validate(from.placement, capacity); !fits.ok()) {

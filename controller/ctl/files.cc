@@ -94,12 +94,36 @@ absl::StatusOr<std::vector<NamedLoads>> ReadScenarios(std::span<const std::strin
       return absl::InvalidArgumentError(absl::StrCat("--scenario ", Quote(scenario), ": must be NAME=FILE"));
     }
     const std::string name = scenario.substr(0, equals);
+    if (ToUtf8(name) != name) {
+      return absl::InvalidArgumentError(absl::StrCat("--scenario ", Quote(scenario), ": NAME must be UTF-8"));
+    }
     BALLAST_ASSIGN_OR_RETURN(LoadFile file, ReadLoad(scenario.substr(equals + 1)));
     auto found = std::find_if(loads.begin(), loads.end(), [&](const NamedLoads& l) { return l.name == name; });
     if (found == loads.end()) found = loads.insert(loads.end(), NamedLoads{name, {}});
     found->files.push_back(std::move(file));
   }
   return loads;
+}
+
+absl::Status SetExperts(int32_t experts, std::span<NamedLoads> loads) {
+  for (NamedLoads& named : loads) {
+    for (LoadFile& file : named.files) {
+      for (LoadPart& part : file.parts) {
+        const LoadMatrix& load = part.load;
+        if (load.experts == experts) continue;
+        if (file.format != "routes" || load.experts > experts) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("--experts ", experts, ": ", file.name, " has ", load.experts, " experts a layer"));
+        }
+        LoadMatrix grown(load.layers, experts);
+        for (int32_t l = 0; l < load.layers; ++l) {
+          std::copy(load.layer(l).begin(), load.layer(l).end(), grown.layer(l).begin());
+        }
+        part.load = std::move(grown);
+      }
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status WriteFile(const std::string& path, std::string_view bytes) {

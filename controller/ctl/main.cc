@@ -1,4 +1,5 @@
 // ballastctl: plans offline, and asks and commands a running controller.
+#include <exception>
 #include <iostream>
 
 #include "CLI/CLI.hpp"
@@ -33,7 +34,13 @@ int main(int argc, char** argv) {
   const auto security =
       ballast::TransportSecurity::Create(asks_nobody ? ballast::TlsFiles() : context.tls, ballast::Clock::Real().Now());
   if (security.ok()) context.security = *security;
-  const absl::Status status = security.ok() ? context.run() : security.status();
+  absl::Status status = security.status();
+  // Libraries throw where memory runs out, and over what nobody thought of: that is an error like others.
+  try {
+    if (status.ok()) status = context.run();
+  } catch (const std::exception& e) {
+    status = absl::InternalError(e.what());
+  }
   context.out.flush();
   if (!status.ok()) {
     std::cerr << "ballastctl: " << status.message() << "\n";

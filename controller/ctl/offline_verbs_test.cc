@@ -319,6 +319,37 @@ TEST_F(OfflineVerbsTest, WritesThroughLinksAndIntoPipes) {
   EXPECT_TRUE(std::filesystem::is_fifo(Path("pipe")));
 }
 
+TEST_F(OfflineVerbsTest, LimitsOfWhatIsWrittenAreThoseOfWhatIsRead) {
+  ASSERT_EQ(Run("plan --load @load.json --gpus 3 --slots-per-gpu 4 --policy eplb --out @plan.json "
+                "--expert-bytes 1125899906842624"),
+            0)
+      << err_.str();
+  EXPECT_EQ(ReadPlan(Path("plan.json"))->expert_bytes, int64_t{1} << 50);
+  EXPECT_EQ(Json("score --plan @plan.json --load @load.json")["replica_bytes"], int64_t{16} << 50);
+  EXPECT_EQ(Run("diff --from @plan.json --to @plan.json"), 0) << err_.str();
+}
+
+TEST_F(OfflineVerbsTest, RoutesShowExpertsThatWereUsed) {
+  Write("routes.csv", "layer,sample,token,e0\n0,0,0,0\n0,0,1,2\n");
+  for (const char* policy : {"cost-aware", "task-aware"}) {
+    const std::string plan = absl::StrCat("plan --load @routes.csv --gpus 2 --slots-per-gpu 3 --policy ", policy);
+    ASSERT_EQ(Run(plan + " --out @used.json"), 0) << err_.str();
+    EXPECT_EQ(ReadPlan(Path("used.json"))->placement.num_experts, 3);
+    ASSERT_EQ(Run(plan + " --experts 5 --out @all.json"), 0) << err_.str();
+    EXPECT_EQ(ReadPlan(Path("all.json"))->placement.num_experts, 5);
+  }
+}
+
+TEST_F(OfflineVerbsTest, FilesMayHaveAHashInTheirName) {
+  Write("day#1.json", Read("load.json"));
+  Write("parts.json", R"({"format": "ballast.load/v1", "parts": [{"name": "a", "tokens": [[1, 2]]},
+                          {"name": "b", "tokens": [[1, 2, 3]]}]})");
+  EXPECT_EQ(Run("plan --load @day#1.json --gpus 2 --slots-per-gpu 3 --out @plan#1.json"), 0) << err_.str();
+  EXPECT_EQ(Run("score --plan @plan#1.json --load @day#1.json"), 0) << err_.str();
+  EXPECT_EQ(Run("plan --load @parts.json#b --gpus 2 --slots-per-gpu 2 --out @plan.json"), 0) << err_.str();
+  EXPECT_EQ(ReadPlan(Path("plan.json"))->placement.num_experts, 3);
+}
+
 TEST_F(OfflineVerbsTest, WhatAFileCanSayIsNotEqualized) {
   // For equal split another placement would be more level than EPLB's.
   Write("skew.json", R"({"logical_count": [[60, 25, 10, 5, 31, 17]]})");
@@ -339,6 +370,9 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
       {"name": "a", "node": 0, "slots": 10}, {"name": "a", "node": 0, "slots": 10}]})");
   Write("format.json", R"({"format": "ballast.topology/v9", "workers": []})");
   ASSERT_EQ(Run("plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @good.json"), 0) << err_.str();
+  Write("other_rows.json", R"({"logical_count": [[40, 10, 10, 20], [0, 0, 0, 0], [5, 5, 60, 10]]})");
+  ASSERT_EQ(Run("plan --load @other_rows.json --gpus 2 --slots-per-gpu 3 --out @other_rows.json"), 0) << err_.str();
+  Write("routes.csv", "layer,sample,token,e0\n0,0,0,0\n0,0,1,2\n");
   Write("engine.json", R"({"physical_to_logical_map": [[0, 1, 2, 3]]})");
   Write("ragged.json", R"({"physical_to_logical_map": [[0, 1], [0]]})");
   Write("all.json", R"({"logical_count": [[0, 7, 0, 0], [40, 10, 10, 20], [5, 5, 60, 10]]})");
@@ -392,6 +426,15 @@ TEST_F(OfflineVerbsTest, ErrorsGoToStderrAndNothingIsWritten) {
       {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --horizon 0 --out @x.json", 2, "--horizon"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --horizon nan --out @x.json", 2, "nan not in range"},
       {"plan --scenario a= --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "must be NAME=FILE"},
+      {"plan --scenario caf\xe9=@load.json --gpus 2 --slots-per-gpu 3 --out @x.json", 1, "NAME must be UTF-8"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --expert-bytes 1125899906842625 --out @x.json", 2,
+       "--expert-bytes"},
+      {"import --file @engine.json --gpus 2 --expert-bytes 1125899906842625 --out @x.json", 2, "--expert-bytes"},
+      {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --experts 5 --out @x.json", 1,
+       "load.json has 4 experts a layer"},
+      {"plan --load @routes.csv --gpus 2 --slots-per-gpu 3 --experts 2 --out @x.json", 1,
+       "routes.csv has 3 experts a layer"},
+      {"diff --from @good.json --to @other_rows.json", 1, "its layers are other rows of the load (2 of 3) than those"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 3 --out @none/x.json", 1, "cannot be written: No such file"},
       {"plan --load @load.json --dead w0 --out @x.json", 1, "--dead needs --current"},
       {"plan --load @load.json --gpus 2 --slots-per-gpu 2", 2, "--out is required"},

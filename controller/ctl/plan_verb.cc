@@ -35,6 +35,7 @@ struct Options {
   std::vector<std::string> load;
   std::vector<std::string> scenario;
   std::string topology;
+  int32_t experts = 0;
   int32_t gpus = 0;
   std::optional<int32_t> nodes;
   int32_t slots_per_gpu = 0;
@@ -346,8 +347,9 @@ absl::Status MakeSet(const Options& o, const PlanRequest& request, const PlanFil
 
 absl::Status Run(Options o, CtlContext& context) {
   BALLAST_RETURN_IF_ERROR(CheckOptions(o));
-  BALLAST_ASSIGN_OR_RETURN(const std::vector<NamedLoads> loads,
+  BALLAST_ASSIGN_OR_RETURN(std::vector<NamedLoads> loads,
                            o.load.empty() ? ReadScenarios(o.scenario) : ReadLoads("load", o.load));
+  if (o.experts > 0) BALLAST_RETURN_IF_ERROR(SetExperts(o.experts, loads));
   BALLAST_ASSIGN_OR_RETURN(LoadSet set, MakeLoadSet(loads));
   std::optional<Routes> routes;
   if (ByRoutes(o)) {
@@ -463,6 +465,10 @@ void AddPlanVerb(CLI::App& app, CtlContext& context) {
   verb->add_option("--scenario", o->scenario,
                    "A load of its own, by name; repeat for each. Files of one name are one load")
       ->type_name("NAME=FILE");
+  verb->add_option("--experts", o->experts,
+                   "Experts of a layer, for csv of routes, which shows those that were used: by default up to the last")
+      ->type_name("E")
+      ->check(CLI::Range(int64_t{1}, kMaxLoadExperts));
   verb->add_option("--gpus", o->gpus, "GPUs to plan for")->type_name("N")->check(CLI::Range(1, 1 << 20));
   verb->add_option("--nodes", o->nodes, "Nodes they are on, in blocks as equal as can be")
       ->type_name("M")
