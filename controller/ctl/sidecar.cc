@@ -5,6 +5,8 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <optional>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -35,29 +37,45 @@ bool Unsigned(const nlohmann::json& json, const char* key, uint64_t most, uint64
   return true;
 }
 
+// A time before 1970 is negative.
+bool Signed(const nlohmann::json& json, const char* key, int64_t& out) {
+  const auto found = json.find(key);
+  constexpr auto kMost = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
+  if (found == json.end() || !found->is_number_integer()) return false;
+  if (found->is_number_unsigned() && found->get<uint64_t>() > kMost) return false;
+  out = found->get<int64_t>();
+  return true;
+}
+
+// The version that `path` is now; nothing where it is no regular file, or gone.
+std::optional<DumpFile> VersionOf(const fs::path& path) {
+  std::error_code gone;
+  if (!fs::is_regular_file(path, gone) || gone) return std::nullopt;
+  const auto bytes = fs::file_size(path, gone);
+  if (gone) return std::nullopt;
+  const auto modified = fs::last_write_time(path, gone);
+  if (gone) return std::nullopt;
+  return DumpFile{
+      path.filename().string(), static_cast<int64_t>(bytes),
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::file_clock::to_sys(modified).time_since_epoch())
+          .count()};
+}
+
 // Regular files that may be dumps, oldest first.
 absl::StatusOr<std::vector<DumpFile>> List(const SidecarOptions& options) {
   std::vector<DumpFile> files;
   std::error_code error;
-  fs::directory_iterator entries(options.folder, error);
-  if (error) return absl::NotFoundError(absl::StrCat(options.folder, ": cannot be read: ", error.message()));
-  for (const fs::directory_entry& entry : entries) {
-    const std::string name = entry.path().filename().string();
-    // Hidden files, and those that this program writes.
+  for (fs::directory_iterator entry(options.folder, error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    // Hidden files, those that this program writes among them, and others that are being written.
     if (name.empty() || name[0] == '.' || name.ends_with(".partial")) continue;
     std::error_code gone;
-    if (!entry.is_regular_file(gone) || gone) continue;
-    if (fs::equivalent(entry.path(), options.placement_file, gone)) continue;
-    if (fs::equivalent(entry.path(), options.state_file, gone)) continue;
-    const auto bytes = entry.file_size(gone);
-    if (gone) continue;
-    const auto modified = entry.last_write_time(gone);
-    if (gone) continue;
-    files.push_back({name, static_cast<int64_t>(bytes),
-                     std::chrono::duration_cast<std::chrono::nanoseconds>(
-                         std::chrono::file_clock::to_sys(modified).time_since_epoch())
-                         .count()});
+    if (fs::equivalent(entry->path(), options.placement_file, gone)) continue;
+    if (fs::equivalent(entry->path(), options.state_file, gone)) continue;
+    if (std::optional<DumpFile> file = VersionOf(entry->path())) files.push_back(*std::move(file));
   }
+  if (error) return absl::NotFoundError(absl::StrCat(options.folder, ": cannot be read: ", error.message()));
   std::sort(files.begin(), files.end(), [](const DumpFile& a, const DumpFile& b) {
     return std::tie(a.modified_ns, a.name, a.bytes) < std::tie(b.modified_ns, b.name, b.bytes);
   });
@@ -81,6 +99,8 @@ std::string FormatSidecarState(const SidecarState& state) {
                      {"bytes", dump.bytes},
                      {"modified_ns", dump.modified_ns},
                      {"sequence", sequence}});
+    const auto missing = state.missing_since.find(dump);
+    if (missing != state.missing_since.end()) dumps.back()["missing_since"] = absl::ToUnixSeconds(missing->second);
   }
   return json.dump(1) + "\n";
 }
@@ -118,18 +138,39 @@ absl::StatusOr<SidecarState> ParseSidecarState(std::string_view bytes, std::stri
   for (size_t i = 0; i < dumps->size(); ++i) {
     const nlohmann::json& entry = (*dumps)[i];
     uint64_t size = 0;
-    uint64_t modified = 0;
     uint64_t sequence = 0;
-    constexpr auto kSigned = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
-    std::string dump;
+    constexpr auto kMost = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
+    DumpFile dump;
     if (!entry.is_object() || !entry.contains("name") || !entry["name"].is_string() ||
-        !absl::CUnescape(entry["name"].get<std::string>(), &dump) || !Unsigned(entry, "bytes", kSigned, size) ||
-        !Unsigned(entry, "modified_ns", kSigned, modified) || !Unsigned(entry, "sequence", kAny, sequence)) {
+        !absl::CUnescape(entry["name"].get<std::string>(), &dump.name) || !Unsigned(entry, "bytes", kMost, size) ||
+        !Signed(entry, "modified_ns", dump.modified_ns) || !Unsigned(entry, "sequence", kAny, sequence)) {
       return Bad(name, absl::StrCat("dumps[", i, "]: must have name, bytes, modified_ns and sequence"));
     }
-    state.dumps[{dump, static_cast<int64_t>(size), static_cast<int64_t>(modified)}] = sequence;
+    dump.bytes = static_cast<int64_t>(size);
+    state.dumps[dump] = sequence;
+    if (!entry.contains("missing_since")) continue;
+    int64_t missing_since = 0;
+    if (!Signed(entry, "missing_since", missing_since)) {
+      return Bad(name, absl::StrCat("dumps[", i, "].missing_since: must be a whole number"));
+    }
+    state.missing_since[dump] = absl::FromUnixSeconds(missing_since);
   }
   return state;
+}
+
+void ForgetDumps(std::span<const DumpFile> in_folder, uint64_t stored, absl::Time now, SidecarState& state) {
+  const std::set<DumpFile> there(in_folder.begin(), in_folder.end());
+  std::erase_if(state.dumps, [&](const auto& entry) {
+    const auto& [dump, sequence] = entry;
+    if (sequence > stored || there.contains(dump)) {
+      state.missing_since.erase(dump);
+      return false;
+    }
+    const auto missing = state.missing_since.emplace(dump, now).first;
+    if (now - missing->second < kForgetDumpsAfter) return false;
+    state.missing_since.erase(missing);
+    return true;
+  });
 }
 
 std::vector<DumpFile> DumpsToSend(std::span<const DumpFile> before, std::span<const DumpFile> now,
@@ -251,7 +292,18 @@ absl::Status Sidecar::Send(const DumpFile& dump, std::vector<std::string>& remar
     return Save();
   };
   const absl::StatusOr<std::string> bytes = ReadBytes(path);
-  if (absl::IsNotFound(bytes.status())) return absl::OkStatus();
+  // Gone, or written to meanwhile: then it is another dump, which the next look finds.
+  if (absl::IsNotFound(bytes.status()) || VersionOf(path) != dump) return absl::OkStatus();
+  if (absl::IsPermissionDenied(bytes.status()) || absl::IsUnavailable(bytes.status())) {
+    const std::string what(bytes.status().message());
+    // Numbers behind its own would make it a duplicate, so they wait.
+    if (state_.dumps.contains(dump)) return absl::UnavailableError(what);
+    std::string& told = unread_[dump];
+    if (told != what) remarks.push_back(absl::StrCat(what, "; trying again at every look"));
+    told = what;
+    return absl::OkStatus();
+  }
+  unread_.erase(dump);
   const absl::StatusOr<LoadFile> load = bytes.ok() ? ParseLoad(*bytes, path) : bytes.status();
   if (!load.ok()) return refuse(load.status());
   if (state_.rows == 0) {
@@ -317,18 +369,17 @@ absl::Status Sidecar::FetchPlacement(absl::Duration wait, std::vector<std::strin
   return Save();
 }
 
-absl::Status Sidecar::Step(bool settled, absl::Duration wait, std::vector<std::string>& remarks) {
-  BALLAST_ASSIGN_OR_RETURN(std::vector<DumpFile> now, List(options_));
-  if (settled) before_ = now;
+absl::Status Sidecar::Step(bool settled, absl::Duration wait, absl::Time now, std::vector<std::string>& remarks) {
+  BALLAST_ASSIGN_OR_RETURN(std::vector<DumpFile> dumps, List(options_));
+  if (settled) before_ = dumps;
   if (!registered_ && state_.rows > 0) BALLAST_RETURN_IF_ERROR(Register(remarks));
-  // What is gone and done with need not be remembered.
-  std::erase_if(state_.dumps, [&](const auto& entry) {
-    return entry.second <= stored_ && registered_ && std::find(now.begin(), now.end(), entry.first) == now.end();
-  });
-  for (const DumpFile& dump : DumpsToSend(before_, now, state_, stored_)) {
+  if (registered_) ForgetDumps(dumps, stored_, now, state_);
+  for (const DumpFile& dump : DumpsToSend(before_, dumps, state_, stored_)) {
     BALLAST_RETURN_IF_ERROR(Send(dump, remarks));
   }
-  before_ = std::move(now);
+  std::erase_if(unread_,
+                [&](const auto& entry) { return std::find(dumps.begin(), dumps.end(), entry.first) == dumps.end(); });
+  before_ = std::move(dumps);
   return registered_ ? FetchPlacement(wait, remarks) : absl::OkStatus();
 }
 

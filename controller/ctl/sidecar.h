@@ -37,6 +37,9 @@ struct SidecarState {
   uint64_t next_sequence = 1;
   // Number of each dump's report; 0: it was refused.
   std::map<DumpFile, uint64_t> dumps;
+  // Of the dumps that are done with those that were not in the folder, and since when (in whole seconds). They stay
+  // known for a while: a folder whose mount comes and goes, or a file that is copied anew as it was, is no new load.
+  std::map<DumpFile, absl::Time> missing_since;
   // Of the first dump; 0 rows: there was none yet. Its rows without load are dense.
   int32_t rows = 0;
   int32_t experts = 0;
@@ -48,6 +51,13 @@ struct SidecarState {
 std::string FormatSidecarState(const SidecarState& state);
 // InvalidArgument names the file and the field.
 absl::StatusOr<SidecarState> ParseSidecarState(std::string_view bytes, std::string_view name);
+
+// How long a dump that is done with and gone stays known.
+constexpr absl::Duration kForgetDumpsAfter = absl::Hours(24);
+
+// Brings missing_since up to what is in the folder now; what has been missing for long enough is forgotten. Only dumps
+// whose number is at most `stored` are done with.
+void ForgetDumps(std::span<const DumpFile> in_folder, uint64_t stored, absl::Time now, SidecarState& state);
 
 // The dumps of `now` to send, oldest first: those not known, once they look as they did `before` (who writes one may
 // not be done with it), and those whose number is above `stored`.
@@ -92,14 +102,15 @@ class EngineReporter {
 // One thread. `reporter` must outlive it.
 class Sidecar {
  public:
-  // Takes up the state file, or begins one whose stream is `new_stream`.
+  // Takes up the state file, or begins one whose stream is `new_stream` where there is none. An error where there is
+  // one that cannot be read: to begin anew would count everything twice.
   static absl::StatusOr<Sidecar> Open(SidecarOptions options, EngineReporter& reporter, uint64_t new_stream);
 
   // One look at the folder: sends what is to be sent, then writes the placement if there is a newer one, waiting up to
   // `wait` for it. `settled`: files are taken as they are, not only once they have stood still. What is worth telling
-  // is added to `remarks`; a dump that cannot be read is one, and is passed over from then on. An error says what to
-  // try again; the next call does.
-  absl::Status Step(bool settled, absl::Duration wait, std::vector<std::string>& remarks);
+  // is added to `remarks`: a dump that is no load, which is passed over from then on, and one that may not be read now,
+  // which is tried again at every look and told once. An error says what to try again; the next call does.
+  absl::Status Step(bool settled, absl::Duration wait, absl::Time now, std::vector<std::string>& remarks);
 
   const SidecarState& state() const { return state_; }
 
@@ -114,6 +125,8 @@ class Sidecar {
   EngineReporter* reporter_;
   SidecarState state_;
   std::vector<DumpFile> before_;
+  // Of the dumps that could not be read at the last look, what was told about it.
+  std::map<DumpFile, std::string> unread_;
   bool registered_ = false;
   uint64_t stored_ = 0;
 };

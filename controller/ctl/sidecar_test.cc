@@ -25,6 +25,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "proto/base/clock.h"
+#include "proto/base/no_privileges.h"
 
 namespace ballast {
 namespace {
@@ -32,6 +33,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Pair;
 
 TEST(DumpsToSend, Table) {
   const DumpFile a{"a", 10, 1};
@@ -54,10 +56,34 @@ TEST(DumpsToSend, Table) {
   EXPECT_THAT(DumpsToSend(std::vector{a_grown}, std::vector{a_grown}, state, 0), ElementsAre(a_grown));
 }
 
+TEST(ForgetDumps, OnlyWhatIsDoneWithAndLongGone) {
+  const DumpFile a{"a", 10, 1};
+  const DumpFile b{"b", 10, 2};
+  const DumpFile c{"c", 10, 3};
+  const absl::Time start = absl::FromUnixSeconds(1'700'000'000);
+  SidecarState state;
+  state.dumps = {{a, 1}, {b, 2}, {c, 3}};
+  const SidecarState all = state;
+  ForgetDumps(std::vector{a, b, c}, 2, start, state);
+  EXPECT_EQ(state, all);
+  // The folder is empty, c is not stored yet.
+  ForgetDumps({}, 2, start, state);
+  EXPECT_EQ(state.dumps, all.dumps);
+  EXPECT_THAT(state.missing_since, ElementsAre(Pair(a, start), Pair(b, start)));
+  // a is back, b is gone.
+  ForgetDumps(std::vector{a}, 2, start + kForgetDumpsAfter - absl::Seconds(1), state);
+  EXPECT_EQ(state.dumps, all.dumps);
+  EXPECT_THAT(state.missing_since, ElementsAre(Pair(b, start)));
+  ForgetDumps(std::vector{a}, 2, start + kForgetDumpsAfter, state);
+  EXPECT_THAT(state.dumps, ElementsAre(Pair(a, 1), Pair(c, 3)));
+  EXPECT_THAT(state.missing_since, IsEmpty());
+}
+
 TEST(SidecarState, ReadsWhatItWrites) {
   const SidecarState state{.stream = 1'700'000'000'000'000'000,
                            .next_sequence = 3,
-                           .dumps = {{{"a.pt", 10, 5}, 1}, {{"b \"\xff#.pt", 20, 6}, 0}},
+                           .dumps = {{{"a.pt", 10, 5}, 1}, {{"b \"\xff#.pt", 20, -6'000'000'000}, 0}},
+                           .missing_since = {{{"a.pt", 10, 5}, absl::FromUnixSeconds(1'700'000'000)}},
                            .rows = 4,
                            .experts = 8,
                            .row_of_layer = {1, 3},
@@ -77,6 +103,8 @@ TEST(SidecarState, ReadsWhatItWrites) {
        },
        "s: row_of_layer: 1; must be 4 to 3"},
       {[](auto& j) { j["dumps"][0].erase("bytes"); }, "s: dumps[0]: must have name"},
+      {[](auto& j) { j["dumps"][0]["modified_ns"] = uint64_t{1} << 63; }, "s: dumps[0]: must have name"},
+      {[](auto& j) { j["dumps"][0]["missing_since"] = "x"; }, "s: dumps[0].missing_since: must be a whole number"},
       {[](auto& j) { j.erase("dumps"); }, "s: dumps: must be a list"},
   };
   for (const auto& c : cases) {
@@ -116,7 +144,7 @@ TEST(MakeReport, CountsMoeLayersAndTokens) {
 }
 
 // Counts reports as a controller does; answers what `answers` says first.
-class FakeController final : public EngineReporter {
+class FakeController : public EngineReporter {
  public:
   absl::StatusOr<v1::RegisterEngineResponse> Register(const v1::RegisterEngineRequest& request) override {
     ++registrations;
@@ -185,6 +213,7 @@ class SidecarTest : public ::testing::Test {
 
   const std::string folder_;
   SidecarOptions options_;
+  absl::Time now_ = absl::FromUnixSeconds(1'700'000'000);
   std::vector<std::string> remarks_;
 };
 
@@ -197,20 +226,20 @@ TEST_F(SidecarTest, EachDumpCountsOnceWhateverIsLost) {
   {
     Sidecar sidecar = Open(controller);
     controller.answers = {absl::UnavailableError("down")};
-    EXPECT_EQ(sidecar.Step(true, absl::ZeroDuration(), remarks_).code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).code(), absl::StatusCode::kUnavailable);
     // Counted, and the answer lost. Then this process is killed.
   }
   Sidecar sidecar = Open(controller);
-  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
   EXPECT_EQ(controller.counted.size(), 2u);
   // A controller that forgot the stream asks for it.
   Write("#3.json", kDump);
   controller.answers = {absl::FailedPreconditionError("another stream")};
   const int before = controller.registrations;
-  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
   EXPECT_EQ(controller.registrations, before + 1);
   EXPECT_EQ(controller.counted.size(), 3u);
-  ASSERT_TRUE(Open(controller).Step(true, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(Open(controller).Step(true, absl::ZeroDuration(), now_, remarks_).ok());
   EXPECT_EQ(controller.counted.size(), 3u);
   EXPECT_EQ(sidecar.state().stream, 77u);
 }
@@ -219,27 +248,124 @@ TEST_F(SidecarTest, FilesThatGrowAreLeftUntilTheyStandStill) {
   FakeController controller;
   Sidecar sidecar = Open(controller);
   Write("1.json", "{\"logical_count\"");
-  ASSERT_TRUE(sidecar.Step(false, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(false, absl::ZeroDuration(), now_, remarks_).ok());
   Write("1.json", kDump);
-  ASSERT_TRUE(sidecar.Step(false, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(false, absl::ZeroDuration(), now_, remarks_).ok());
   EXPECT_TRUE(controller.counted.empty());
-  ASSERT_TRUE(sidecar.Step(false, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(false, absl::ZeroDuration(), now_, remarks_).ok());
   EXPECT_EQ(controller.counted.size(), 1u);
   EXPECT_THAT(remarks_, ElementsAre(HasSubstr("1.json: reported")));
+}
+
+TEST_F(SidecarTest, AFolderThatIsEmptyForAMomentCountsNothingTwice) {
+  FakeController controller;
+  Write("1.json", kDump);
+  Write("2.json", kDump);
+  const std::string away = folder_ + "/away";
+  std::filesystem::create_directories(away);
+  {
+    Sidecar sidecar = Open(controller);
+    ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+    for (const char* name : {"/1.json", "/2.json"}) {
+      std::filesystem::rename(options_.folder + name, away + name);
+    }
+    ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+    // Something else is reported meanwhile, so that the state is written.
+    Write("3.json", kDump);
+    ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+    EXPECT_EQ(sidecar.state().missing_since.size(), 2u);
+    EXPECT_EQ(controller.counted.size(), 3u);
+  }
+  Sidecar sidecar = Open(controller);
+  EXPECT_EQ(sidecar.state().missing_since.size(), 2u);
+  for (const char* name : {"/1.json", "/2.json"}) {
+    std::filesystem::rename(away + name, options_.folder + name);
+  }
+  for (int i = 0; i < 2; ++i) {
+    now_ += kForgetDumpsAfter;
+    ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+  }
+  EXPECT_EQ(controller.counted.size(), 3u);
+  EXPECT_THAT(sidecar.state().missing_since, IsEmpty());
+}
+
+// A controller during whose first report the engine writes a file.
+class SlowController final : public FakeController {
+ public:
+  explicit SlowController(std::function<void()> meanwhile) : meanwhile_(std::move(meanwhile)) {}
+  absl::StatusOr<v1::ReportLoadResponse> Report(const v1::ReportLoadRequest& request) override {
+    if (meanwhile_ != nullptr) std::exchange(meanwhile_, nullptr)();
+    return FakeController::Report(request);
+  }
+
+ private:
+  std::function<void()> meanwhile_;
+};
+
+TEST_F(SidecarTest, ADumpThatIsWrittenBetweenLookAndReadCountsOnce) {
+  Write("1.json", kDump);
+  Write("2.json", R"({"logical_count": [[0,0,0,0], [1,1,1,1], [1,1,1,1]]})");
+  SlowController controller([&] { Write("2.json", kDump); });
+  Sidecar sidecar = Open(controller);
+  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+  EXPECT_EQ(controller.counted.size(), 1u);
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+  ASSERT_EQ(controller.counted.size(), 2u);
+  v1::LoadReport second;
+  ASSERT_TRUE(second.ParseFromString(controller.counted.at(2)));
+  EXPECT_EQ(second.counts(0).tokens(), 900);
+}
+
+TEST_F(SidecarTest, WhatMayNotBeReadIsToldAndTriedAgain) {
+  FakeController controller;
+  Write("1.json", kDump);
+  Write("2.json", kDump);
+  const NoPrivileges none;
+  const std::string first = options_.folder + "/1.json";
+  const auto set = [](const std::string& path, std::filesystem::perms mode) {
+    std::filesystem::permissions(path, mode);
+  };
+  set(first, std::filesystem::perms::none);
+  Sidecar sidecar = Open(controller);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+  EXPECT_EQ(controller.counted.size(), 1u);
+  EXPECT_THAT(remarks_,
+              ElementsAre(HasSubstr("1.json: cannot be opened: Permission denied; trying again at every look"),
+                          HasSubstr("2.json: reported")));
+  set(first, std::filesystem::perms::owner_read);
+  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+  EXPECT_EQ(controller.counted.size(), 2u);
+  // One that has its number holds up those behind it.
+  Write("3.json", kDump);
+  controller.answers = {absl::UnavailableError("down")};
+  EXPECT_FALSE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
+  controller.counted.erase(3);
+  set(options_.folder + "/3.json", std::filesystem::perms::none);
+  Write("4.json", kDump);
+  EXPECT_THAT(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ToString(),
+              HasSubstr("UNAVAILABLE: " + options_.folder + "/3.json: cannot be opened"));
+  EXPECT_EQ(controller.counted.size(), 2u);
+  // A state that may not be read is no reason to begin anew.
+  set(options_.state_file, std::filesystem::perms::none);
+  EXPECT_EQ(Sidecar::Open(options_, controller, 1).status().code(), absl::StatusCode::kPermissionDenied);
+  std::filesystem::remove(options_.state_file);
+  std::filesystem::create_symlink(".state.json", options_.state_file);
+  EXPECT_EQ(Sidecar::Open(options_, controller, 1).status().code(), absl::StatusCode::kUnavailable)
+      << "a loop of links";
 }
 
 TEST_F(SidecarTest, BadDumpsArePassedOverOnce) {
   FakeController controller;
   Sidecar sidecar = Open(controller);
   Write("0.json", R"({"logical_count": [[0,0],[0,0]]})");
-  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
   Write("1.json", kDump);
-  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
   Write("2.json", R"({"logical_count": [[1,-2]]})");
   Write("3.json", R"({"logical_count": [[1,2]]})");
   Write("4.txt", "notes");
   Write(".hidden", "x");
-  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
   EXPECT_EQ(controller.counted.size(), 1u);
   std::string all;
   for (const std::string& remark : remarks_) absl::StrAppend(&all, remark, "\n");
@@ -248,10 +374,11 @@ TEST_F(SidecarTest, BadDumpsArePassedOverOnce) {
   EXPECT_THAT(all, HasSubstr("3.json: 1 rows of 2 experts; the first dump had 3 of 4; passed over"));
   EXPECT_THAT(all, HasSubstr("4.txt: not a load that is known"));
   EXPECT_EQ(remarks_.size(), 5u);
-  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), remarks_).ok());
+  ASSERT_TRUE(sidecar.Step(true, absl::ZeroDuration(), now_, remarks_).ok());
   EXPECT_EQ(remarks_.size(), 5u);
   options_.folder = folder_ + "/none";
-  EXPECT_THAT(Open(controller).Step(true, absl::ZeroDuration(), remarks_).ToString(), HasSubstr("cannot be read"));
+  EXPECT_THAT(Open(controller).Step(true, absl::ZeroDuration(), now_, remarks_).ToString(),
+              HasSubstr("cannot be read"));
   options_.folder = folder_ + "/dumps";
   Write(".state.json", "{}");
   EXPECT_THAT(Sidecar::Open(options_, controller, 1).status().ToString(), HasSubstr(".state.json: format"));

@@ -70,7 +70,7 @@ absl::Status RunSidecar(const VerbOptions& o, CtlContext& context) {
   CondVar never;
   while (true) {
     std::vector<std::string> remarks;
-    const absl::Status status = sidecar.Step(o.once, absl::Seconds(o.wait_seconds), remarks);
+    const absl::Status status = sidecar.Step(o.once, absl::Seconds(o.wait_seconds), clock.Now(), remarks);
     for (const std::string& remark : remarks) context.err << remark << "\n";
     if (o.once) return status;
     // What cannot be mended by waiting ends it.
