@@ -1,6 +1,7 @@
 #include "controller/ctl/route_recorder.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
@@ -8,6 +9,46 @@
 #include "proto/base/grpc_status.h"
 
 namespace ballast {
+namespace {
+
+grpc::Status Score(v1::Inference::StubInterface& worker, const v1::ScoreRequest& request, absl::Duration timeout,
+                   v1::ScoreResponse& response) {
+  grpc::ClientContext context;
+  if (timeout != absl::InfiniteDuration()) {
+    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
+  }
+  return worker.Score(&context, request, &response);
+}
+
+absl::Status Append(const v1::ScoreResponse& response, int64_t sample, Recording& recording) {
+  RouteTrace& trace = recording.file.routes;
+  const v1::ExpertRoutes& routes = response.expert_routes();
+  const int64_t tokens = response.token_ids_size();
+  const int64_t layers = routes.moe_layers();
+  const int64_t top_k = routes.experts_per_token();
+  if (layers < 1 || top_k < 1 || routes.experts_size() != tokens * layers * top_k ||
+      (trace.top_k != 0 && (trace.top_k != top_k || static_cast<int64_t>(trace.experts.size()) != layers))) {
+    return absl::UnimplementedError(absl::StrCat("the worker answers ", tokens, " tokens with ", routes.experts_size(),
+                                                 " choices in ", layers, " layers; it may be of an older release"));
+  }
+  trace.top_k = static_cast<int32_t>(top_k);
+  trace.experts.resize(layers);
+  trace.samples.resize(layers);
+  trace.tokens.resize(layers);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t l = 0; l < layers; ++l) {
+      const auto chosen = routes.experts().begin() + (t * layers + l) * top_k;
+      trace.experts[l].insert(trace.experts[l].end(), chosen, chosen + top_k);
+      trace.samples[l].push_back(sample);
+      trace.tokens[l].push_back(t);
+    }
+  }
+  recording.tokens += tokens;
+  ++recording.prompts;
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 absl::StatusOr<std::vector<RecordedPrompt>> ParsePrompts(std::string_view bytes, std::string_view name,
                                                          std::string_view task) {
@@ -18,7 +59,7 @@ absl::StatusOr<std::vector<RecordedPrompt>> ParsePrompts(std::string_view bytes,
     const std::string_view line = bytes.substr(0, end);
     bytes.remove_prefix(end == std::string_view::npos ? bytes.size() : end + 1);
     ++line_number;
-    if (line.empty()) continue;
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     const auto text_of = [&](const char* key) {
       return json.is_object() && json.contains(key) && json[key].is_string();
@@ -38,52 +79,35 @@ absl::StatusOr<std::vector<RecordedPrompt>> ParsePrompts(std::string_view bytes,
   return prompts;
 }
 
-absl::StatusOr<LoadFile> RecordRoutes(v1::Inference::StubInterface& worker, std::span<const RecordedPrompt> prompts,
-                                      int64_t max_tokens, size_t max_prompt_bytes,
-                                      const std::function<void(size_t prompts, int64_t tokens)>& progress) {
-  LoadFile file{.format = "routes"};
-  RouteTrace& trace = file.routes;
-  int64_t recorded = 0;
-  for (size_t sample = 0; sample < prompts.size() && recorded < max_tokens; ++sample) {
-    size_t bytes = std::min(max_prompt_bytes, prompts[sample].text.size());
+Recording RecordRoutes(v1::Inference::StubInterface& worker, std::span<const RecordedPrompt> prompts,
+                       const RecordingOptions& options,
+                       const std::function<void(size_t prompts, int64_t tokens)>& progress) {
+  Recording recording{.file = {.format = "routes"}};
+  for (size_t sample = 0; sample < prompts.size() && recording.tokens < options.max_tokens; ++sample) {
+    const std::string& text = prompts[sample].text;
+    size_t bytes = std::min(options.max_prompt_bytes, text.size());
     // Not in the middle of a UTF-8 sequence.
-    while (bytes > 0 && bytes < prompts[sample].text.size() && (prompts[sample].text[bytes] & 0xC0) == 0x80) --bytes;
+    while (bytes > 0 && bytes < text.size() && (text[bytes] & 0xC0) == 0x80) --bytes;
     if (bytes == 0) continue;
     v1::ScoreRequest request;
-    request.set_text(prompts[sample].text.substr(0, bytes));
+    request.set_text(text.substr(0, bytes));
     request.set_task(prompts[sample].task);
     request.set_expert_routes(true);
     v1::ScoreResponse response;
-    grpc::ClientContext context;
-    const grpc::Status status = worker.Score(&context, request, &response);
-    if (!status.ok()) return FromGrpc(status);
-    const v1::ExpertRoutes& routes = response.expert_routes();
-    const int64_t tokens = response.token_ids_size();
-    const int64_t layers = routes.moe_layers();
-    const int64_t top_k = routes.experts_per_token();
-    if (layers < 1 || top_k < 1 || routes.experts_size() != tokens * layers * top_k ||
-        (trace.top_k != 0 && (trace.top_k != top_k || static_cast<int64_t>(trace.experts.size()) != layers))) {
-      return absl::UnimplementedError(absl::StrCat("the worker answers ", tokens, " tokens with ",
-                                                   routes.experts_size(), " choices in ", layers,
-                                                   " layers; it may be of an older release"));
+    grpc::Status status = Score(worker, request, options.timeout, response);
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+      status = Score(worker, request, options.timeout, response);
     }
-    trace.top_k = static_cast<int32_t>(top_k);
-    trace.experts.resize(layers);
-    trace.samples.resize(layers);
-    trace.tokens.resize(layers);
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int64_t l = 0; l < layers; ++l) {
-        const auto chosen = routes.experts().begin() + (t * layers + l) * top_k;
-        trace.experts[l].insert(trace.experts[l].end(), chosen, chosen + top_k);
-        trace.samples[l].push_back(static_cast<int64_t>(sample));
-        trace.tokens[l].push_back(t);
-      }
+    if (status.error_code() == grpc::StatusCode::INVALID_ARGUMENT ||
+        status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+      recording.refused.push_back(absl::StrCat("prompt ", sample, " is left out: ", status.error_message()));
+      continue;
     }
-    recorded += tokens;
-    progress(sample + 1, recorded);
+    recording.ended = status.ok() ? Append(response, static_cast<int64_t>(sample), recording) : FromGrpc(status);
+    if (!recording.ended.ok()) break;
+    progress(sample + 1, recording.tokens);
   }
-  if (recorded == 0) return absl::InvalidArgumentError("the prompts have no tokens");
-  return file;
+  return recording;
 }
 
 }  // namespace ballast

@@ -172,26 +172,67 @@ absl::Status RecordPrompts(const TraceOptions& o, CtlContext& context) {
   std::optional<Progress> progress;
   constexpr int64_t kWhole = 10'000;
   progress.emplace(ProgressLineOf(context), Clock::Real(), "recording", kWhole);
-  const absl::StatusOr<LoadFile> file = RecordRoutes(
-      *stub, prompts, o.max_tokens, static_cast<size_t>(o.max_prompt_bytes), [&](size_t done, int64_t tokens) {
-        // Whichever ends it first.
-        progress->Set(std::max<int64_t>(kWhole * static_cast<int64_t>(done) / static_cast<int64_t>(prompts.size()),
-                                        kWhole * tokens / o.max_tokens));
-      });
+  const RecordingOptions options{.max_tokens = o.max_tokens,
+                                 .max_prompt_bytes = static_cast<size_t>(o.max_prompt_bytes),
+                                 .timeout = absl::Seconds(context.timeout_seconds)};
+  const Recording recording = RecordRoutes(*stub, prompts, options, [&](size_t done, int64_t tokens) {
+    // Whichever ends it first.
+    progress->Set(std::max<int64_t>(kWhole * static_cast<int64_t>(done) / static_cast<int64_t>(prompts.size()),
+                                    kWhole * tokens / o.max_tokens));
+  });
   progress.reset();
-  if (!file.ok()) return absl::Status(file.status().code(), absl::StrCat(o.worker, ": ", file.status().message()));
-  BALLAST_ASSIGN_OR_RETURN(const std::string text, FormatRoutesCsv(*file));
+  for (const std::string& line : recording.refused) context.err << o.worker << ": " << line << "\n";
+  const auto ended = [&](const std::string& what) {
+    return absl::Status(recording.ended.code(), absl::StrCat(o.worker, ": ", recording.ended.message(), what));
+  };
+  if (recording.tokens == 0) {
+    if (!recording.ended.ok()) return ended("");
+    return absl::InvalidArgumentError(absl::StrCat(o.prompts, ": the prompts have no tokens, or none was taken"));
+  }
+  BALLAST_ASSIGN_OR_RETURN(const std::string text, FormatRoutesCsv(recording.file));
   constexpr std::string_view kGzip = ".gz";
   const bool gzip = o.out.size() > kGzip.size() && o.out.compare(o.out.size() - kGzip.size(), kGzip.size(), kGzip) == 0;
   BALLAST_RETURN_IF_ERROR(WriteFile(o.out, gzip ? Gzip(text) : text));
-  const size_t tokens = file->routes.tokens[0].size();
-  const int64_t samples = file->routes.samples[0].back() + 1;
   if (context.output == OutputFormat::kTable) {
-    context.out << absl::StrFormat("%d tokens of %d prompts, written to %s\n", tokens, samples, o.out);
+    context.out << absl::StrFormat("%d tokens of %d prompts, written to %s\n", recording.tokens, recording.prompts,
+                                   o.out);
   } else {
-    PrintDocument(context.output, {{"tokens", tokens}, {"prompts", samples}, {"out", o.out}}, context.out);
+    PrintDocument(context.output, {{"tokens", recording.tokens}, {"prompts", recording.prompts}, {"out", o.out}},
+                  context.out);
   }
-  return absl::OkStatus();
+  if (!recording.ended.ok()) {
+    return ended(
+        absl::StrCat("; ", o.out, " has what came before: ", recording.prompts, " of ", prompts.size(), " prompts"));
+  }
+  if (recording.refused.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(o.worker, ": refused ", recording.refused.size(), " prompts, which ", o.out, " does not have"));
+}
+
+// Adds what a window has to the parts, which are by phase, and by window where that has a number. False, and nothing is
+// added: it has another shape than they have.
+bool AddWindow(const v1::WatchLoadResponse& window, int window_number, std::vector<LoadPart>& parts) {
+  const bool same_layers =
+      std::all_of(window.phases().begin(), window.phases().end(),
+                  [&](const v1::PhaseTokens& phase) { return phase.layers_size() == window.num_layers(); });
+  const bool same_shape =
+      parts.empty() || window.phases().empty() ||
+      (parts[0].load.layers == window.num_layers() && parts[0].load.experts == window.num_experts());
+  if (!same_layers || !same_shape) return false;
+  for (const v1::PhaseTokens& phase : window.phases()) {
+    std::string name = phase.phase() == v1::PHASE_PREFILL ? "prefill" : "decode";
+    if (window_number > 0) absl::StrAppend(&name, absl::StrFormat("/%05d", window_number));
+    auto part = std::find_if(parts.begin(), parts.end(), [&](const LoadPart& p) { return p.name == name; });
+    if (part == parts.end()) {
+      part = parts.insert(part, {name, LoadMatrix(window.num_layers(), window.num_experts())});
+    }
+    for (int32_t l = 0; l < phase.layers_size(); ++l) {
+      for (int32_t e = 0; e < phase.layers(l).tokens_size() && e < part->load.experts; ++e) {
+        part->load.layer(l)[e] += phase.layers(l).tokens(e);
+      }
+    }
+  }
+  return true;
 }
 
 absl::Status Record(const TraceOptions& o, CtlContext& context) {
@@ -212,40 +253,28 @@ absl::Status Record(const TraceOptions& o, CtlContext& context) {
   std::vector<LoadPart> parts;
   double recorded = 0;
   int windows = 0;
-  bool ended = true;
+  absl::Status ended;
   std::optional<Progress> progress;
   progress.emplace(ProgressLineOf(context), Clock::Real(), "recording", static_cast<int64_t>(o.seconds * 1000));
-  while (stream->Read(&window)) {
+  while (recorded < o.seconds && stream->Read(&window)) {
+    if (!AddWindow(window, o.windows ? windows + 1 : 0, parts)) {
+      ended = absl::AbortedError(absl::StrCat(o.group, ": has another shape than when the recording began"));
+      break;
+    }
     ++windows;
     recorded += absl::ToDoubleSeconds(absl::Seconds(window.end().seconds() - window.start().seconds()) +
                                       absl::Nanoseconds(window.end().nanos() - window.start().nanos()));
-    for (const v1::PhaseTokens& phase : window.phases()) {
-      std::string name = phase.phase() == v1::PHASE_PREFILL ? "prefill" : "decode";
-      if (o.windows) absl::StrAppend(&name, absl::StrFormat("/%05d", windows));
-      auto part = std::find_if(parts.begin(), parts.end(), [&](const LoadPart& p) { return p.name == name; });
-      if (part == parts.end()) {
-        parts.push_back({name, LoadMatrix(window.num_layers(), window.num_experts())});
-        part = parts.end() - 1;
-      }
-      if (part->load.layers != phase.layers_size() || part->load.experts != window.num_experts()) {
-        call.TryCancel();
-        return absl::AbortedError(absl::StrCat(o.group, ": has another shape than when the recording began"));
-      }
-      for (int32_t l = 0; l < phase.layers_size(); ++l) {
-        for (int32_t e = 0; e < phase.layers(l).tokens_size() && e < part->load.experts; ++e) {
-          part->load.layer(l)[e] += phase.layers(l).tokens(e);
-        }
-      }
-    }
     progress->Set(static_cast<int64_t>(recorded * 1000));
-    if (recorded < o.seconds) continue;
-    ended = false;
-    break;
   }
   progress.reset();
-  if (ended) return Client::ToStatus(stream->Finish(), context.controller);
-  call.TryCancel();
+  if (recorded >= o.seconds || !ended.ok()) {
+    call.TryCancel();
+  } else {
+    ended = Client::ToStatus(stream->Finish(), context.controller);
+    if (ended.ok()) ended = absl::UnavailableError(absl::StrCat(context.controller, ": has ended the recording"));
+  }
   if (parts.empty()) {
+    if (!ended.ok()) return ended;
     return absl::FailedPreconditionError(
         absl::StrCat(o.group, ": no token in ", recorded, " seconds; nothing written"));
   }
@@ -257,7 +286,9 @@ absl::Status Record(const TraceOptions& o, CtlContext& context) {
     PrintDocument(context.output,
                   {{"seconds", recorded}, {"windows", windows}, {"parts", parts.size()}, {"out", o.out}}, context.out);
   }
-  return absl::OkStatus();
+  if (ended.ok()) return ended;
+  return absl::Status(ended.code(), absl::StrFormat("%s; %s has what came before: %.1f of %.1f seconds",
+                                                    std::string(ended.message()), o.out, recorded, o.seconds));
 }
 
 }  // namespace

@@ -1,11 +1,15 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <filesystem>
+#include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "ballast/v1/inference.grpc.pb.h"
 #include "ballast/v1/telemetry_service.grpc.pb.h"
 #include "controller/ctl/context.h"
 #include "controller/ctl/verb_test.h"
@@ -179,6 +183,112 @@ TEST_F(TraceVerbsTest, RecordsWhatIsReported) {
   EXPECT_THAT(ReadLoad(Path("windows.json"))->parts[0].name, HasSubstr("decode/0000"));
   EXPECT_EQ(Run("trace record --group none --seconds 0.2 --out @x"), 1);
   EXPECT_THAT(err_.str(), HasSubstr("neither a group nor an engine 'none'"));
+}
+
+// A controller and a worker whose answers end early.
+class EndsEarly final : public v1::TelemetryService::Service, public v1::Inference::Service {
+ public:
+  EndsEarly() {
+    int port = 0;
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(static_cast<v1::TelemetryService::Service*>(this));
+    builder.RegisterService(static_cast<v1::Inference::Service*>(this));
+    server_ = builder.BuildAndStart();
+    address_ = absl::StrCat("127.0.0.1:", port);
+  }
+  const std::string& address() const { return address_; }
+
+  // Two windows of 60 seconds; of group "grows" the second has one expert more.
+  grpc::Status WatchLoad(grpc::ServerContext*, const v1::WatchLoadRequest* request,
+                         grpc::ServerWriter<v1::WatchLoadResponse>* writer) override {
+    for (int i = 0; i < 2; ++i) {
+      v1::WatchLoadResponse window;
+      window.mutable_start()->set_seconds(60 * i);
+      window.mutable_end()->set_seconds(60 * (i + 1));
+      const int experts = request->group() == "grows" ? 2 + i : 2;
+      window.set_num_layers(1);
+      window.set_num_experts(experts);
+      for (const v1::Phase phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE}) {
+        if (i == 0 && phase == v1::PHASE_PREFILL) continue;
+        v1::PhaseTokens& tokens = *window.add_phases();
+        tokens.set_phase(phase);
+        v1::LayerTokens& layer = *tokens.add_layers();
+        for (int e = 0; e < experts; ++e) layer.add_tokens(e + 1);
+      }
+      writer->Write(window);
+    }
+    if (request->group() == "ends") return grpc::Status::OK;
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "going away");
+  }
+
+  // Each byte of a text is a token and chooses the expert of its letter.
+  grpc::Status Score(grpc::ServerContext*, const v1::ScoreRequest* request, v1::ScoreResponse* response) override {
+    if (request->text() == "long") return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "too long");
+    if (request->text() == "bad") return grpc::Status(grpc::StatusCode::INTERNAL, "not finite");
+    response->mutable_expert_routes()->set_moe_layers(1);
+    response->mutable_expert_routes()->set_experts_per_token(1);
+    for (const char c : request->text()) {
+      response->add_token_ids(c);
+      response->mutable_expert_routes()->add_experts(c - 'a');
+    }
+    return grpc::Status::OK;
+  }
+
+ private:
+  std::string address_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST_F(TraceVerbsTest, WhatWasRecordedBeforeAnErrorIsWritten) {
+  EndsEarly server;
+  controller_ = server.address();
+  const struct {
+    const char* group;
+    std::string message;
+    double prefill;
+    double decode;
+  } groups[] = {
+      {"leaves", server.address() + ": going away; " + Path("load.json") + " has what came before: 120.0 of 3600.0", 2,
+       4},
+      {"ends", server.address() + ": has ended the recording; ", 2, 4},
+      {"grows",
+       "grows: has another shape than when the recording began; " + Path("load.json") +
+           " has what came before: 60.0 of",
+       0, 2},
+  };
+  for (const auto& c : groups) {
+    EXPECT_EQ(Run(absl::StrCat("trace record --seconds 3600 --out @load.json --group ", c.group)), 1);
+    EXPECT_THAT(err_.str(), HasSubstr(c.message));
+    const auto load = ReadLoad(Path("load.json"));
+    ASSERT_TRUE(load.ok()) << load.status();
+    double prefill = 0;
+    double decode = 0;
+    for (const LoadPart& part : load->parts) (part.name == "prefill" ? prefill : decode) = part.load.layer(0)[1];
+    EXPECT_EQ(prefill, c.prefill) << c.group;
+    EXPECT_EQ(decode, c.decode) << c.group;
+    std::filesystem::remove(Path("load.json"));
+  }
+  const auto prompts = [&](const std::vector<std::string>& texts) {
+    std::string lines;
+    for (const std::string& text : texts) absl::StrAppend(&lines, "{\"task\": \"t\", \"text\": \"", text, "\"}\n");
+    Write("prompts.jsonl", lines);
+    return Run(absl::StrCat("trace record --prompts @prompts.jsonl --out @routes.csv --worker ", server.address()));
+  };
+  EXPECT_EQ(prompts({"a", "b", "long", "c", "d"}), 1);
+  EXPECT_EQ(Read("routes.csv"), "layer,sample,token,e0\n0,0,0,0\n0,1,0,1\n0,3,0,2\n0,4,0,3\n");
+  EXPECT_THAT(out_.str(), HasSubstr("4 tokens of 4 prompts"));
+  EXPECT_THAT(err_.str(), HasSubstr(server.address() + ": prompt 2 is left out: too long\n"));
+  EXPECT_THAT(err_.str(), HasSubstr("refused 1 prompts, which " + Path("routes.csv") + " does not have"));
+  EXPECT_EQ(prompts({"a", "b", "bad", "c", "d"}), 1);
+  EXPECT_EQ(Read("routes.csv"), "layer,sample,token,e0\n0,0,0,0\n0,1,0,1\n");
+  EXPECT_THAT(err_.str(), HasSubstr(server.address() + ": not finite; " + Path("routes.csv") +
+                                    " has what came before: 2 of 5 prompts"));
+  std::filesystem::remove(Path("routes.csv"));
+  for (const char* text : {"long", "bad"}) {
+    EXPECT_EQ(prompts({text}), 1);
+    EXPECT_FALSE(Exists("routes.csv"));
+  }
 }
 
 }  // namespace
