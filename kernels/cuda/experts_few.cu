@@ -29,23 +29,33 @@ __device__ Groups GroupsAt(int* memory, const FewArgs& args) {
 }
 constexpr size_t GroupsBytes(int max_active) { return sizeof(int) * 3 * max_active; }
 
-// Lists them, by one warp; returns how many there are.
+// Lists them, by one warp; returns how many there are. Loads of kAtOnce are on their way at once.
 __device__ int ListGroups(const FewArgs& args, const Groups& groups) {
+  constexpr int kAtOnce = 8;
   const int lane = threadIdx.x % 32;
   int active = 0;
-  for (int base = 0; base < args.num_groups; base += 32) {
-    const int g = base + lane;
-    const bool inside = g < args.num_groups;
-    const int first = inside ? args.begin[g] : 0, last = inside ? args.begin[g + 1] : 0;
-    const int slot = inside ? args.slots[g] : 0;
-    const unsigned has_rows = __ballot_sync(kAll, last > first);
-    if (last > first) {
-      const int at = active + __popc(has_rows & ((1u << lane) - 1));
-      groups.firsts[at] = first;
-      groups.counts[at] = last - first;
-      groups.slots[at] = slot;
+  for (int base = 0; base < args.num_groups; base += 32 * kAtOnce) {
+    int first[kAtOnce], last[kAtOnce], slot[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int g = base + i * 32 + lane;
+      const bool inside = g < args.num_groups;
+      first[i] = inside ? args.begin[g] : 0;
+      last[i] = inside ? args.begin[g + 1] : 0;
+      slot[i] = inside ? args.slots[g] : 0;
     }
-    active += __popc(has_rows);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const bool has_rows = last[i] > first[i];
+      const unsigned with_rows = __ballot_sync(kAll, has_rows);
+      if (has_rows) {
+        const int at = active + __popc(with_rows & ((1u << lane) - 1));
+        groups.firsts[at] = first[i];
+        groups.counts[at] = last[i] - first[i];
+        groups.slots[at] = slot[i];
+      }
+      active += __popc(with_rows);
+    }
   }
   return active;
 }
@@ -73,7 +83,7 @@ struct ActivateShared {
 };
 
 // A tile's activations of up to 8 kTiles tokens at a time, times the weights of their choices. `weights` holds the
-// first lines; `load_next` is called once when they are no longer needed.
+// first lines; `load_next`(i) is called once for each when it is no longer needed.
 template <int kTiles, typename LoadNext>
 __device__ __forceinline__ void Activate(ActivateShared& shared, const FewArgs& args, int first_row, int count,
                                          int tile, const Rows& rows, WeightLines& weights, int& turn,
@@ -102,14 +112,15 @@ __device__ __forceinline__ void Activate(ActivateShared& shared, const FewArgs& 
         columns[j] = static_cast<const uint8_t*>(args.x) + token * args.hidden_size * 2;
       }
     }
-    if (pass > 0) LoadLines(weights, rows.row, rows.row_8, warp, kActivateWarps, lines, args.hidden_size);
-    for (int line = warp; line < lines; line += kStep) {
-      MultiplyLines(sums, weights, columns, line, kActivateWarps, lines, args.hidden_size);
-      if (line + kStep < lines) {
-        LoadLines(weights, rows.row, rows.row_8, line + kStep, kActivateWarps, lines, args.hidden_size);
-      }
+    // Those of another pass are the same lines again.
+    const bool last_pass = pass + kTiles * kTileColumns >= count;
+    for (int line = warp, rest = DivideUp(lines, kStep); rest > 0; line += kStep, --rest) {
+      MultiplyAndReload(sums, weights, columns, line, kActivateWarps, lines, args.hidden_size, [&](int i) {
+        if (rest == 1 && last_pass) return load_next(i);
+        LoadLine<true>(weights, i, rows.row, rows.row_8, (rest == 1 ? warp : line + kStep) + i * kActivateWarps, lines,
+                       args.hidden_size);
+      });
     }
-    if (pass + kTiles * kTileColumns >= count) load_next();
     auto& buffer = shared.sums[turn++ % 2];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
@@ -156,14 +167,12 @@ __global__ void __launch_bounds__(kActivateWarps * 32, kActivateBlocks)
     return ActivateRows(args, groups.slots[index / group_tiles], index % group_tiles);
   };
   Rows rows = rows_of(at);
-  LoadLines(weights, rows.row, rows.row_8, warp, kActivateWarps, lines, args.hidden_size);
+  LoadLines<true>(weights, rows.row, rows.row_8, warp, kActivateWarps, lines, args.hidden_size);
   for (int turn = 0; at < end; ++at) {
     const int group = at / group_tiles, count = groups.counts[group];
-    Rows next = {};
-    const auto load_next = [&] {
-      if (at + 1 >= end) return;
-      next = rows_of(at + 1);
-      LoadLines(weights, next.row, next.row_8, warp, kActivateWarps, lines, args.hidden_size);
+    const Rows next = at + 1 < end ? rows_of(at + 1) : Rows{};
+    const auto load_next = [&](int i) {
+      LoadLine<true>(weights, i, next.row, next.row_8, warp + i * kActivateWarps, lines, args.hidden_size);
     };
     if (count <= kTileColumns) {
       Activate<1>(shared, args, groups.firsts[group], count, at % group_tiles, rows, weights, turn, load_next);
@@ -174,8 +183,8 @@ __global__ void __launch_bounds__(kActivateWarps * 32, kActivateBlocks)
   }
 }
 
-// The lines [line, end) of one group for this warp's sums of the output. `weights` holds the first ones; `load_next` is
-// called once when they are no longer needed.
+// The lines [line, end) of one group for this warp's sums of the output. `weights` holds the first ones; `load_next`(i)
+// is called once for each when it is no longer needed.
 template <int kTiles, typename LoadNext>
 __device__ __forceinline__ void AddDown(float* sums, const FewArgs& args, WeightLines& weights, const Rows& rows,
                                         int first_row, int count, int line, int end, const LoadNext& load_next) {
@@ -196,14 +205,15 @@ __device__ __forceinline__ void AddDown(float* sums, const FewArgs& args, Weight
         tokens[j][i] = own < count ? args.order[first_row + own] / args.pairs_per_token : -1;
       }
     }
-    if (pass > 0) LoadLines(weights, rows.row, rows.row_8, line, 1, end, args.intermediate_size);
+    const bool last_pass = pass + kTiles * kTileColumns >= count;
     for (int at = line; at < end; at += kLinesAtOnce) {
-      MultiplyLines(tile_sums, weights, columns, at, 1, end, args.intermediate_size);
-      if (at + kLinesAtOnce < end) {
-        LoadLines(weights, rows.row, rows.row_8, at + kLinesAtOnce, 1, end, args.intermediate_size);
-      }
+      const bool last = at + kLinesAtOnce >= end;
+      MultiplyAndReload(tile_sums, weights, columns, at, 1, end, args.intermediate_size, [&](int i) {
+        if (last && last_pass) return load_next(i);
+        LoadLine<true>(weights, i, rows.row, rows.row_8, (last ? line : at + kLinesAtOnce) + i, end,
+                       args.intermediate_size);
+      });
     }
-    if (pass + kTiles * kTileColumns >= count) load_next();
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
@@ -253,24 +263,27 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps) DownKernel(const __g
   const auto stop_of = [&](int from) { return min(lines, from % lines + end - from); };
   WeightLines weights;
   Rows rows = {};
-  const auto load = [&](int from) {
-    if (from >= end) return;
-    rows = rows_of(from / lines);
-    LoadLines(weights, rows.row, rows.row_8, from % lines, 1, stop_of(from), args.intermediate_size);
-  };
-  load(line);
+  if (line < end) {
+    rows = rows_of(line / lines);
+    LoadLines<true>(weights, rows.row, rows.row_8, line % lines, 1, stop_of(line), args.intermediate_size);
+  }
   WaitForPreviousKernel();
   float* const sums = storage + static_cast<size_t>(warp) * args.num_tokens * kRows;
   while (line < end) {
     const int group = line / lines, begin = line % lines, stop = stop_of(line), next = line + stop - begin;
     const int first = groups.firsts[group], count = groups.counts[group];
-    const auto load_next = [&] { load(next); };
+    const Rows next_rows = next < end ? rows_of(next / lines) : Rows{};
+    const int next_stop = next < end ? stop_of(next) : 0;
+    const auto load_next = [&](int i) {
+      LoadLine<true>(weights, i, next_rows.row, next_rows.row_8, next % lines + i, next_stop, args.intermediate_size);
+    };
     if (count <= kTileColumns) {
       AddDown<1>(sums, args, weights, rows, first, count, begin, stop, load_next);
     } else {
       AddDown<kMostTiles>(sums, args, weights, rows, first, count, begin, stop, load_next);
     }
     line = next;
+    rows = next_rows;
   }
   __syncthreads();
   for (int i = thread; i < args.num_tokens * kRows; i += kWarps * 32) {
