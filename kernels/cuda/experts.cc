@@ -17,6 +17,10 @@ constexpr size_t kAlignment = 256;
 constexpr int kNarrowRows = 32;
 constexpr int kPairRows = 192;
 constexpr int kTokenRowsRows = 768;
+// Tiles of gate and up for each block from which on a queue is faster than equal runs, up to that intermediate size:
+// cutting tiles takes longer than drawing them saves.
+constexpr int kQueuedTiles = 2;
+constexpr int kQueuedIntermediate = 4096;
 // In fp8, rows a group up to which most groups have one narrow tile.
 constexpr int kFp8NarrowRows = 48;
 
@@ -34,7 +38,8 @@ struct WorkspaceLayout {
   WorkspaceLayout(int max_rows, int max_groups, const ExpertArena& arena, int blocks) {
     const bool fp8 = arena.form == ExpertForm::kSwiGluFp8;
     // A counter for each block of a pair's tile.
-    flag_words = max_rows / internal::kNarrowTokens + 2 * max_groups;
+    token_flag_words = max_rows / internal::kNarrowTokens + 2 * max_groups;
+    flag_words = token_flag_words + blocks + 1;
     flags = Align(2 * sizeof(uint32_t));
     partials = flags + Align(2 * sizeof(uint32_t) * flag_words);
     activations = partials + size_t{internal::kPartialBytes} * 2 * blocks;
@@ -42,7 +47,7 @@ struct WorkspaceLayout {
     bytes = scales + (fp8 ? Align(sizeof(float) * max_rows * ScaleBlocks(arena.intermediate_size)) : 0);
   }
 
-  int flag_words;
+  int token_flag_words, flag_words;
   size_t flags, partials, activations, scales, bytes;
 };
 
@@ -55,6 +60,14 @@ bool Aligned(const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) %
 int ElementBytes(ExpertForm form) { return form == ExpertForm::kSwiGluFp8 ? 1 : 2; }
 
 bool Gated(ExpertForm form) { return form != ExpertForm::kRelu; }
+
+// A queue of tiles, where `active` groups have enough of them for the blocks and tiles of down are short.
+internal::ExpertsKernelForm NarrowForm(const ExpertArena& arena, int64_t active, int blocks) {
+  const int64_t rows = int64_t{Gated(arena.form) ? 2 : 1} * arena.intermediate_size;
+  const bool queued = active * rows >= int64_t{kQueuedTiles} * blocks * internal::kTileRows &&
+                      arena.intermediate_size <= kQueuedIntermediate;
+  return queued ? internal::ExpertsKernelForm::kNarrow : internal::ExpertsKernelForm::kNarrowRuns;
+}
 
 size_t MatrixBytes(const ExpertArena& arena) {
   return size_t{1} * ElementBytes(arena.form) * arena.hidden_size * arena.intermediate_size;
@@ -204,13 +217,14 @@ absl::Status CudaExperts::Launch(const ExpertsStep& step, const CombineArgs* com
   args.hidden_size = arena_.hidden_size;
   args.intermediate_size = arena_.intermediate_size;
   args.gated = Gated(arena_.form);
+  args.token_flag_words = layout.token_flag_words;
   args.flag_words = layout.flag_words;
   const int64_t groups = step.num_groups;
   const int64_t rows = step.typical_rows;
   const bool fp8 = arena_.form == ExpertForm::kSwiGluFp8;
   const auto form = fp8 && rows <= kFp8NarrowRows * groups ? internal::ExpertsKernelForm::kFp8Narrow
                     : fp8                                  ? internal::ExpertsKernelForm::kFp8Pair
-                    : rows <= kNarrowRows * groups         ? internal::ExpertsKernelForm::kNarrow
+                    : rows <= kNarrowRows * groups         ? NarrowForm(arena_, std::min(rows, groups), blocks_[0])
                     : rows < kPairRows * groups            ? internal::ExpertsKernelForm::kWide
                     : rows < kTokenRowsRows * groups       ? internal::ExpertsKernelForm::kPair
                                                            : internal::ExpertsKernelForm::kTokenRows;

@@ -17,10 +17,12 @@ namespace {
 //
 // Where groups have many rows, two blocks of a cluster are a unit: they share a tile of weights, each loads one half of
 // it to both, and have half of the tokens each (what bounds these steps is the way from L2 to the multiprocessors).
-// Where they have few, tiles are narrow, for more stages: reading at full rate needs more bytes on their way.
-// Where they have very many, tokens are the M side: products of 64 x 256 read a sixth less of shared memory than those
-// of 64 x 144, which counts where the GPU's power limit decides, but a tile's tokens are rounded up to 64. A wide
-// tile's 144 tokens let a group of about 128 or 256 stay in one tile or two.
+// Where they have few, tiles are narrow, for more stages: reading at full rate needs more bytes on their way. Then
+// blocks draw tiles from a queue, because some multiprocessors read faster than others, and the two warpgroups take
+// turns, so that one multiplies while the other stores; but equal runs where tiles are few or long. Where they have
+// very many, tokens are the M side: products of 64 x 256 read a sixth less of shared memory than those of 64 x 144,
+// which counts where the GPU's power limit decides, but a tile's tokens are rounded up to 64. A wide tile's 144 tokens
+// let a group of about 128 or 256 stay in one tile or two.
 //
 // Where each token has one choice, the last phase writes its rows times their weights where the tokens are.
 //
@@ -28,20 +30,30 @@ namespace {
 // "Stream-K", 2023), so that all units end together. A unit that ends a run inside a tile leaves its sums in the
 // workspace; the unit that began the tile adds them in the order of units.
 
-// This launch's flags. The other half was the launch's before, and is cleared for the next.
-__device__ uint32_t* Flags(const ExpertsArgs& args, uint32_t launch) {
-  return args.flags + (launch & 1) * static_cast<size_t>(args.flag_words);
+// What gives a thread its block's work; `draws`: the one that loads weights.
+template <class F>
+__device__ __forceinline__ auto WorkOf(Shared<F>& shared, const ExpertsArgs& args, bool draws) {
+  if constexpr (F::kQueued) {
+    return Queue<F>(shared, args, draws);
+  } else {
+    return Schedule<F>(shared, args);
+  }
 }
+
+__device__ int LookAt(const Work& work) { return max(work.k_begin, work.k_end - kLookAhead); }
 
 template <class F>
 __device__ __forceinline__ void LoadWeights(Shared<F>& shared, const ExpertsArgs& args, const CUtensorMap* gate_up,
                                             const CUtensorMap* down) {
   uint32_t step = 0;
-  Schedule<F> schedule(shared, args);
+  auto schedule = WorkOf<F>(shared, args, true);
   Work work;
   while (schedule.Next(work)) {
     const int slot = F::kKeepsSlots ? shared.slots[work.group] : args.slots[work.group];
     for (int k = work.k_begin; k < work.k_end; ++k, ++step) {
+      if constexpr (F::kQueued) {
+        if (k == LookAt(work)) schedule.Draw();
+      }
       const int stage = step % F::kStages;
       BarrierWait(&shared.empty[stage], (step / F::kStages & 1) ^ 1);
       BarrierArriveExpect(&shared.full[stage], kWeightBytes);
@@ -54,6 +66,13 @@ __device__ __forceinline__ void LoadWeights(Shared<F>& shared, const ExpertsArgs
           const int row =
               work.phase == 0 ? box * args.intermediate_size + work.row_tile * kBoxRows : tile_box * kBoxRows;
           TensorLoad<F::kBlocks>(to, work.phase == 0 ? gate_up : down, &shared.full[stage], k * kScaleBlock, row, slot);
+        } else if constexpr (F::kReadsOnce) {
+          if (work.phase == 0 && args.gated) {
+            TensorLoadOnce(to, gate_up, &shared.full[stage], k * kTileK, 0, 0, tile_box * kBoxGroups, slot);
+          } else {
+            TensorLoadOnce(to, work.phase == 0 ? gate_up : down, &shared.full[stage], k * kTileK, tile_box * kBoxRows,
+                           slot);
+          }
         } else if (work.phase == 0 && args.gated) {
           TensorLoad<F::kBlocks>(to, gate_up, &shared.full[stage], k * kTileK, 0, 0, tile_box * kBoxGroups, slot);
         } else {
@@ -75,12 +94,33 @@ __device__ __forceinline__ void GatherTokens(Shared<F>& shared, const ExpertsArg
   const int ready = F::kArrivals * Schedule<F>::ActivationTiles(args);
   const uint32_t* tile_flags = Flags(args, shared.launch);
   uint32_t step = 0;
-  Schedule<F> schedule(shared, args);
-  Work work;
-  while (schedule.Next(work)) {
-    const int width = work.phase == 0 ? args.hidden_size : args.intermediate_size;
-    const int row_bytes = width * (F::kFp8 ? 1 : 2);
-    const auto* source = static_cast<const uint8_t*>(work.phase == 0 ? args.x : args.activations) + chunk * 16;
+  auto schedule = WorkOf<F>(shared, args, false);
+  // Of the r-th row: what says where it is, and that.
+  const auto pair_of = [&](const Work& work, int r) -> uint32_t {
+    if (r >= work.width) return 0;
+    return work.phase == 0 ? args.order[work.first + r] : work.first + r;
+  };
+  const auto row_of = [&](const Work& work, uint32_t pair) {
+    return work.phase == 0 ? pair / args.pairs_per_token : pair;
+  };
+  // Narrow tiles' rows are looked up early, which takes as long as reading some steps; wide ones leave no registers.
+  constexpr bool kAhead = F::kReadsOnce;
+  uint32_t source_row[kRows], next_pair[kAhead ? kRows : 1];
+  Work work, next = {};
+  const auto look = [&] {
+    if (!schedule.Next(next)) return false;
+    if constexpr (kAhead) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) next_pair[i] = pair_of(next, row + i * kRowsAtOnce);
+    }
+    return true;
+  };
+  for (bool more = look(); more;) {
+    work = next;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      source_row[i] = row_of(work, kAhead ? next_pair[kAhead ? i : 0] : pair_of(work, row + i * kRowsAtOnce));
+    }
     if (work.phase == 1) {
       if (thread % 32 == 0) {
         while (LoadAcquire(tile_flags + work.token_tile) < ready) {
@@ -88,22 +128,19 @@ __device__ __forceinline__ void GatherTokens(Shared<F>& shared, const ExpertsArg
       }
       __syncwarp();
     }
-    const auto source_row_of = [&](int r) -> uint32_t {
-      if (r >= work.width) return 0;
-      return work.phase == 0 ? args.order[work.first + r] / args.pairs_per_token : work.first + r;
-    };
-    uint32_t source_row[kRows];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) source_row[i] = source_row_of(row + i * kRowsAtOnce);
+    const int width = work.phase == 0 ? args.hidden_size : args.intermediate_size;
+    const int row_bytes = width * (F::kFp8 ? 1 : 2);
+    const auto* source = static_cast<const uint8_t*>(work.phase == 0 ? args.x : args.activations) + chunk * 16;
     const float* scales[kScaleRows];
     if constexpr (F::kFp8) {
 #pragma unroll
       for (int i = 0; i < kScaleRows; ++i) {
         scales[i] = (work.phase == 0 ? args.x_scales : args.activation_scales) +
-                    size_t{source_row_of(thread + i * kGatherThreads)} * DivideUp(width, kScaleBlock);
+                    size_t{row_of(work, pair_of(work, thread + i * kGatherThreads))} * DivideUp(width, kScaleBlock);
       }
     }
     for (int k = work.k_begin; k < work.k_end; ++k, ++step) {
+      if (kAhead && k == LookAt(work)) more = look();
       const int stage = step % F::kStages;
       BarrierWait(&shared.empty[stage], (step / F::kStages & 1) ^ 1);
       const bool inside = k * kRowBytes + chunk * 16 < row_bytes;
@@ -125,6 +162,7 @@ __device__ __forceinline__ void GatherTokens(Shared<F>& shared, const ExpertsArg
       }
       BarrierArriveOnCopies(&shared.full[stage]);
     }
+    if (!kAhead) more = look();
   }
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
@@ -196,10 +234,10 @@ __device__ void ZeroTokens(const ExpertsArgs& args, int warp, int warps) {
   }
 }
 
-// Rows of the phase's output, of 128 of the tile's weight rows. `turn` counts the buffers used.
+// Rows of the phase's output, of 128 of the tile's weight rows, by a warpgroup. `turn` counts the buffers used.
 template <class F>
 __device__ __forceinline__ void StoreTile(const typename F::Sums& sums, Shared<F>& shared, const ExpertsArgs& args,
-                                          const Work& work, int half, const typename F::Targets& targets,
+                                          const Work& work, int half, int warpgroup, const typename F::Targets& targets,
                                           uint32_t& turn) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, matrix = lane / 8;
   const bool hidden = work.phase == 0, activate = hidden && args.gated, combines = !hidden && args.weights != nullptr;
@@ -217,7 +255,7 @@ __device__ __forceinline__ void StoreTile(const typename F::Sums& sums, Shared<F
 #pragma unroll
   for (int j = 0; j < F::kTokens / 8; j += kStoreTokens / 8) {
     if (j * 8 >= work.width) break;
-    uint8_t* const buffer = shared.rows[half][turn++ % 2];
+    uint8_t* const buffer = shared.rows[warpgroup][turn++ % 2];
     const uint32_t to_buffer = SharedAddress(buffer) + at;
     const float *v0 = &sums[0][j * 4], *v1 = &sums[1][j * 4];
     if (activate) {
@@ -237,7 +275,7 @@ __device__ __forceinline__ void StoreTile(const typename F::Sums& sums, Shared<F
         *reinterpret_cast<Target*>(buffer + high * kStoreBytes + 256) = targets.high;
       }
     }
-    NamedBarrier(1 + half, 128);
+    NamedBarrier(1 + warpgroup, 128);
     for (int r = chunk_row; r < kStoreTokens; r += 128 / chunks) {
       if (j * 8 + r < work.width && first_column + chunk * 8 < width) {
         uint4 v = *reinterpret_cast<const uint4*>(buffer + r * kStoreBytes + chunk * 16);
@@ -395,7 +433,7 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
       if (work.phase == 0) owed = flags + work.token_tile;
     } else {
       targets = {TargetOf(args, work, thread), TargetOf(args, work, thread + 128)};
-      StoreTile<F>(sums, shared, args, work, half, targets, turn);
+      StoreTile<F>(sums, shared, args, work, half, half, targets, turn);
       if (work.phase == 0) {
         NamedBarrier(1 + half, 128);
         if (thread == 0) AddRelease(flags + work.token_tile, 1);
@@ -403,6 +441,52 @@ __device__ __forceinline__ void Multiply(Shared<F>& shared, const ExpertsArgs& a
     }
   }
   tell();
+}
+
+// The warpgroup's pieces of a queue: every other one.
+template <class F>
+__device__ __forceinline__ void MultiplyPieces(Shared<F>& shared, const ExpertsArgs& args, int warpgroup) {
+  const int thread = threadIdx.x % 128, lane = thread % 32;
+  uint32_t* flags = Flags(args, shared.launch);
+  uint32_t step = 0, turn = 0;
+  Queue<F> queue(shared, args, false);
+  Work work;
+  for (int piece = 0; queue.Next(work); ++piece) {
+    if (piece % 2 != warpgroup) {
+      step += work.k_end - work.k_begin;
+      continue;
+    }
+    // A stage's barrier knows this round of stages from the one before alone: the other warpgroup has seen that one
+    // end.
+    if (piece > 0) BarrierWait(&shared.turn[warpgroup], ((piece + 1) / 2 - 1) & 1);
+    typename F::Sums sums[2] = {};
+    for (int k = work.k_begin; k < work.k_end; ++k, ++step) {
+      const int stage = step % F::kStages;
+      BarrierWait(&shared.full[stage], step / F::kStages & 1);
+      FenceAsyncProxy();
+      const uint64_t b = OperandDescriptor(shared.tokens[stage]);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint64_t a = OperandDescriptor(shared.weights[stage] + half * (kWeightBytes / 2));
+        MultiplyUpTo<F, F::kTokens>(sums[half], work.width, a, b, k);
+      }
+      WgmmaWait<0>();
+      if (lane == 0) ReleaseStage<F>(shared, stage);
+    }
+    if (thread == 0) BarrierArrive(&shared.turn[1 - warpgroup]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) PinRegisters(sums[i / 2][i % 2]);
+    if (work.parts > 1 && !GiveOrAddParts<F>(sums, shared, args, work, warpgroup)) continue;
+    const typename F::Targets targets = {TargetOf(args, work, thread), TargetOf(args, work, thread + 128)};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      StoreTile<F>(sums[half], shared, args, work, half, warpgroup, targets, turn);
+    }
+    if (work.phase == 0) {
+      NamedBarrier(1 + warpgroup, 128);
+      if (thread == 0) AddRelease(flags + work.token_tile, 1);
+    }
+  }
 }
 
 template <class F>
@@ -415,7 +499,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread == 0) {
     for (int i = 0; i < F::kStages; ++i) {
       BarrierInit(&shared.full[i], 1 + kGatherThreads);
-      BarrierInit(&shared.empty[i], kConsumerWarps * F::kBlocks);
+      BarrierInit(&shared.empty[i], (F::kQueued ? kConsumerWarps / 2 : kConsumerWarps) * F::kBlocks);
+    }
+    if constexpr (F::kQueued) {
+      for (int i = 0; i < kDrawn; ++i) BarrierInit(&shared.drawn_full[i], 1);
+      for (int i = 0; i < 2; ++i) BarrierInit(&shared.turn[i], 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     PrefetchTensorMap(&gate_up);
@@ -470,7 +558,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (args.weights != nullptr)
       ZeroTokens(args, blockIdx.x * kConsumerWarps + thread / 32 - 4, gridDim.x * kConsumerWarps);
-    Multiply<F>(shared, args, thread / 128 - 1);
+    if constexpr (F::kQueued) {
+      MultiplyPieces<F>(shared, args, thread / 128 - 1);
+    } else {
+      Multiply<F>(shared, args, thread / 128 - 1);
+    }
   }
   // The other block may still be loading to this one's memory and arriving at its barriers.
   if constexpr (F::kBlocks > 1) ClusterBarrier();
@@ -487,8 +579,9 @@ constexpr Kernel KernelOf() {
   static_assert(sizeof(Shared<F>) <= 227 * 1024);
   return {ExpertsKernel<F>, F::kBlocks, sizeof(Shared<F>)};
 }
-constexpr Kernel kKernels[kExpertsKernelForms] = {KernelOf<Narrow>(),    KernelOf<Wide>(),      KernelOf<Pair>(),
-                                                  KernelOf<TokenRows>(), KernelOf<Fp8Narrow>(), KernelOf<Fp8Pair>()};
+constexpr Kernel kKernels[kExpertsKernelForms] = {KernelOf<Narrow>(), KernelOf<NarrowRuns>(), KernelOf<Wide>(),
+                                                  KernelOf<Pair>(),   KernelOf<TokenRows>(),  KernelOf<Fp8Narrow>(),
+                                                  KernelOf<Fp8Pair>()};
 
 }  // namespace
 

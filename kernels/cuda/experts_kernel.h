@@ -43,6 +43,9 @@ inline constexpr int kBoxRows = kTileRows / kTileBoxes;
 inline constexpr int kBoxGroups = kBoxRows / 16;
 // Bytes of one block's partial sums of a tile, with tags.
 inline constexpr int kPartialBytes = kTileRows * kWideTokens * 8;
+// Bytes of a part of a narrow tile, without tags, and how many there is room for, for each block.
+inline constexpr int kPartBytes = kTileRows * kNarrowTokens * 4;
+inline constexpr int kPartsOfBlock = 2 * kPartialBytes / kPartBytes;
 
 struct ExpertsArgs {
   const void* x;
@@ -73,15 +76,17 @@ struct ExpertsArgs {
   int intermediate_size;
   // kSwiGlu and kSwiGluFp8, or kRelu.
   bool gated;
-  // Words of `flags` for one launch.
+  // Words of `flags` for one launch: of token tiles; with those of cut tiles, one a block, and the queue's.
+  int token_flag_words;
   int flag_words;
 };
 
-// The kernel's forms: narrow tiles; wide ones; wide ones for pairs of blocks that work on a tile together, each on its
-// part of the tokens, and share the weights' way from L2; the same with the tokens as the rows of the product, 64 at a
-// time. In fp8: tokens as rows in tiles of 64, and for pairs of blocks.
-enum class ExpertsKernelForm { kNarrow, kWide, kPair, kTokenRows, kFp8Narrow, kFp8Pair };
-inline constexpr int kExpertsKernelForms = 6;
+// The kernel's forms: narrow tiles, drawn from a queue; narrow ones in equal runs, as all others; wide ones; wide ones
+// for pairs of blocks that work on a tile together, each on its part of the tokens, and share the weights' way from L2;
+// the same with the tokens as the rows of the product, 64 at a time. In fp8: tokens as rows in tiles of 64, and for
+// pairs of blocks.
+enum class ExpertsKernelForm { kNarrow, kNarrowRuns, kWide, kPair, kTokenRows, kFp8Narrow, kFp8Pair };
+inline constexpr int kExpertsKernelForms = 7;
 
 // The number of blocks of the kernel that the device runs at once.
 cudaError_t ExpertsBlocks(ExpertsKernelForm form, int* blocks);

@@ -88,6 +88,67 @@ __device__ __forceinline__ void AddPartials(typename F::Sums& sums, const Expert
   }
 }
 
+// Where a thread leaves its sums of a part of a narrow tile.
+__device__ inline float4* PartAt(const ExpertsArgs& args, const Work& work, int part) {
+  return static_cast<float4*>(args.partials) +
+         static_cast<size_t>(work.cut * work.parts + part) * (kPartBytes / sizeof(float4)) + threadIdx.x % 128;
+}
+
+// Leaves the warpgroup's sums of a part, of both halves of the tile, where the others find them. Whoever comes last
+// gets the sums of all parts, added in their order, and true: nobody waits.
+template <class F>
+__device__ __forceinline__ bool GiveOrAddParts(typename F::Sums (&sums)[2], Shared<F>& shared, const ExpertsArgs& args,
+                                               const Work& work, int warpgroup) {
+  const int units = F::SumUnits(work.width, 0);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float4* to = PartAt(args, work, work.part) + half * F::kSumUnits * 2 * 128;
+#pragma unroll
+    for (int j = 0; j < F::kSumUnits; ++j) {
+      if (j >= units) break;
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        const float *v = F::PairOf(sums[half], j, i), *w = F::PairOf(sums[half], j, i + 1);
+        __stcg(to + (j * 2 + i / 2) * 128, make_float4(v[0], v[1], w[0], w[1]));
+      }
+    }
+  }
+  NamedBarrier(1 + warpgroup, 128);
+  if (threadIdx.x % 128 == 0) {
+    uint32_t* const there = Flags(args, shared.launch) + args.token_flag_words + work.cut;
+    shared.parts_before[warpgroup] = AddAcquireRelease(there, 1);
+  }
+  NamedBarrier(1 + warpgroup, 128);
+  if (shared.parts_before[warpgroup] != work.parts - 1) return false;
+  for (int part = 0; part < work.parts; ++part) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4* from = PartAt(args, work, part) + half * F::kSumUnits * 2 * 128;
+      float4 v[F::kSumUnits][2];
+#pragma unroll
+      for (int j = 0; j < F::kSumUnits; ++j) {
+        if (j >= units) break;
+        v[j][0] = __ldcg(from + j * 2 * 128);
+        v[j][1] = __ldcg(from + (j * 2 + 1) * 128);
+      }
+#pragma unroll
+      for (int j = 0; j < F::kSumUnits; ++j) {
+        if (j >= units) break;
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+          float *sum = F::PairOf(sums[half], j, i), *next = F::PairOf(sums[half], j, i + 1);
+          const float4 own = v[j][i / 2];
+          sum[0] = part == 0 ? own.x : sum[0] + own.x;
+          sum[1] = part == 0 ? own.y : sum[1] + own.y;
+          next[0] = part == 0 ? own.z : next[0] + own.z;
+          next[1] = part == 0 ? own.w : next[1] + own.w;
+        }
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace ballast::internal
 
 #endif  // BALLAST_KERNELS_CUDA_EXPERTS_PARTIALS_H_

@@ -101,8 +101,8 @@ class Fixture {
     DeviceArray<uint8_t> workspace(experts->WorkspaceBytes(pairs_, groups_));
     workspace.Fill(0);
     DeviceArray<int32_t> order(order_), begin(begin_), slots(slots_);
-    // Narrow tiles, wide ones, pairs of blocks, and tokens as rows.
-    for (const int typical_rows : {0, 64 * groups_, 256 * groups_, std::numeric_limits<int>::max()}) {
+    // Narrow tiles in runs and (with tiles enough) from a queue, wide ones, pairs of blocks, and tokens as rows.
+    for (const int typical_rows : {0, 8 * groups_, 64 * groups_, 256 * groups_, std::numeric_limits<int>::max()}) {
       ExpertsStep step = {x_.data(),    order.data(), c_.top_k,     begin.data(),
                           slots.data(), groups_,      typical_rows, out_.data()};
       if (fp8_ != nullptr) {
@@ -254,6 +254,24 @@ TEST(CudaExpertsTest, ModelShapesAtDecodeAndPrefillSizes) {
 TEST(CudaExpertsTest, ManyGroups) {
   std::mt19937 random(5);
   Fixture({128, 64, 500, 4, SkewedRows(kMaxGroups, 2000, random)}).Run(2);
+}
+
+// So many that tiles come from a queue; few that have rows, so that all tiles of down are cut into parts, then more.
+TEST(CudaExpertsTest, QueueAtSizesThatTilesDoNotDivide) {
+  for (const ExpertForm form : {ExpertForm::kSwiGlu, ExpertForm::kRelu}) {
+    for (const auto& [hidden, intermediate] :
+         std::vector<std::pair<int, int>>{{8, 136}, {72, 136}, {264, 136}, {136, 1000}, {1000, 264}}) {
+      SCOPED_TRACE(testing::Message() << hidden << " x " << intermediate);
+      std::vector<int> rows(kMaxGroups);
+      Fixture({hidden, intermediate, 1, 1, rows, form}).Run(2);
+      rows[1] = rows[1000] = 1;
+      rows[17] = 48;
+      rows[18] = 131;
+      Fixture({hidden, intermediate, 100, 2, rows, form}).Run(2);
+      for (int g = 100; g < 400; ++g) rows[g] = g % 3;
+      Fixture({hidden, intermediate, 100, 6, rows, form}).Run(2);
+    }
+  }
 }
 
 struct CombineCase {
