@@ -198,8 +198,9 @@ TEST(ParseLoad, ATokenHasSoManyExperts) {
     }
     return ParseLoad(absl::StrCat(header, "\n", token, "\n"), "f");
   };
-  EXPECT_EQ(routes(kMaxTopK)->routes.top_k, kMaxTopK);
-  EXPECT_THAT(routes(kMaxTopK + 1).status().ToString(), HasSubstr("line 1: 1025 experts a token; the limit is 1024"));
+  EXPECT_EQ(routes(kMaxRoutedExperts)->routes.top_k, kMaxRoutedExperts);
+  EXPECT_THAT(routes(kMaxRoutedExperts + 1).status().ToString(),
+              HasSubstr("line 1: 1025 experts a token; the limit is 1024"));
 }
 
 TEST(ReadBytes, SaysWhy) {

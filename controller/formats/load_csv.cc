@@ -81,8 +81,8 @@ bool HasHeader(const std::vector<std::string_view>& fields, const std::vector<st
 
 absl::StatusOr<LoadFile> ParseRoutes(CsvReader& csv, const std::string& name) {
   const size_t fields = csv.fields().size();
-  if (fields - 3 > kMaxTopK) {
-    return csv.Error(absl::StrCat(fields - 3, " experts a token; the limit is ", kMaxTopK));
+  if (fields - 3 > kMaxRoutedExperts) {
+    return csv.Error(absl::StrCat(fields - 3, " experts a token; the limit is ", kMaxRoutedExperts));
   }
   LoadFile file;
   file.format = "routes";

@@ -58,7 +58,7 @@ struct LoadFile {
 constexpr int64_t kMaxLoadRows = 4096;
 constexpr int64_t kMaxLoadExperts = 65536;
 constexpr int64_t kMaxLoadCells = int64_t{1} << 26;
-constexpr int32_t kMaxTopK = 1024;
+constexpr int32_t kMaxRoutedExperts = 1024;
 constexpr int64_t kMaxLoadBytes = int64_t{1} << 31;
 
 // `name` is used in errors, and names the parts of files that do not name them. `select`, if not empty, keeps the part

@@ -134,7 +134,7 @@ absl::StatusOr<LoadFile> ParseTrace(const Json& json, const std::string& name) {
   if (!rows.ok()) return Bad(name, std::string(rows.status().message()));
   const auto experts = number("experts", kMaxLoadExperts);
   if (!experts.ok()) return Bad(name, std::string(experts.status().message()));
-  const auto top_k = number("top_k", std::min(*experts, kMaxTopK));
+  const auto top_k = number("top_k", std::min(*experts, kMaxRoutedExperts));
   if (!top_k.ok()) return Bad(name, std::string(top_k.status().message()));
   routes.top_k = *top_k;
   routes.experts.resize(*rows);

@@ -198,8 +198,8 @@ class RecorderReader {
         if (ids->at(i) != -1) top_k = std::max(top_k, static_cast<int32_t>(i % columns) + 1);
       }
     }
-    if (top_k > kMaxTopK) {
-      return Bad(name_, absl::StrCat("records: ", top_k, " experts a token; the limit is ", kMaxTopK));
+    if (top_k > kMaxRoutedExperts) {
+      return Bad(name_, absl::StrCat("records: ", top_k, " experts a token; the limit is ", kMaxRoutedExperts));
     }
     if (top_k > 0) return absl::OkStatus();
     return Bad(name_, "records: no token has an expert");

@@ -28,6 +28,7 @@ TEST(DeviceLostTest, AfterAFaultAlone) {
   // A call's own error is none of the device's.
   void* memory = nullptr;
   EXPECT_NE(cudaMalloc(&memory, size_t{1} << 60), cudaSuccess);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorMemoryAllocation);  // else the launch below would give it
   EXPECT_EQ(DeviceLost(), absl::OkStatus());
   ASSERT_EQ(LaunchTrap(stream), cudaSuccess);
   EXPECT_NE(cudaStreamSynchronize(stream), cudaSuccess);

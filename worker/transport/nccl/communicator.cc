@@ -109,7 +109,11 @@ absl::StatusOr<NcclCommunicator::Memory> NcclCommunicator::ShareLast(std::span<s
   BALLAST_RETURN_IF_ERROR(
       Settle(nccl_.CommWindowRegister(comm_, shared.data(), shared.size(), &window.window, NCCL_WIN_COLL_SYMMETRIC),
              "sharing memory", deadline));
-  if (window.window == nullptr) {
+  // Without direct reach the window is nothing, or (NCCL 2.28) a handle in the host's memory, which a kernel would
+  // fault on.
+  cudaPointerAttributes kind = {};
+  if (window.window == nullptr || cudaPointerGetAttributes(&kind, window.window) != cudaSuccess ||
+      kind.type == cudaMemoryTypeUnregistered || kind.type == cudaMemoryTypeHost) {
     return absl::FailedPreconditionError("NCCL gives no symmetric windows for these GPUs");
   }
   std::byte** resolved = nullptr;
