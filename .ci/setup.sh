@@ -43,11 +43,16 @@ install_packages() {
   local missing
   mapfile -t missing < <(missing_packages)
   [ ${#missing[@]} = 0 ] && return
-  # apt waits for another dpkg, not for another update of its lists.
+  # apt waits for another dpkg, not for another update of its lists. The lock is this shell's alone: what apt starts lives on.
   exec 8> "$cache/.apt.lock"
   flock --wait 1800 8 || die "another set-up has held $cache/.apt.lock for 30 minutes: end it and try again"
   mapfile -t missing < <(missing_packages)
-  [ ${#missing[@]} = 0 ] && return
+  [ ${#missing[@]} = 0 ] || install_missing 8>&-
+  exec 8>&-
+}
+
+# Installs what is named in `missing`.
+install_missing() {
   say "installing Debian packages: ${missing[*]}"
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3)
   as_root "${apt[@]}" update > /dev/null || die "apt-get update failed (see above)"
@@ -56,13 +61,12 @@ install_packages() {
     # Every missing name at once would hide which one Debian does not have.
     apt-cache show --no-all-versions "$package" > /dev/null 2>&1 || die "no Debian package '$package' in this machine's sources"
   done
-  as_root "${apt[@]}" install -y --no-install-recommends "${missing[@]}" > /tmp/ballast-setup-apt.log 2>&1 || {
-    tail -n 20 /tmp/ballast-setup-apt.log >&2
-    die "apt-get install failed for: ${missing[*]} (all of it in /tmp/ballast-setup-apt.log)"
+  as_root "${apt[@]}" install -y --no-install-recommends "${missing[@]}" > "$cache/apt.log" 2>&1 || {
+    tail -n 20 "$cache/apt.log" >&2
+    die "apt-get install failed for: ${missing[*]} (all of it in $cache/apt.log)"
   }
   mapfile -t missing < <(missing_packages)
   [ ${#missing[@]} = 0 ] || die "still missing after the installation: ${missing[*]}"
-  exec 8>&-
 }
 
 # Programs and tests fail in many ways where a disk is full.
@@ -76,8 +80,9 @@ need_disk() {
 prune_results() {
   [ -d "$cache/bazel" ] || return 0
   [ -z "$(find "$cache/.pruned" -mtime -1 2> /dev/null)" ] || return 0
-  find "$cache/bazel" -ignore_readdir_race -type f -atime +14 -mtime +14 -delete
   touch "$cache/.pruned"
+  find "$cache/bazel" -ignore_readdir_race -type f -atime +14 -mtime +14 -delete ||
+    say "not all old results in $cache/bazel could be deleted (see above)"
 }
 
 # Runs "$2..." to fill the folder $tools/$1 unless it is there; an interrupted run leaves nothing behind.
@@ -85,7 +90,7 @@ build_once() {
   local name=$1
   shift
   [ -d "$tools/$name" ] && return
-  need_disk "$([ "$group" = test ] && echo 12 || echo 5)"
+  case $name in go-* | cuda-* | cublas-*) need_disk 5 ;; *) need_disk 1 ;; esac
   local partial="$tools/.$name.partial" start=$SECONDS
   say "making $name in $tools (once)"
   rm -rf "$partial"
