@@ -121,7 +121,8 @@ struct RouteTile {
   static constexpr int kStages = Smaller(216 * 1024 / kStageBytes, 8);
   // After the products: logits, so padded that rows are in different banks; the choices' groups; counts and gate mass;
   // ranks of runs of pairs.
-  static constexpr int kOwn = Larger(kExperts / 32, 1);
+  // As many as where tokens are few: a softmax is summed by lanes.
+  static constexpr int kOwn = Larger(kExperts / 32, 2);
   static constexpr int kLogitsStride = kExperts + 8;
   static constexpr int kGroups = kTokens * kLogitsStride * 4;
   static constexpr int kTable = kGroups + kTokens * kMaxTopK * 4;
@@ -160,7 +161,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int tokens = max(0, min(args.num_tokens - first, own_tokens)), pairs = tokens * top_k;
   const int run_pairs = RunPairs(pairs, Tile::kRunWarps), num_runs = Runs(pairs, run_pairs);
   const int cells = args.num_tasks * experts;
-  const bool tabled = cells <= kTableCells && own_tokens * top_k >= cells;
+  const bool tabled =
+      (args.counts != nullptr || args.gate_mass != nullptr) && cells <= kTableCells && own_tokens * top_k >= cells;
   for (int i = thread; tabled && i < cells; i += kThreads) {
     for (int word = 0; word < 3; ++word) table.words[word * kTableCells + i] = 0;
   }

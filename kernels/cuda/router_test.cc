@@ -219,8 +219,9 @@ TEST(CudaRouterTest, GroupedSigmoid) {
   RunCase(rule, 100, 64, 1);
 }
 
-TEST(CudaRouterTest, RowInvariant_ATokenDependsOnItselfAlone) {
-  const int experts = 128, top_k = 8, hidden = 2048, most = 1500;
+// Of one shape, in steps of any number of tokens.
+void CheckRowInvariant(int experts, int top_k, int hidden) {
+  const int most = 1500;
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
   std::vector<uint16_t> x(static_cast<size_t>(most) * hidden), w(static_cast<size_t>(experts) * hidden);
@@ -262,6 +263,14 @@ TEST(CudaRouterTest, RowInvariant_ATokenDependsOnItselfAlone) {
     const auto weight = all_weights.begin() + first * top_k;
     EXPECT_EQ(ids.Read(), std::vector<int32_t>(id, id + pairs)) << tokens << " tokens";
     EXPECT_EQ(weights.Read(), std::vector<float>(weight, weight + pairs)) << tokens << " tokens";
+  }
+}
+
+TEST(CudaRouterTest, RowInvariant_ATokenDependsOnItselfAlone) {
+  CheckRowInvariant(128, 8, 2048);
+  for (const int experts : {8, 16, 33, 64, 256, 512}) {
+    SCOPED_TRACE(experts);
+    CheckRowInvariant(experts, 2, 512);
   }
 }
 
