@@ -86,13 +86,18 @@ void Sampler::FillBuckets(double sum, double mass) {
 }
 
 template <typename IsShort>
-size_t Sampler::FindBucket(IsShort is_short, double& sum) const {
-  size_t bucket = bucket_sums_.size() - 1;
-  sum = 0;
-  for (; bucket > 0 && is_short(sum + bucket_sums_[bucket]); --bucket) sum += bucket_sums_[bucket];
-  // Where rounding alone leaves the sum short, it is at the last bucket that has any.
-  while (bucket_sums_[bucket] == 0) ++bucket;
-  return bucket;
+size_t Sampler::FindBucket(IsShort is_short, size_t lowest, double& sum) const {
+  // Where rounding alone leaves the sum short of all, it is at the last bucket that has any.
+  size_t last = lowest;
+  double next = sum = 0;
+  for (size_t bucket = bucket_sums_.size(); bucket-- > lowest;) {
+    if (bucket_sums_[bucket] == 0) continue;
+    last = bucket;
+    sum = next;
+    next += bucket_sums_[bucket];
+    if (!is_short(next)) break;
+  }
+  return last;
 }
 
 void Sampler::Collect(size_t bucket) {
@@ -147,12 +152,12 @@ int32_t Sampler::Sample(std::span<const float> logits, const SamplingOptions& op
   FillBuckets(sum, wanted);
   const auto is_short = [wanted](double mass) { return mass < wanted; };
   double mass = 0;
-  const size_t last = FindBucket(is_short, mass);
+  const size_t last = FindBucket(is_short, 0, mass);
   Collect(last);
   size_t kept = Reach(candidates_, is_short, mass);
   const double left = uniform * mass;
   const auto is_before = [left](double mass) { return mass <= left; };
-  const size_t drawn = std::max(FindBucket(is_before, mass), last);
+  const size_t drawn = FindBucket(is_before, last, mass);
   if (drawn != last) {
     Collect(drawn);
     kept = candidates_.size();

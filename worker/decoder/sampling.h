@@ -21,7 +21,8 @@ struct SamplingOptions {
 // InvalidArgument names the field, the value and the limit.
 absl::Status Validate(const SamplingOptions& options);
 
-// Samples tokens; keeps its scratch memory between calls, 4 to 20 bytes a token of the vocabulary. One thread.
+// Samples tokens; keeps its scratch memory between calls, 4 to 20 bytes a token of the vocabulary and with top_p 64 KiB
+// of buckets. One thread.
 class Sampler {
  public:
   // The token for `position` (the position that the new token will take). The random number is a function of (seed,
@@ -46,9 +47,9 @@ class Sampler {
   static size_t Bucket(float probability);
   // Without those that are too small to be among the most probable that reach `mass` of `sum`.
   void FillBuckets(double sum, double mass);
-  // The bucket where the sum stops being short; `sum` is that of those before.
+  // The bucket, `lowest` or above it, where the sum stops being short; `sum` is that of those before.
   template <typename IsShort>
-  size_t FindBucket(IsShort is_short, double& sum) const;
+  size_t FindBucket(IsShort is_short, size_t lowest, double& sum) const;
   // The bucket's tokens become the candidates.
   void Collect(size_t bucket);
   // Puts candidates in order as far as it takes to tell where `sum`, which they are added to, stops being short. How
