@@ -26,7 +26,7 @@ def _returns_three(function: Any) -> bool:
     parameters = list(inspect.signature(function).parameters)
     try:
         result = get_type_hints(function).get("return")
-    except (NameError, TypeError):
+    except Exception:  # Annotations are evaluated, and may raise whatever there is.
         result = None
     if parameters == [*_PARAMETERS, _PREVIOUS] and result is torch.Tensor:
         return False
@@ -36,6 +36,8 @@ def _returns_three(function: Any) -> bool:
     raise ImportError(f"rebalance_experts{inspect.signature(function)} is none of the interfaces that are known")
 
 
+if not hasattr(AbstractEplbPolicy, "rebalance_experts"):
+    raise ImportError("AbstractEplbPolicy has no rebalance_experts")
 _RETURNS_THREE = _returns_three(AbstractEplbPolicy.rebalance_experts)
 
 

@@ -119,12 +119,14 @@ THREE_TENSORS = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
 
 
 def load_plugins_into(monkeypatch, parameters, result):
-    """Ballast's plug-in in a vLLM whose rebalance_experts takes and returns what is given."""
+    """Ballast's plug-in in a vLLM whose rebalance_experts takes and returns what is given; None: has no such method."""
     policies()
     monkeypatch.delitem(sys.modules, "ballast_planner.vllm_policy")
     abstract = sys.modules["vllm.distributed.eplb.policy.abstract"]
     scope = {"torch": torch, "ABC": abc.ABC, "abstractmethod": abc.abstractmethod}
     method = f"@classmethod\n @abstractmethod\n def rebalance_experts(cls, {parameters}){result}: ..."
+    if parameters is None:
+        method = "pass"
     exec(f"class AbstractEplbPolicy(ABC):\n {method}", scope)  # noqa: S102
     monkeypatch.setattr(abstract, "AbstractEplbPolicy", scope["AbstractEplbPolicy"])
     monkeypatch.delenv("BALLAST_EPLB_POLICY", raising=False)
@@ -155,6 +157,9 @@ def test_releases_that_take_three_tensors_get_three(vllm, default, monkeypatch, 
         (FIVE, " -> torch.Tensor"),
         (FIVE + ", old_global_expert_indices=None", ""),
         (FIVE + ", old_global_expert_indices=None", " -> 'Plan'"),
+        (FIVE + ", old_global_expert_indices=None", " -> 'torch.Nothing'"),
+        (FIVE + ", old_global_expert_indices=None", " -> 'torch Tensor'"),
+        (None, ""),
         (FIVE + ", old_global_expert_indices=None", " -> tuple[torch.Tensor, torch.Tensor]"),
         (FIVE + ", topology", " -> torch.Tensor"),
     ],
@@ -162,7 +167,8 @@ def test_releases_that_take_three_tensors_get_three(vllm, default, monkeypatch, 
 def test_another_interface_keeps_its_own_policy(vllm, default, monkeypatch, caplog, parameters, result):
     load_plugins_into(monkeypatch, parameters, result)
     assert vllm.EPLB_POLICIES["default"] is default
-    assert "no EPLB policy that can be replaced: rebalance_experts(" in caplog.text
+    what = "AbstractEplbPolicy has no rebalance_experts" if parameters is None else "rebalance_experts("
+    assert f"no EPLB policy that can be replaced: {what}" in caplog.text
 
 
 def policies():
