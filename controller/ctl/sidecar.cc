@@ -284,6 +284,16 @@ absl::Status Sidecar::Register(std::vector<std::string>& remarks) {
   return absl::OkStatus();
 }
 
+absl::Status Sidecar::FreeNumbersBelow(uint64_t number) {
+  // They come in their order, so whoever has one of these was not in the folder.
+  const size_t freed = std::erase_if(state_.dumps, [&](const auto& entry) {
+    if (entry.second <= stored_ || entry.second >= number) return false;
+    state_.missing_since.erase(entry.first);
+    return true;
+  });
+  return freed > 0 ? Save() : absl::OkStatus();
+}
+
 absl::Status Sidecar::Send(const DumpFile& dump, std::vector<std::string>& remarks) {
   const std::string path = absl::StrCat(options_.folder, "/", dump.name);
   const auto refuse = [&](const absl::Status& status) {
@@ -331,13 +341,18 @@ absl::Status Sidecar::Send(const DumpFile& dump, std::vector<std::string>& remar
   request.set_report_stream(state_.stream);
   *request.mutable_report() = *std::move(report);
   if (!registered_) BALLAST_RETURN_IF_ERROR(Register(remarks));
+  BALLAST_RETURN_IF_ERROR(FreeNumbersBelow(numbered->second));
   absl::StatusOr<v1::ReportLoadResponse> response = reporter_->Report(request);
   if (absl::IsFailedPrecondition(response.status()) || absl::IsNotFound(response.status())) {
     // A controller that forgot the stream or the engine.
     BALLAST_RETURN_IF_ERROR(Register(remarks));
     response = reporter_->Report(request);
   }
-  if (!response.ok()) return response.status();
+  if (!response.ok()) {
+    // It may have counted the report all the same: to register anew says.
+    registered_ = false;
+    return response.status();
+  }
   stored_ = response->reports_stored();
   remarks.push_back(absl::StrCat(path, ": reported"));
   return absl::OkStatus();

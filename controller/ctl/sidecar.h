@@ -118,6 +118,9 @@ class Sidecar {
   Sidecar(SidecarOptions options, EngineReporter& reporter) : options_(std::move(options)), reporter_(&reporter) {}
   absl::Status Register(std::vector<std::string>& remarks);
   absl::Status Send(const DumpFile& dump, std::vector<std::string>& remarks);
+  // Before `number` is sent: dumps with a smaller one that was never counted lose it, as the controller would take it
+  // for a duplicate from then on. When they come back they are new.
+  absl::Status FreeNumbersBelow(uint64_t number);
   absl::Status FetchPlacement(absl::Duration wait, std::vector<std::string>& remarks);
   absl::Status Save() const;
 
