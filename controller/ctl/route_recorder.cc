@@ -98,8 +98,8 @@ Recording RecordRoutes(v1::Inference::StubInterface& worker, std::span<const Rec
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
       status = Score(worker, request, options.timeout, response);
     }
-    if (status.error_code() == grpc::StatusCode::INVALID_ARGUMENT ||
-        status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    // RESOURCE_EXHAUSTED is no such answer: the worker's queue is full, for this prompt as for those behind it.
+    if (status.error_code() == grpc::StatusCode::INVALID_ARGUMENT) {
       recording.refused.push_back(absl::StrCat("prompt ", sample, " is left out: ", status.error_message()));
       continue;
     }

@@ -51,8 +51,8 @@ struct Recording {
 };
 
 // Scores the prompts one after the other until they are at an end or there are enough tokens. A prompt that the worker
-// refuses (INVALID_ARGUMENT, RESOURCE_EXHAUSTED) is left out; a call that it answers with UNAVAILABLE is made once
-// more. `progress` is told after each prompt how many prompts and tokens that makes.
+// refuses (INVALID_ARGUMENT) is left out; a call that it answers with UNAVAILABLE is made once more; any other error
+// ends the recording. `progress` is told after each prompt how many prompts and tokens that makes.
 Recording RecordRoutes(v1::Inference::StubInterface& worker, std::span<const RecordedPrompt> prompts,
                        const RecordingOptions& options,
                        const std::function<void(size_t prompts, int64_t tokens)>& progress);

@@ -122,14 +122,14 @@ TEST(RecordRoutes, KeepsWhatItHasWhateverAPromptEndsWith) {
   const grpc::Status too_long(grpc::StatusCode::INVALID_ARGUMENT, "too long");
   const grpc::Status full(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
   const grpc::Status away(grpc::StatusCode::UNAVAILABLE, "away");
-  worker.Answer({ok, too_long, full, away, ok, ok});
+  worker.Answer({ok, too_long, too_long, away, ok, ok});
   Recording recording = RecordRoutes(*stub, prompts, kAll, kNobody);
   EXPECT_TRUE(recording.ended.ok()) << recording.ended;
   EXPECT_THAT(recording.file.routes.samples[0], ElementsAre(0, 3, 4));
   EXPECT_EQ(recording.prompts, 3);
-  EXPECT_THAT(recording.refused, ElementsAre("prompt 1 is left out: too long", "prompt 2 is left out: full"));
-  // Away for longer, and other errors: what came before is there.
-  for (const grpc::Status& last : {away, grpc::Status(grpc::StatusCode::INTERNAL, "not finite")}) {
+  EXPECT_THAT(recording.refused, ElementsAre("prompt 1 is left out: too long", "prompt 2 is left out: too long"));
+  // Away for longer, a full queue, and other errors: what came before is there.
+  for (const grpc::Status& last : {away, full, grpc::Status(grpc::StatusCode::INTERNAL, "not finite")}) {
     worker.Answer({ok, ok, last, last});
     recording = RecordRoutes(*stub, prompts, kAll, kNobody);
     EXPECT_EQ(recording.ended.message(), last.error_message());
@@ -142,6 +142,7 @@ TEST(RecordRoutes, EndsWhereAWorkerDoesNotAnswer) {
   ByteWorker worker;
   const auto stub = worker.Stub();
   const RecordedPrompt prompts[] = {{"hangs", "a"}};
+  // The call cannot end in another way, whichever side notices the deadline first.
   RecordingOptions options = kAll;
   options.timeout = absl::Milliseconds(1);
   EXPECT_EQ(RecordRoutes(*stub, prompts, options, kNobody).ended.code(), absl::StatusCode::kDeadlineExceeded);

@@ -168,7 +168,10 @@ absl::Status RecordPrompts(const TraceOptions& o, CtlContext& context) {
   }
   BALLAST_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(o.prompts));
   BALLAST_ASSIGN_OR_RETURN(const std::vector<RecordedPrompt> prompts, ParsePrompts(bytes, o.prompts, o.task));
-  const auto stub = v1::Inference::NewStub(context.security.Connect(o.worker));
+  // As many routes as the tokens of a prompt have.
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  const auto stub = v1::Inference::NewStub(context.security.Connect(o.worker, arguments));
   std::optional<Progress> progress;
   constexpr int64_t kWhole = 10'000;
   progress.emplace(ProgressLineOf(context), Clock::Real(), "recording", kWhole);

@@ -273,7 +273,8 @@ TEST_F(TraceVerbsTest, WhatWasRecordedBeforeAnErrorIsWritten) {
     std::string lines;
     for (const std::string& text : texts) absl::StrAppend(&lines, "{\"task\": \"t\", \"text\": \"", text, "\"}\n");
     Write("prompts.jsonl", lines);
-    return Run(absl::StrCat("trace record --prompts @prompts.jsonl --out @routes.csv --worker ", server.address()));
+    return Run(absl::StrCat("trace record --timeout 600 --prompts @prompts.jsonl --out @routes.csv --worker ",
+                            server.address()));
   };
   EXPECT_EQ(prompts({"a", "b", "long", "c", "d"}), 1);
   EXPECT_EQ(Read("routes.csv"), "layer,sample,token,e0\n0,0,0,0\n0,1,0,1\n0,3,0,2\n0,4,0,3\n");

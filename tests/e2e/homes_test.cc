@@ -241,7 +241,7 @@ TEST_F(HomesTest, CtlSaysWhyExpertsLiveWhereTheyDo_AndScoresByTask) {
   for (const auto& [task, file] : {std::pair("de", de), std::pair("python", python)}) {
     ASSERT_EQ(cluster->Ctl({"trace", "record", absl::StrCat("--worker=", cluster->worker_address("w0")),
                             "--prompts=testdata/prompts.jsonl", absl::StrCat("--task=", task), "--max-tokens=400",
-                            "--max-prompt-bytes=200", absl::StrCat("--out=", file)},
+                            "--max-prompt-bytes=200", "--timeout=600", absl::StrCat("--out=", file)},
                            &text),
               0)
         << text;
