@@ -252,6 +252,40 @@ TEST(MakePlan, BurstsSpeakForReplicas) {
   EXPECT_EQ(with->objective, without->objective);
 }
 
+// Workers far above the others: nearly the whole of the soft maximum is theirs, and goes where they are relieved.
+TEST(MakePlan, BurstsDoNotHideWhatRelievesTheBusiest) {
+  constexpr int32_t kWorkers = 64;
+  const EplbPolicy policy(1, Split::kEqual);
+  std::mt19937 random(1);
+  for (const int32_t holders : {1, 2, 3, 4, 1, 2, 3, 4}) {
+    const int32_t experts = kWorkers + 1 - holders;
+    PlanRequest request;
+    LoadMatrix load(1, experts);
+    for (double& t : load.tokens) t = static_cast<double>(1000 + random() % 100);
+    load.tokens[0] *= 8;
+    request.scenarios = {{"load", 1, load}};
+    request.topology = UniformTopology(kWorkers, 1, 3);
+    Placement placement;
+    placement.num_layers = 1;
+    placement.num_experts = experts;
+    for (const TopologyWorker& w : request.topology.workers) placement.workers.push_back(w.name);
+    for (int32_t h = 0; h < holders; ++h) placement.replicas.push_back({{0, 0}, h == 0 ? 0 : experts - 1 + h, 0, 1});
+    for (int32_t e = 1; e < experts; ++e) placement.replicas.push_back({{0, e}, e, 0, 1});
+    request.current = placement;
+    // Too few to place the layer anew.
+    request.move_budget.max_moves = 24;
+    const auto by_means = MakePlan(policy, request);
+    ASSERT_TRUE(by_means.ok()) << by_means.status();
+    for (const double burstiness : {.0025, .01, .04}) {
+      request.scenarios[0].burstiness = {burstiness};
+      const auto plan = MakePlan(policy, request);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      EXPECT_GT(plan->predicted[0].balancedness, .9 * by_means->predicted[0].balancedness)
+          << holders << " holders, burstiness " << burstiness << ", " << plan->moves << " moves";
+    }
+  }
+}
+
 TEST(Validate, ChecksBurstiness) {
   const struct {
     std::vector<double> burstiness;

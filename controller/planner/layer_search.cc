@@ -623,6 +623,10 @@ int64_t LayerSearch::EditCost() const {
   if (split_ == Split::kSolved) return replicas + workers_ + experts_;
   const int64_t slots = replicas / workers_ + 1;
   const int64_t lightest = workers_ <= kFewWorkers ? workers_ : static_cast<int64_t>(kLightest);
+  // Every replica is tried, and each trial visits the experts' holders; most end early.
+  if (bursty()) {
+    return static_cast<int64_t>(scenarios_) * (workers_ + lightest * slots * replicas * (replicas / experts_ + 1) / 16);
+  }
   return static_cast<int64_t>(scenarios_) * (workers_ + lightest * slots * slots * (replicas / experts_ + 1));
 }
 

@@ -57,7 +57,8 @@ class LayerSearch {
   // than `least` a move are not looked for; by equal split one may make way for the next. False: there is none.
   bool FindEdit(std::span<const double> slopes, const Room& room, std::span<const int32_t> used, double least,
                 Edit& best);
-  // What FindEdit looks at, about: replicas and workers, by equal split those of experts that may change places, too.
+  // What FindEdit looks at, about: replicas and workers, by equal split those of experts that may change places, too;
+  // with bursts in units that take as long.
   int64_t EditCost() const;
   // With shares, of the layer as it stands: [replicas] the parts of the tokens, expert by expert, workers ascending.
   std::span<const int64_t> flow() const { return flow_; }
@@ -241,6 +242,7 @@ class LayerSearch {
   std::vector<int32_t> order_;  // of Lightest
   std::vector<int32_t> hottest_;
   std::vector<int32_t> receivers_;  // of FindEditOfBursts
+  std::vector<double> after_;       // of BurstValue: [workers] loads
   std::vector<double> held_;        // [experts]
   std::vector<int32_t> experts_held_;
   std::vector<int32_t> reached_;

@@ -4,6 +4,7 @@
 // workers from the light end.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "controller/planner/layer_search.h"
@@ -26,7 +27,15 @@ double LayerSearch::BurstValue(int32_t arrivals, std::span<const double> slopes)
     for (const int32_t w : touched_) {
       change += powers_[s * workers_ + w] * std::expm1(bursts_[s].t() * delta_[s * workers_ + w]);
     }
-    gain -= slopes[s] / bursts_[s].t() * std::log1p(change);
+    if (change > -0.5) {
+      gain -= slopes[s] / bursts_[s].t() * std::log1p(change);
+      continue;
+    }
+    // What is left is lost in rounding (or, by a worker far below the others, no number): summed up anew.
+    after_.assign(load_.begin() + static_cast<std::ptrdiff_t>(s * workers_),
+                  load_.begin() + static_cast<std::ptrdiff_t>((s + 1) * workers_));
+    for (const int32_t w : touched_) after_[w] += delta_[s * workers_ + w];
+    gain += slopes[s] * (busiest_[s] - bursts_[s].Busiest(after_));
   }
   ClearGathered();
   return gain / arrivals;
@@ -61,8 +70,9 @@ bool LayerSearch::FindEditOfBursts(std::span<const double> slopes, const Room& r
       for (const int32_t c : Holders(e)) {
         change += powers_[s * workers_ + c] * std::expm1(-bursts_[s].t() * BurstPart(s, e, c, Count(e)));
       }
-      // What makes room for it may ease the worker that it comes to.
-      gain -= slopes[s] / bursts_[s].t() * std::log1p(std::max(change, -1 + 1e-12));
+      // Next to all of the soft maximum: what is left is lost in rounding.
+      if (change < -1 + 1e-6) return std::numeric_limits<double>::infinity();
+      gain -= slopes[s] / bursts_[s].t() * std::log1p(change);
     }
     return gain;
   };
