@@ -20,8 +20,10 @@ std::span<T> As(const PinnedMemory& memory) {
   return {reinterpret_cast<T*>(memory.bytes().data()), memory.bytes().size() / sizeof(T)};
 }
 
-void LogError(const absl::Status& status) {
+// Whether there was none.
+bool LogError(const absl::Status& status) {
   if (!status.ok()) Log(Severity::kWarning, "load of a GPU was not counted", {{"status", status}});
+  return status.ok();
 }
 
 // The GPU that is current in a thread that may have another.
@@ -66,7 +68,7 @@ struct DeviceLoadCounts::Impl {
   // Of one step; the GPU reads the first two and writes the last.
   const PinnedMemory host_cells, host_rows, host_routes;
   cudaStream_t stream = nullptr;
-  // Behind the last step counted, and the rows last asked for.
+  // Behind the last step counted, and the rows last asked for; as many, 0 where that failed.
   cudaEvent_t counted = nullptr, gathered = nullptr;
   size_t asked = 0;
   StepRoutes step;
@@ -86,8 +88,6 @@ absl::StatusOr<std::unique_ptr<DeviceLoadCounts>> DeviceLoadCounts::Create(int l
   BALLAST_ASSIGN_OR_RETURN(PinnedMemory cells, PinnedMemory::Allocate(ints));
   BALLAST_ASSIGN_OR_RETURN(PinnedMemory rows, PinnedMemory::Allocate(ints));
   BALLAST_ASSIGN_OR_RETURN(PinnedMemory routes, PinnedMemory::Allocate(ints * layers * top_k));
-  // What Routes gives where they could not be fetched: an expert that there is.
-  std::ranges::fill(routes.bytes(), std::byte());
   auto impl = std::make_unique<Impl>(layers, experts, top_k, std::move(cells), std::move(rows), std::move(routes));
   BALLAST_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&impl->device), "the GPU"));
   const size_t bytes = 2 * kCells * impl->cell_size() * sizeof(uint64_t);
@@ -137,12 +137,12 @@ absl::Status DeviceLoadCounts::AskForRoutes(std::span<const int32_t> rows) {
 }
 
 void DeviceLoadCounts::Ask(std::span<const int32_t> rows) {
-  impl_->asked = rows.size();
-  LogError(AskForRoutes(rows));
+  impl_->asked = LogError(AskForRoutes(rows)) ? rows.size() : 0;
 }
 
 std::span<const int32_t> DeviceLoadCounts::Routes() {
-  LogError(CudaStatus(cudaEventSynchronize(impl_->gathered), "routes of rows"));
+  // What an earlier step left there is not this one's.
+  if (impl_->asked == 0 || !LogError(CudaStatus(cudaEventSynchronize(impl_->gathered), "routes of rows"))) return {};
   return As<int32_t>(impl_->host_routes).first(impl_->asked * impl_->layers * impl_->top_k);
 }
 

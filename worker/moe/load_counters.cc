@@ -74,6 +74,8 @@ void LoadCounters::AddRows(Epoch epoch, std::span<const RowLabel> rows, std::spa
 
 void LoadCounters::KeepRoutes(std::span<const int32_t> routes) {
   const size_t of_row = static_cast<size_t>(num_layers_) * top_k_;
+  // Without routes a sample keeps in these places what it had.
+  if (routes.empty()) wanted_.clear();
   for (size_t i = 0; i < wanted_.size(); ++i) {
     const auto route = routes.subspan(i * of_row, of_row);
     if (wanted_[i].keep) kept_routes_.insert(kept_routes_.end(), route.begin(), route.end());

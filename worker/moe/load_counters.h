@@ -49,8 +49,8 @@ class RoutedElsewhere {
   virtual ~RoutedElsewhere() = default;
   // The last step counts: `cells` [rows] is task * kTokenPhases + phase, or below 0 for a row that does not.
   virtual void Count(std::span<const int32_t> cells) = 0;
-  // Asks for the routes of `rows` of the step just counted, and for them: [rows.size()][layers][top_k], valid until the
-  // next Ask. The next Ask or Count comes after Routes.
+  // Asks for the routes of `rows` of the step just counted, and for them: [rows.size()][layers][top_k], or empty where
+  // they cannot be had; valid until the next Ask. The next Ask or Count comes after Routes.
   virtual void Ask(std::span<const int32_t> rows) = 0;
   virtual std::span<const int32_t> Routes() = 0;
   // The cells counted since the last call, which then begin from zero again: [layers][experts] tokens, and gate mass in

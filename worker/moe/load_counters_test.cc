@@ -199,6 +199,8 @@ class FakeGpu final : public RoutedElsewhere {
   // By layer, [rows][top_k].
   std::vector<std::vector<int32_t>> ids;
   std::vector<std::vector<float>> weights;
+  // Routes cannot be had.
+  bool fails = false;
 
   void Count(std::span<const int32_t> cells) override {
     for (int l = 0; l < layers_; ++l) {
@@ -216,6 +218,7 @@ class FakeGpu final : public RoutedElsewhere {
   }
   void Ask(std::span<const int32_t> rows) override {
     routes_.clear();
+    if (fails) return;
     for (const int32_t row : rows) {
       for (const auto& layer : ids) {
         routes_.insert(routes_.end(), layer.begin() + row * top_k_, layer.begin() + (row + 1) * top_k_);
@@ -239,6 +242,22 @@ class FakeGpu final : public RoutedElsewhere {
   std::vector<Counted> counted_;
   std::vector<int32_t> routes_;
 };
+
+TEST(LoadCounters, RoutesThatCannotBeHadAreNotTold) {
+  LoadCounters counters(/*num_layers=*/1, /*num_experts=*/4, /*top_k=*/2, /*sampled_tokens=*/1);
+  const int32_t task = counters.InternTask("a");
+  FakeGpu gpu(1, 4, 2);
+  gpu.ids = {{3, 1}};
+  gpu.weights = {{0.5, 0.5}};
+  const std::vector<RowLabel> labels = {{.task = task, .keep_routes = true}};
+  counters.AddStep(Epoch(1), labels, {}, gpu, {});
+  EXPECT_EQ(counters.TakeKeptRoutes(), (std::vector<int32_t>{3, 1}));
+  gpu.fails = true;
+  gpu.ids = {{0, 2}};
+  counters.AddStep(Epoch(1), labels, {}, gpu, {});
+  EXPECT_TRUE(counters.TakeKeptRoutes().empty());
+  EXPECT_EQ(counters.Take().counts.size(), 4u) << "both steps count";
+}
 
 TEST(LoadCounters, StepsCountedElsewhereCountTheSame) {
   constexpr int kLayers = 2, kExperts = 6, kTopK = 2;
