@@ -61,9 +61,10 @@ int Main(int argc, char** argv) {
 
   int signal = 0;
   sigwait(&signals, &signal);
-  // Not through the destructors: what frees the memory of a lost GPU may wait for it for ever.
+  // The controller refuses the worker, or its GPU is lost. Not through the destructors: what frees the memory of a lost
+  // GPU may wait for it for ever.
   if (given_up) std::_Exit(1);
-  // A second signal ends the process at once.
+  // A second signal ends the process at once; so does a GPU that is lost from here on, by SIGTERM.
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   const bool idle = (*worker)->Drain(signal == SIGINT ? "SIGINT" : "SIGTERM");
   if (!idle) Log(Severity::kWarning, "requests were left after the drain timeout");

@@ -1,4 +1,5 @@
-// The routing rule, and what the host's half of the router kernels (router.cc) tells its device half (router.cu).
+// The routing rule, and what the host's half of the router kernels (router.cc) tells its device half (router.cu, and
+// router_many.cu for many tokens).
 #ifndef BALLAST_KERNELS_CUDA_ROUTER_KERNEL_H_
 #define BALLAST_KERNELS_CUDA_ROUTER_KERNEL_H_
 

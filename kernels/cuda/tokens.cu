@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineKe
     const bool valid = thread < args.top_k;
     const int id = valid ? args.ids[at] : 0x7fffffff;
     int rank = 0;
-    // Of logits that are no numbers one expert may be chosen twice: all the same every place gets a row.
+    // Every place gets a row, also where a caller's choices name one expert twice.
     for (int j = 0; j < args.top_k; ++j) {
       const int other = __shfl_sync(~0u, id, j);
       rank += other < id || (other == id && j < thread);

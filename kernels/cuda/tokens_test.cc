@@ -169,7 +169,7 @@ TEST(CudaQuantizeRowsTest, IsDivisionByScalesAndRounding) {
   }
 }
 
-// As a router may choose from logits that are no numbers: all of them are added, in the order of choices.
+// As no router chooses, but a caller may: all of them are added, in the order of choices.
 TEST(CudaCombineRowsTest, AnExpertThatWasChosenTwiceIsAddedTwice) {
   constexpr int kTopK = 5, kHidden = 8;
   const std::vector<float> values = {1, 2, 4, 8, 16};
