@@ -44,7 +44,8 @@ struct SpillLimits {
   // Part of the KV cache that is set aside.
   double full_kv_ratio = .95;
   double free_kv_ratio = .85;
-  // How old news of a worker may be for clients to be sent there: of those that are it is not heard when they end.
+  // How long ago the controller may have told a worker's load (its last heartbeat, however old) for clients to be sent
+  // there: of those that are it is not heard when they end.
   absl::Duration redirect_news = absl::Seconds(10);
 };
 
