@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "proto/base/check.h"
 
@@ -45,7 +45,7 @@ std::vector<LayerWork> WorkByWorker(const DispatchTable& layer, std::span<const 
   BALLAST_CHECK(static_cast<int32_t>(pairs.size()) == layer.num_replicas()) << pairs.size() << " replicas";
   const size_t workers = topology.workers.size();
   // Nodes may have any numbers.
-  absl::flat_hash_map<int32_t, double> on_node;
+  std::unordered_map<int32_t, double> on_node;
   for (const TopologyWorker& w : topology.workers) ++on_node[w.node];
   std::vector<LayerWork> work(workers);
   for (int32_t r = 0; r < layer.num_replicas(); ++r) {
