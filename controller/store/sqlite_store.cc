@@ -78,7 +78,9 @@ absl::Status RemoveFile(const std::string& path) {
 
 // For SQLite: a file that nobody changes, so that no lock and no log are needed.
 std::string ImmutableUri(const std::string& path) {
-  return absl::StrCat("file:", absl::StrReplaceAll(path, {{"%", "%25"}, {"?", "%3f"}, {"#", "%23"}}), "?immutable=1");
+  // Two slashes at the beginning would name a host.
+  return absl::StrCat(path.starts_with('/') ? "file://" : "file:",
+                      absl::StrReplaceAll(path, {{"%", "%25"}, {"?", "%3f"}, {"#", "%23"}}), "?immutable=1");
 }
 
 }  // namespace
@@ -132,6 +134,10 @@ absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::Open(const std::string
   BALLAST_ASSIGN_OR_RETURN(const int64_t application, store->Pragma("application_id"));
   if (tables != 0 && application != kApplicationId) {
     return absl::InvalidArgumentError(absl::StrCat("store ", path, ": it is no Ballast store"));
+  }
+  // What a copy onto a full disk leaves is to SQLite a database without tables.
+  if (tables == 0 && (read_only || schema == Schema::kAsIs)) {
+    return absl::InvalidArgumentError(absl::StrCat("store ", path, ": it is empty"));
   }
   if (!read_only) {
     BALLAST_RETURN_IF_ERROR(store->Exec("PRAGMA journal_mode = WAL"));

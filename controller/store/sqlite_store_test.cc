@@ -221,6 +221,12 @@ TEST(SqliteStore, BackupAndRestore) {
 
   ASSERT_TRUE(RestoreStore(backup, restored, /*overwrite=*/false).ok());
   EXPECT_EQ(**MustOpen(restored)->Get("k"), "old");
+  const std::string slashes = NewPath("restored-from-slashes");
+  EXPECT_TRUE(RestoreStore("//" + backup.substr(1), slashes, /*overwrite=*/false).ok());
+  const std::string empty = NewPath("empty");
+  std::ofstream(empty).flush();
+  EXPECT_EQ(RestoreStore(empty, path, /*overwrite=*/true).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(**MustOpen(path)->Get("k"), "new");
 
   EXPECT_EQ(RestoreStore(backup, path, /*overwrite=*/false).code(), absl::StatusCode::kAlreadyExists);
   {
