@@ -345,8 +345,7 @@ absl::Status WantFormat(const EngineReader& reader, EngineFormat found, std::opt
 
 constexpr char kUnknown[] =
     "not a placement that is known: JSON or a .pt file with physical_to_logical_map (sglang), JSON with "
-    "moe_layer_count "
-    "(vllm-ascend) or phy2log (eplb), or YAML with num_slots (trtllm)";
+    "moe_layer_count (vllm-ascend) or phy2log (eplb), or YAML with num_slots (trtllm)";
 
 }  // namespace
 

@@ -163,6 +163,9 @@ TEST(MakeLoadSet, KnowsBurstsFromSteps) {
   EXPECT_THAT(burstiness({calm}), ElementsAre(0));
   EXPECT_THAT(burstiness({bursty, calm}), ElementsAre(testing::DoubleNear(.125, .04)));
   EXPECT_THAT(burstiness({*sums}), testing::IsEmpty());
+  // Of two steps nobody can say.
+  LoadFile few = *ParseLoad(R"({"logical_count": [[[0, 0], [3, 4]], [[0, 0], [4, 3]]]})", "f");
+  EXPECT_THAT(few.parts[0].burstiness, testing::IsEmpty());
 }
 
 TEST(ParseLoad, PassesOverAByteOrderMark) {
@@ -231,6 +234,10 @@ TEST(ReadLoad, NamesWhatIsNoFile) {
 }
 
 TEST(ReadLoad, NamesMissingFiles) {
+  const std::string folder = testing::TempDir() + "/a#b";
+  std::filesystem::create_directories(folder);
+  EXPECT_THAT(ReadLoad(folder + "/none.json").status().ToString(), HasSubstr("a#b/none.json: cannot be opened"));
+  EXPECT_THAT(ReadLoad(folder + "/none.json#m/d").status().ToString(), HasSubstr("a#b/none.json: cannot be opened"));
   EXPECT_THAT(ReadLoad("/nonexistent/x.json").status().ToString(),
               HasSubstr("/nonexistent/x.json: cannot be opened: No such file"));
 }

@@ -233,6 +233,11 @@ std::string_view WithoutByteOrderMark(std::string_view bytes) {
 std::pair<std::string, std::optional<std::string>> SplitPart(const std::string& path) {
   const size_t hash = path.rfind('#');
   if (hash == std::string::npos || access(path.c_str(), F_OK) == 0) return {path, std::nullopt};
+  // A part may have a '/' (MODEL/DOMAIN); a folder with a '#' in its name is none.
+  const size_t slash = path.rfind('/');
+  if (slash != std::string::npos && slash > hash && access(path.substr(0, slash).c_str(), F_OK) == 0) {
+    return {path, std::nullopt};
+  }
   return {path.substr(0, hash), path.substr(hash + 1)};
 }
 

@@ -89,7 +89,7 @@ absl::StatusOr<LoadFile> ParseSglang(const Json& json, const std::string& name) 
     for (size_t i = 0; i < before.size(); ++i) step.tokens[i] -= before[i];
     meter.Add(step);
   }
-  part.burstiness = meter.Burstiness();
+  if (std::ssize(counts) >= kLeastStepsForBursts) part.burstiness = meter.Burstiness();
   return file;
 }
 

@@ -2,6 +2,7 @@
 #ifndef BALLAST_CONTROLLER_FORMATS_LOAD_READERS_H_
 #define BALLAST_CONTROLLER_FORMATS_LOAD_READERS_H_
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -12,6 +13,8 @@
 namespace ballast::internal {
 
 constexpr double kMostTokens = 1e18;
+// BurstMeter compares a step with both beside it; fewer say nothing, not that there are none.
+constexpr int64_t kLeastStepsForBursts = 3;
 
 inline absl::Status Bad(const std::string& name, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat(name, ": ", what));

@@ -110,7 +110,7 @@ class RecorderReader {
       }
       if (cell == cells - 1) meter.Add(step);
     }
-    if (dimensions == 3) file.parts[0].burstiness = meter.Burstiness();
+    if (counts->size() >= cells * kLeastStepsForBursts) file.parts[0].burstiness = meter.Burstiness();
     return file;
   }
 
