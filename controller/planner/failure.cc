@@ -69,6 +69,7 @@ class Restorer {
     Search(gives).Apply(MakeEdit({}, {edit.leave[0]}));
     spares_[gives].reset();
     Search(expert.layer).Apply(MakeEdit({edit.arrive[0]}, {}));
+    spares_[expert.layer].reset();
   }
 
   // As it stands after the changes, slots aside.
@@ -146,6 +147,7 @@ int64_t Places(const Placement& placement, const Topology& topology) {
 absl::StatusOr<FailurePlan> PlanFailure(const PlanRequest& request, Split split) {
   if (!request.current) return absl::InvalidArgumentError("current: there is no placement in force");
   BALLAST_RETURN_IF_ERROR(Validate(request));
+  if (const auto by_means = ByMeans(request, split)) return PlanFailure(*by_means, split);
   const Placement current = OverTopology(*request.current, request.topology);
   Restorer restorer(current, request);
   FailurePlan out;

@@ -349,6 +349,25 @@ TEST(PlanFailure, WorkersFetchSideBySide) {
   }
 }
 
+TEST(PlanFailure, BurstsCountByEqualSplitAlone) {
+  PlanRequest request = DeadWorker(64, 1000);
+  request.move_budget.max_moves = 64;
+  for (const Split split : {Split::kSolved, Split::kEqual}) {
+    request.scenarios[0].burstiness.clear();
+    const auto without = PlanFailure(request, split);
+    request.scenarios[0].burstiness = {.25, .25};
+    const auto with = PlanFailure(request, split);
+    ASSERT_TRUE(without.ok() && with.ok());
+    if (split == Split::kSolved) {
+      EXPECT_EQ(with->plan.placement, without->plan.placement);
+      EXPECT_EQ(with->plan.gain_tokens, without->plan.gain_tokens);
+      EXPECT_EQ(with->plan.predicted[0].busiest_in_step, with->plan.predicted[0].busiest);
+    } else {
+      EXPECT_GT(with->plan.predicted[0].busiest_in_step, with->plan.predicted[0].busiest);
+    }
+  }
+}
+
 TEST(PlanFailure, NeedsNoSlotToSpare) {
   // Every slot is used, also for staging: the second replica of expert 0 makes room for expert 3.
   PlanRequest request;

@@ -417,6 +417,13 @@ absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& reque
   return plan;
 }
 
+std::optional<PlanRequest> ByMeans(const PlanRequest& request, Split split) {
+  if (split != Split::kSolved || !Bursty(request.scenarios)) return std::nullopt;
+  PlanRequest by_means = request;
+  for (Scenario& s : by_means.scenarios) s.burstiness.clear();
+  return by_means;
+}
+
 absl::StatusOr<Plan> PlanTo(std::string_view name, PlanRequest request, const Placement& target) {
   request.move_budget = {};
   return MakePlan(StandingPolicy(name, target), request);
@@ -424,12 +431,7 @@ absl::StatusOr<Plan> PlanTo(std::string_view name, PlanRequest request, const Pl
 
 absl::StatusOr<Plan> MakePlan(const PlannerPolicy& policy, const PlanRequest& request) {
   BALLAST_RETURN_IF_ERROR(Validate(request));
-  if (policy.split(request) == Split::kSolved && Bursty(request.scenarios)) {
-    // Shares that are solved for one load are judged by it alone.
-    PlanRequest by_means = request;
-    for (Scenario& s : by_means.scenarios) s.burstiness.clear();
-    return MakePlan(policy, by_means);
-  }
+  if (const auto by_means = ByMeans(request, policy.split(request))) return MakePlan(policy, *by_means);
   if (request.current && request.move_budget.limited()) return MakeIncrement(policy, request);
   BALLAST_ASSIGN_OR_RETURN(std::vector<DispatchTable> layers, policy.Place(request));
   SolveOpenWeights(request, layers);

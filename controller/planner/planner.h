@@ -120,6 +120,10 @@ absl::StatusOr<Plan> PlanChanges(std::string_view name, const PlanRequest& reque
 // if moves came one after the other.
 IncrementLimits LimitsOf(const PlanRequest& request, int64_t max_moves);
 
+// The request without bursts, where it has any and `split` is solved: shares that are solved for one load are judged by
+// it alone.
+std::optional<PlanRequest> ByMeans(const PlanRequest& request, Split split);
+
 // The errors of MakePlan for the request alone.
 absl::Status Validate(const PlanRequest& request);
 

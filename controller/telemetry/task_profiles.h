@@ -29,8 +29,8 @@ class TaskProfiles {
     int max_tasks = 32;
     // Tokens at which a profile is halved.
     int64_t max_tokens = 1 << 17;
-    // Tokens in all before there is anything to tell. So many that the first reports after a start, of few tasks maybe,
-    // do not take the place of what workers know.
+    // Tokens in all before there is anything to tell. So many that the first reports where no profiles are kept yet,
+    // of few tasks maybe, do not take the place of what workers know.
     int64_t min_tokens = 1 << 14;
     // A task with fewer is not told of.
     int64_t min_task_tokens = 500;
