@@ -1,5 +1,5 @@
-// Shapes that nobody deploys, and that must not keep the planner busy for minutes: every kind of plan on them, each a
-// fraction of a second. One that is not bounded by work runs into the test's limit.
+// Shapes that nobody deploys, and that must not keep the planner busy for minutes: every kind of plan on them but for
+// bursts, most in a fraction of a second. One that is not bounded by work runs into the test's limit.
 #include <algorithm>
 #include <cmath>
 #include <memory>
