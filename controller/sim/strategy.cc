@@ -75,10 +75,8 @@ class Drift final : public Strategy {
     request.replicas_per_worker = options_.replicas_per_worker;
     request.move_budget = options_.move_budget;
     request.gate = options_.gate;
-    if (policy_->split(request) == Split::kSolved) {
-      // Bursts are not planned for then, so they are no reason to.
-      for (Scenario& s : request.scenarios) s.burstiness.clear();
-    }
+    // Bursts that are not planned for are no reason to plan.
+    if (auto by_means = ByMeans(request, policy_->split(request))) request = *std::move(by_means);
     const DriftReport drift =
         DetectDrift(ground.placement, ground.topology, request.scenarios, settled_, options_.drift);
     const ReplanState state{
